@@ -1,0 +1,9 @@
+"""Deep learning that needs less bandwidth.
+
+`bandwidth.collectives` averages gradients over workers; `bandwidth.tree` names
+parameters; `bandwidth.report` says what was measured.
+"""
+
+from bandwidth.version import __version__
+
+__all__ = ['__version__']

@@ -1,0 +1,53 @@
+"""Types and error messages that the whole library shares."""
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+Params = Any
+"""A pytree of arrays: the parameters of a network, or their gradients."""
+
+Masks = Any
+"""A pytree shaped as `Params`. True keeps a weight; an unpruned leaf's mask is
+the scalar `True`, never `None`."""
+
+AxisName = str | tuple[str, ...] | None
+"""Mapped axis, or axes, that workers lie along. None: one worker, and so no
+collective."""
+
+
+class GradientReducer(NamedTuple):
+  """A pair of pure functions that average gradients over workers.
+
+  A reducer is no `optax.GradientTransformation`, because its state differs from
+  worker to worker (residuals, local momentum) while the state of an optimizer
+  is the same on all. A train state therefore holds them apart: `opt_state`
+  replicated, `reducer_state` sharded along the axis of the workers.
+
+  Attributes:
+    init: `params -> state`. The state of one worker, without a device axis.
+    reduce: `(grads, state, params=None) -> (mean_grads, state)`. Called by
+      each worker with its own gradients, inside `jax.pmap`, `jax.shard_map`
+      (with `check_vma=False`) or `jax.vmap`, over the axis that the factory
+      was given. `mean_grads` is the same on all workers.
+  """
+
+  init: Callable[[Params], Any]
+  reduce: Callable[..., tuple[Params, Any]]
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+  """Returns the message for a name that is none of the known ones.
+
+  Args:
+    kind: what the name stands for, as the user wrote it ('dataset.name').
+    name: the value that was given.
+    known: the values that would have been right.
+
+  >>> unknown_name('mapping', 'pmpa', ['pmap', 'vmap'])
+  "mapping='pmpa' is unknown; known: pmap, vmap. Did you mean 'pmap'?"
+  """
+  known = sorted(known)
+  message = f'{kind}={name!r} is unknown; known: {", ".join(known)}'
+  close = difflib.get_close_matches(str(name), known, n=1)
+  return message + (f'. Did you mean {close[0]!r}?' if close else '')

@@ -1,0 +1,7 @@
+"""Gradient reducers, and the bytes that they send."""
+
+from bandwidth.collectives.dense import dense_all_reduce
+from bandwidth.collectives.message import Packed, pack
+from bandwidth.collectives.workers import resplit_workers
+
+__all__ = ['Packed', 'dense_all_reduce', 'pack', 'resplit_workers']

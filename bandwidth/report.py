@@ -1,0 +1,191 @@
+"""The bandwidth report as data: rows, not strings.
+
+A report says what a run needed of the scarce bandwidths, in bytes that were
+measured. `Report.to_dict` is what `report.json` holds, `Report.to_markdown` the
+same for people.
+"""
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')
+
+
+def versions() -> dict[str, str | None]:
+  """Returns the versions of Python and of the packages that numbers hang on."""
+  found: dict[str, str | None] = {'python': platform.python_version()}
+  for package in _PACKAGES:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      found[package] = None
+  return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkReport:
+  """Bytes that one worker sends in training.
+
+  Attributes:
+    workers: that average their gradients.
+    dense_bytes_per_step: of a float32 all-reduce of the same gradients.
+    sent_bytes_per_step: by the reducer of the last stage, in closed form.
+    ratio_steady: dense bytes by sent bytes in the last stage.
+    ratio_run: the same for all steps of all stages, warm-up included.
+    hlo_bytes_per_step: read from the compiled program of the last stage; 0 where
+      workers are simulated on one device.
+  """
+
+  workers: int
+  dense_bytes_per_step: int
+  sent_bytes_per_step: int
+  ratio_steady: float
+  ratio_run: float
+  hlo_bytes_per_step: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryStage:
+  """A step of model compression, and the file that it gives.
+
+  Attributes:
+    name: of the step ('P', 'P+Q', 'P+Q+H').
+    bytes: of its file.
+    ratio: dense bytes by these.
+    accuracy: of the network decoded from the file, a fraction.
+  """
+
+  name: str
+  bytes: int
+  ratio: float
+  accuracy: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryTensor:
+  """One array of a compressed network.
+
+  Attributes:
+    name: of the parameter.
+    shape: of the array.
+    density: fraction of elements that are kept.
+    weight_bits: coded bits for a kept weight.
+    index_bits: coded bits for the place of a kept weight.
+    bytes: of the array in the file, everything counted.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  density: float
+  weight_bits: float
+  index_bits: float
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryReport:
+  """Bytes of a compressed network on disk.
+
+  Attributes:
+    dense_bytes: of its arrays in float32.
+    file_bytes: of the file, everything counted.
+    ratio: dense by file bytes.
+    stages: rows, one for each step of the compression.
+    tensors: rows, one for each array.
+  """
+
+  dense_bytes: int
+  file_bytes: int
+  ratio: float
+  stages: tuple[MemoryStage, ...]
+  tensors: tuple[MemoryTensor, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """What a run left.
+
+  Attributes:
+    config: as resolved.
+    command: that made the run.
+    commit: of this code; None outside of a checkout.
+    device: in words.
+    seconds: wall clock, from the start of the program, all resumptions added.
+    seed: of the run.
+    accuracy: `baseline` (the dense network of the run) and `final`, as fractions
+      of the evaluated split.
+    network: gradient bytes, where workers exchanged any.
+    memory: model bytes, where the run compressed its model.
+    details: further facts (parameters, FLOPs, compile seconds, …).
+    versions: of Python and packages.
+  """
+
+  config: Mapping[str, Any]
+  command: str
+  commit: str | None
+  device: str
+  seconds: float
+  seed: int
+  accuracy: Mapping[str, float]
+  network: NetworkReport | None = None
+  memory: MemoryReport | None = None
+  details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  versions: Mapping[str, str | None] = dataclasses.field(
+    default_factory=versions
+  )
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns plain dictionaries, without the parts that are not there."""
+    plain = dataclasses.asdict(self)
+    return {key: value for key, value in plain.items() if value is not None or key == 'commit'}
+
+  def to_markdown(self) -> str:
+    """Returns the report as Markdown."""
+    rows = [
+      ('accuracy', f'{self.accuracy["final"]:.2%}'),
+      ('accuracy of the dense baseline', f'{self.accuracy["baseline"]:.2%}'),
+      *((key.replace('_', ' '), _show(v)) for key, v in self.details.items()),
+      ('seconds', f'{self.seconds:.1f}'),
+      ('seed', str(self.seed)),
+      ('device', self.device),
+      ('versions', ', '.join(f'{k} {v}' for k, v in self.versions.items())),
+      ('commit', str(self.commit)),
+    ]
+    parts = ['# Bandwidth report', f'`{self.command}`', _table(rows)]
+    if self.network is not None:
+      parts += ['## Network, bytes a worker sends', _table(_rows(self.network))]
+    if self.memory is not None:
+      parts += _memory_markdown(self.memory)
+    return '\n\n'.join(parts) + '\n'
+
+
+def _memory_markdown(memory: MemoryReport) -> list[str]:
+  rows = [row for row in _rows(memory) if row[0] not in ('stages', 'tensors')]
+  parts = ['## Memory, bytes on disk', _table(rows)]
+  for table in (memory.stages, memory.tensors):
+    if table:
+      header = [field.name for field in dataclasses.fields(table[0])]
+      body = [[_show(getattr(r, name)) for name in header] for r in table]
+      parts.append(_table(body, header=[h.replace('_', ' ') for h in header]))
+  return parts
+
+
+def _rows(section: Any) -> list[tuple[str, str]]:
+  return [
+    (field.name.replace('_', ' '), _show(getattr(section, field.name)))
+    for field in dataclasses.fields(section)
+  ]
+
+
+def _show(value: Any) -> str:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return str(value)
+  return f'{value:,}' if isinstance(value, int) else f'{value:,.4g}'
+
+
+def _table(rows: Any, *, header: Any = ('', '')) -> str:
+  lines = [header, ['---'] * len(header), *rows]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)

@@ -1,0 +1,1 @@
+"""Programs that train, compress and measure networks with `bandwidth`."""

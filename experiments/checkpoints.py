@@ -1,0 +1,124 @@
+"""Checkpoints of a run: the only module that knows Orbax.
+
+A checkpoint holds the whole `TrainState`, so a run that was killed goes on bit
+for bit as if it had never stopped. State of each worker is stored with the
+workers along the first axis; restored for another number of workers, it is dealt
+out by `bandwidth.collectives.resplit_workers`.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from bandwidth.collectives import resplit_workers
+from experiments.mapping import PER_WORKER, REPLICATED, Workers
+from experiments.step import STATE_KINDS, TrainState
+
+
+class Checkpoints:
+  """The checkpoints below a directory, written in the background.
+
+  Args:
+    directory: made if it does not exist.
+    keep: how many of the newest are kept.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
+    self._manager = ocp.CheckpointManager(
+      pathlib.Path(directory).absolute(),
+      item_names=('state', 'info'),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=True
+      ),
+    )
+
+  def latest(self) -> int | None:
+    """Returns the step of the newest complete checkpoint, or None.
+
+    Process 0 decides for all, so that all resume from the same step.
+
+    Raises:
+      ValueError: a process does not see the checkpoint that process 0 sees.
+    """
+    mine = self._manager.latest_step()
+    if jax.process_count() == 1:
+      return mine
+    from jax.experimental import multihost_utils
+
+    step = int(multihost_utils.broadcast_one_to_all(-1 if mine is None else mine))
+    if step >= 0 and step not in self._manager.all_steps():
+      raise ValueError(
+        f'workdir: process {jax.process_index()} does not see the checkpoint of '
+        f'step {step}; all processes need the same, shared workdir'
+      )
+    return None if step < 0 else step
+
+  def save(self, step: int, state: TrainState, info: dict[str, Any]) -> None:
+    """Begins to save; returns when the state may be overwritten on the device.
+
+    Args:
+      step: number of steps done.
+      state: of all workers.
+      info: JSON-like facts about the run, kept beside the state.
+    """
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state._asdict()),
+        info=ocp.args.JsonSave(info),
+      ),
+    )
+
+  def info(self, step: int) -> dict[str, Any]:
+    """Returns what was saved as `info`."""
+    args = ocp.args.Composite(info=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)['info']
+
+  def restore(
+    self, step: int, state: TrainState, *, workers: Workers, saved_workers: int
+  ) -> TrainState:
+    """Restores a state onto the devices.
+
+    Args:
+      step: of the checkpoint.
+      state: a state, concrete or abstract, of the structure and shapes that the
+        restored one shall have.
+      workers: that the restored state is for.
+      saved_workers: that the checkpoint was written by.
+    """
+    same = saved_workers == workers.count
+
+    def template(kind: str, subtree: Any) -> Any:
+      per_worker = kind == PER_WORKER
+      place = workers.sharding(kind if same else REPLICATED)
+
+      def leaf_template(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = leaf.shape
+        if per_worker:
+          shape = (saved_workers, *shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=place)
+
+      return jax.tree.map(leaf_template, subtree)
+
+    target = jax.tree.map(template, STATE_KINDS, state)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(target._asdict()))
+    restored = TrainState(**self._manager.restore(step, args=args)['state'])
+    if same:
+      return restored
+
+    def deal_out(kind: str, subtree: Any) -> Any:
+      if kind == PER_WORKER:
+        subtree = resplit_workers(jax.device_get(subtree), workers.count)
+      return workers.place(subtree, kind)
+
+    return jax.tree.map(deal_out, STATE_KINDS, restored)
+
+  def wait(self) -> None:
+    """Returns when everything that was begun is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and lets go of the directory."""
+    self._manager.close()

@@ -1,0 +1,182 @@
+"""What a config may say, what it says where it is silent, and what it said.
+
+Every field is in `DEFAULTS`, with its meaning. A config file sets what differs.
+"""
+
+import difflib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from experiments.files import replace_text
+
+DEFAULTS: dict[str, Any] = {
+  # Of parameters, data order, augmentation.
+  'seed': 0,
+  # How the step is mapped over workers: pmap, shard_map or vmap (simulated).
+  'mapping': 'pmap',
+  # Data-parallel workers, one device each; 0: all devices.
+  'workers': 0,
+  # Groups of workers joined by slow links; with more than one, the axes are
+  # ('host', 'data') and the mapping must not be pmap.
+  'hosts': 1,
+  # Virtual CPU devices in all processes together; 0: JAX's own choice. Without
+  # effect on accelerators.
+  'cpu_devices': 0,
+  # Examples a step, over all workers.
+  'batch_size': 64,
+  # Examples at a time in evaluation.
+  'eval_batch_size': 1000,
+  'dataset': {
+    'name': 'mnist',
+    # auto, bundled or tfds.
+    'source': 'auto',
+    # Of tensorflow-datasets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    'data_dir': '',
+    # Training examples held out; evaluation is on them instead of the test set.
+    'validation': 0,
+    # Shorter side after resizing, then a center crop; 0: as stored.
+    'image_size': 0,
+    # Splits of at most so many decoded bytes are held in memory.
+    'memory_limit': 2**28,
+    # Of inputs in [0, 1], one number or one a channel.
+    'mean': 0.0,
+    'std': 1.0,
+  },
+  # Random shifts by up to `pad` pixels; mirroring.
+  'augment': {'pad': 0, 'flip': False},
+  # `name`, and arguments of the network.
+  'model': {'name': 'lenet300'},
+  'optimizer': {
+    'name': 'sgd',
+    'learning_rate': 0.1,
+    'schedule': 'constant',
+    'warmup': 0.0,
+    'boundaries': (0.5, 0.75),
+    'decay': 0.1,
+    'momentum': 0.9,
+    'nesterov': False,
+    'b1': 0.9,
+    'b2': 0.999,
+    'weight_decay': 0.0,
+    'clip_norm': 0.0,
+  },
+  # `name`, and arguments of the reducer.
+  'reducer': {'name': 'dense_all_reduce', 'dtype': 'float32'},
+  # Names of the stages in their order. Of each, `stages.<name>` has `epochs` or
+  # `steps`, and what differs from the run: `reducer`, `optimizer`.
+  'stage_order': ('train',),
+  'stages': {'train': {'epochs': 1.0}},
+  # Steps between lines of metrics.
+  'log_every': 100,
+  # Epochs between evaluations, and between checkpoints; both also happen at the
+  # end of every stage. 0: only there.
+  'eval_every_epochs': 1.0,
+  'checkpoint_every_epochs': 1.0,
+  'keep_checkpoints': 2,
+}
+
+# Sub-configs whose fields are the arguments of what they name.
+_OPEN = ('model', 'reducer', 'stages')
+
+# What may change between a run and its resumption.
+ELASTIC = (
+  'workers',
+  'hosts',
+  'cpu_devices',
+  'mapping',
+  'dataset.data_dir',
+  'dataset.source',
+  'keep_checkpoints',
+)
+
+
+def resolve(config: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
+  """Fills in what a config leaves out.
+
+  Raises:
+    ValueError: it has a field that does not exist; the nearest one is suggested.
+  """
+  given = ml_collections.ConfigDict(config).to_dict()
+  return ml_collections.FrozenConfigDict(_fill(given, DEFAULTS, ''))
+
+
+def _fill(given: Any, defaults: dict[str, Any], path: str) -> dict[str, Any]:
+  filled = dict(defaults)
+  for key, value in given.items():
+    if key not in defaults:
+      close = difflib.get_close_matches(key, defaults, n=1)
+      hint = f'; did you mean {path}{close[0]}?' if close else ''
+      raise ValueError(f'config: there is no field {path}{key}{hint}')
+    if key in _OPEN or not isinstance(defaults[key], dict):
+      filled[key] = value
+    elif not isinstance(value, dict):
+      raise ValueError(f'config: {path}{key}={value!r} is not a group of fields')
+    else:
+      filled[key] = _fill(value, defaults[key], f'{path}{key}.')
+  return filled
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns `{'optimizer.learning_rate': 0.1, …}` as JSON sees the values."""
+  flat: dict[str, Any] = {}
+
+  def walk(value: Any, path: str) -> None:
+    if isinstance(value, dict):
+      for key, child in value.items():
+        walk(child, f'{path}.{key}' if path else str(key))
+    else:
+      flat[path] = value
+
+  walk(json.loads(to_json(config)), '')
+  return flat
+
+
+def to_json(config: Mapping[str, Any]) -> str:
+  """Returns the config as readable JSON."""
+  plain = ml_collections.ConfigDict(config).to_dict()
+  return json.dumps(plain, indent=2, sort_keys=True, default=list) + '\n'
+
+
+def keep_config(directory: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Writes `config.json`, or checks that the one there says the same.
+
+  Raises:
+    ValueError: the directory belongs to a run of another config; the message
+      names the fields that differ. Where a run may go on with another value
+      (`ELASTIC`), the new one is written.
+  """
+  path = directory / 'config.json'
+  if path.exists():
+    _check_same(path, config)
+  replace_text(path, to_json(config))
+
+
+def check_config(directory: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Does what `keep_config` does, without writing."""
+  path = directory / 'config.json'
+  if path.exists():
+    _check_same(path, config)
+
+
+def _check_same(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+  try:
+    old = flatten(json.loads(path.read_text('utf-8')))
+  except json.JSONDecodeError as error:
+    raise ValueError(f'workdir: {path} is not JSON: {error}') from None
+  new = flatten(config)
+  missing = object()
+  differences = [
+    f'{field} was {old.get(field, "absent")!r}, is {new.get(field, "absent")!r}'
+    for field in sorted(old.keys() | new.keys())
+    if old.get(field, missing) != new.get(field, missing)
+    and field not in ELASTIC
+  ]
+  if differences:
+    raise ValueError(
+      f'workdir={str(path.parent)!r} holds a run of another config: '
+      f'{"; ".join(differences)}. Use another --workdir or the old values'
+    )

@@ -1,0 +1,318 @@
+"""The one place where a worker's function becomes the program of all workers.
+
+A function is written for one worker: no leading worker axis, collectives over
+the names of the workers' axes. `Workers.compile` maps it with `jax.pmap`,
+`jax.shard_map` or `jax.vmap` and compiles it. Arguments and results are of two
+kinds: `REPLICATED`, the same for all workers, and `PER_WORKER`, with the workers
+along the first axis outside of the mapped function, and without it inside.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bandwidth.base import unknown_name
+
+REPLICATED = 'replicated'
+PER_WORKER = 'per_worker'
+MAPPINGS = ('pmap', 'shard_map', 'vmap')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workers:
+  """Workers of data-parallel training, and the devices that they are.
+
+  Attributes:
+    mapping: 'pmap', 'shard_map' or 'vmap'. With 'vmap' all workers are simulated
+      on one device.
+    axes: axis names and sizes, the slowest link first. The number of workers is
+      the product of the sizes.
+    mesh: of the devices; one device along each axis where workers are simulated.
+  """
+
+  mapping: str
+  axes: dict[str, int]
+  mesh: Mesh
+
+  @property
+  def count(self) -> int:
+    """Number of workers."""
+    return math.prod(self.axes.values())
+
+  @property
+  def axis_name(self) -> str | tuple[str, ...]:
+    """What collectives are called with."""
+    names = tuple(self.axes)
+    return names if len(names) > 1 else names[0]
+
+  @property
+  def simulated(self) -> bool:
+    """Whether one device plays all workers, so that nothing is sent."""
+    return self.mapping == 'vmap'
+
+  def sharding(self, kind: str) -> NamedSharding:
+    """Where arrays of a kind lie outside of mapped functions."""
+    names = PartitionSpec(tuple(self.axes))
+    return NamedSharding(
+      self.mesh, PartitionSpec() if kind == REPLICATED else names
+    )
+
+  @property
+  def local_rows(self) -> slice:
+    """The workers whose data this process has to provide."""
+    if self.simulated:
+      return slice(0, self.count)
+    process = jax.process_index()
+    mine = [
+      i
+      for i, device in enumerate(self.mesh.devices.flat)
+      if device.process_index == process
+    ]
+    return slice(mine[0], mine[-1] + 1)
+
+  def place(self, tree: Any, kind: str) -> Any:
+    """Puts whole host arrays, equal on all processes, where `kind` lives."""
+    sharding = self.sharding(kind)
+
+    def put(leaf: Any) -> jax.Array:
+      leaf = np.asarray(leaf)
+      return jax.make_array_from_callback(
+        leaf.shape, sharding, lambda index: leaf[index]
+      )
+
+    return jax.tree.map(put, tree)
+
+  def place_local(self, tree: Any) -> Any:
+    """Puts arrays whose first axis holds only this process's workers."""
+    sharding = self.sharding(PER_WORKER)
+    return jax.tree.map(
+      lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree
+    )
+
+  def local_gradients(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps the part of a step that workers do alone.
+
+    `jax.pmap` and `jax.shard_map` run it on a device each. Simulated workers on
+    a CPU take turns: XLA:CPU is slow at the grouped convolutions that batching
+    over workers gives, and their rounding differs; laid out one after another,
+    the same operations give the same bits as on devices of their own.
+    """
+    if self.simulated and jax.default_backend() == 'cpu':
+      return _taking_turns(fn)
+    return fn
+
+  def compile(
+    self,
+    fn: Callable[..., Any],
+    arguments: Sequence[Any],
+    *,
+    kinds: tuple[Any, ...],
+    out_kinds: Any,
+    donate: tuple[int, ...] = (),
+  ) -> jax.stages.Compiled:
+    """Maps a worker's function over all workers and compiles it.
+
+    Args:
+      fn: the function of one worker.
+      arguments: what the compiled function will be called with, as global
+        arrays (or abstract ones with shardings).
+      kinds: for each argument a kind, or a tree prefix of kinds.
+      out_kinds: likewise for the results.
+      donate: positions of arguments whose memory the results may take.
+    """
+    mapped = self._map(fn, kinds, out_kinds, donate)
+    return mapped.lower(*arguments).compile()
+
+  def _map(
+    self,
+    fn: Callable[..., Any],
+    kinds: tuple[Any, ...],
+    out_kinds: Any,
+    donate: tuple[int, ...],
+  ) -> Any:
+    if self.mapping == 'shard_map':
+      return jax.jit(
+        jax.shard_map(
+          _without_worker_axis(fn, kinds, out_kinds),
+          mesh=self.mesh,
+          in_specs=_specs(kinds, self.axes),
+          out_specs=_specs(out_kinds, self.axes),
+          # With the check on, gradients with respect to replicated parameters
+          # arrive already summed, and there is nothing left to compress.
+          check_vma=False,
+        ),
+        donate_argnums=donate,
+      )
+    axes_in = jax.tree.map(_mapped_axis, kinds)
+    axes_out = jax.tree.map(_mapped_axis, out_kinds)
+    if self.mapping == 'pmap':
+      return jax.pmap(
+        fn,
+        axis_name=self.axis_name,
+        in_axes=axes_in,
+        out_axes=axes_out,
+        devices=list(self.mesh.devices.flat),
+        donate_argnums=donate,
+      )
+    return jax.jit(
+      _nested_vmap(fn, self.axes, kinds, out_kinds), donate_argnums=donate
+    )
+
+
+def make_workers(mapping: str, axes: dict[str, int]) -> Workers:
+  """Takes as many devices as there are workers.
+
+  Args:
+    mapping: 'pmap', 'shard_map' or 'vmap'.
+    axes: axis names and sizes, the slowest link first.
+
+  Raises:
+    ValueError: the mapping is unknown, a size is not positive, `pmap` is given
+      several axes, or there are fewer devices than workers.
+  """
+  if mapping not in MAPPINGS:
+    raise ValueError(unknown_name('mapping', mapping, MAPPINGS))
+  count = math.prod(axes.values())
+  if not axes or min(axes.values()) < 1:
+    raise ValueError(f'workers={axes or 0} must be at least 1')
+  if mapping == 'pmap' and len(axes) > 1:
+    raise ValueError(
+      f"mapping='pmap' has one axis, not {list(axes)}; use mapping='shard_map'"
+    )
+  devices = jax.devices()
+  if mapping == 'vmap':
+    devices = jax.local_devices()[:1]
+  elif count > len(devices):
+    raise ValueError(_too_few_devices(count, devices))
+  else:
+    devices = devices[:count]
+  shape = [1] * len(axes) if mapping == 'vmap' else list(axes.values())
+  mesh = Mesh(
+    np.array(devices).reshape(shape),
+    tuple(axes),
+    axis_types=(AxisType.Auto,) * len(axes),
+  )
+  return Workers(mapping=mapping, axes=dict(axes), mesh=mesh)
+
+
+def _too_few_devices(count: int, devices: Sequence[Any]) -> str:
+  platform = devices[0].platform
+  more = {
+    'cpu': f'--config.cpu_devices={count} makes virtual CPU devices',
+  }.get(platform, f'start more processes or use a machine with {count} devices')
+  return (
+    f'workers={count} but there are {len(devices)} {platform} devices; {more}, '
+    f'--config.mapping=vmap simulates {count} workers on one device'
+  )
+
+
+def _mapped_axis(kind: str) -> int | None:
+  return None if kind == REPLICATED else 0
+
+
+def _specs(kinds: Any, axes: dict[str, int]) -> Any:
+  workers = PartitionSpec(tuple(axes))
+  return jax.tree.map(
+    lambda kind: PartitionSpec() if kind == REPLICATED else workers, kinds
+  )
+
+
+def _map_kinds(kinds: Any, fn: Callable[..., Any], tree: Any) -> Any:
+  """Maps over the leaves of `tree` that `kinds`, a prefix of it, calls local."""
+  return jax.tree.map(
+    lambda kind, subtree: (
+      jax.tree.map(fn, subtree) if kind == PER_WORKER else subtree
+    ),
+    kinds,
+    tree,
+  )
+
+
+def _without_worker_axis(
+  fn: Callable[..., Any], kinds: tuple[Any, ...], out_kinds: Any
+) -> Callable[..., Any]:
+  """`shard_map` leaves each worker a first axis of size one; `fn` has none."""
+
+  def wrapped(*args: Any) -> Any:
+    out = fn(*_map_kinds(kinds, lambda leaf: leaf[0], args))
+    return _map_kinds(out_kinds, lambda leaf: leaf[None], out)
+
+  return wrapped
+
+
+def _nested_vmap(
+  fn: Callable[..., Any],
+  axes: dict[str, int],
+  kinds: tuple[Any, ...],
+  out_kinds: Any,
+) -> Callable[..., Any]:
+  mapped = fn
+  for name, size in reversed(axes.items()):
+    mapped = jax.vmap(
+      mapped,
+      axis_name=name,
+      axis_size=size,
+      in_axes=jax.tree.map(_mapped_axis, kinds),
+      out_axes=jax.tree.map(_mapped_axis, out_kinds),
+    )
+  shape = tuple(axes.values())
+
+  def split(leaf: jax.Array) -> jax.Array:
+    return leaf.reshape(shape + leaf.shape[1:])
+
+  def join(leaf: jax.Array) -> jax.Array:
+    return leaf.reshape((-1,) + leaf.shape[len(shape) :])
+
+  def wrapped(*args: Any) -> Any:
+    return _map_kinds(out_kinds, join, mapped(*_map_kinds(kinds, split, args)))
+
+  return wrapped
+
+
+def _taking_turns(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Gives `fn` a batching rule that lays out one call after another."""
+  batched = jax.custom_batching.custom_vmap(fn)
+
+  @batched.def_vmap
+  def rule(size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
+    turns = []
+    for i in range(size):
+      mine = jax.tree.map(
+        lambda is_batched, leaf, i=i: leaf[i] if is_batched else leaf,
+        list(in_batched),
+        list(args),
+      )
+      turns.append(_kept_apart(batched(*mine)))
+    out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *turns)
+    return out, jax.tree.map(lambda _: True, out)
+
+  return batched
+
+
+def _kept_apart(tree: Any) -> Any:
+  """Keeps XLA:CPU from fusing what computes `tree` with what uses it.
+
+  Fused, a product and the sum over workers become multiply-adds that round once,
+  not twice, and the bits differ from those of workers with devices of their own.
+  XLA:CPU drops `optimization_barrier` too early in jax 0.10, so the boundary is
+  that of a conditional whose outcome no compiler knows: whether the loss, the
+  first leaf, is NaN. If it is, so is everything else.
+  """
+  loss = jax.tree.leaves(tree)[0]
+  return jax.lax.cond(
+    jnp.isnan(loss).any(),
+    lambda tree: jax.tree.map(_not_a_number, tree),
+    lambda tree: tree,
+    tree,
+  )
+
+
+def _not_a_number(leaf: jax.Array) -> jax.Array:
+  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+  return jnp.full_like(leaf, jnp.nan if floating else 0)

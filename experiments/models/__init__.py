@@ -1,0 +1,41 @@
+"""Networks by name."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+
+from bandwidth.base import unknown_name
+from experiments.models.lenet import LeNet5, LeNet300
+from experiments.models.resnet import ResNetCifar
+
+MODELS = {
+  'lenet300': LeNet300,
+  'lenet5': LeNet5,
+  'resnet20': partial(ResNetCifar, depth=20),
+  'resnet56': partial(ResNetCifar, depth=56),
+  'resnet110': partial(ResNetCifar, depth=110),
+}
+
+
+def make_model(config: Mapping[str, Any], *, num_classes: int) -> nn.Module:
+  """Builds a network.
+
+  Args:
+    config: `name`, and arguments of the network's constructor.
+    num_classes: outputs.
+
+  Raises:
+    ValueError: the name is unknown, or the network has no such argument.
+  """
+  arguments = dict(config)
+  name = arguments.pop('name', None)
+  if name not in MODELS:
+    raise ValueError(unknown_name('model.name', name, MODELS))
+  fields = MODELS[name]().__dataclass_fields__
+  known = {f for f in fields if f not in ('parent', 'name', 'num_classes')}
+  for argument in arguments:
+    if argument not in known:
+      raise ValueError(unknown_name('model', argument, known))
+  return MODELS[name](num_classes=num_classes, **arguments)

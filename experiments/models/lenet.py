@@ -1,0 +1,59 @@
+"""The two LeNets on which Deep Compression was measured first."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+
+class LeNet300(nn.Module):
+  """LeNet-300-100: two hidden layers, 266,610 parameters on 28x28 inputs.
+
+  LeCun et al., "Gradient-based learning applied to document recognition", 1998;
+  Han et al., arXiv 1510.00149, table 2.
+
+  Attributes:
+    num_classes: outputs.
+    features: units of the hidden layers.
+  """
+
+  num_classes: int = 10
+  features: Sequence[int] = (300, 100)
+
+  @nn.compact
+  def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    """Returns logits [N, num_classes] of images [N, H, W, C]."""
+    del train
+    x = images.reshape(images.shape[0], -1)
+    for features in self.features:
+      x = nn.relu(nn.Dense(features)(x))
+    return nn.Dense(self.num_classes)(x)
+
+
+class LeNet5(nn.Module):
+  """LeNet-5 as Caffe has it: 431,080 parameters on 28x28 inputs.
+
+  Two convolutions of 5x5, each followed by 2x2 max pooling and by no other
+  nonlinearity, then 500 rectified units. Han et al., arXiv 1510.00149, table 3.
+
+  Attributes:
+    num_classes: outputs.
+    channels: filters of the convolutions.
+    features: hidden units.
+  """
+
+  num_classes: int = 10
+  channels: Sequence[int] = (20, 50)
+  features: int = 500
+
+  @nn.compact
+  def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    """Returns logits [N, num_classes] of images [N, H, W, C]."""
+    del train
+    x = images
+    for channels in self.channels:
+      x = nn.Conv(channels, (5, 5), padding='VALID')(x)
+      x = nn.max_pool(x, (2, 2), strides=(2, 2))
+    x = x.reshape(x.shape[0], -1)
+    x = nn.relu(nn.Dense(self.features)(x))
+    return nn.Dense(self.num_classes)(x)

@@ -1,0 +1,126 @@
+"""What a network is trained for, and how well it does it.
+
+Also how a batch of stored images becomes the input of a network. All of it runs
+on the device, inside the step.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def make_preprocess(
+  config: Mapping[str, Any],
+) -> Callable[[jax.Array], jax.Array]:
+  """Returns `uint8 [N, H, W, C] -> float32`, `(x / 255 - mean) / std`.
+
+  Args:
+    config: `mean` and `std`, in the range of 0 to 1, one number for each
+      channel or one for all.
+  """
+  mean = jnp.asarray(config.get('mean', 0.0), jnp.float32).reshape(1, 1, 1, -1)
+  std = jnp.asarray(config.get('std', 1.0), jnp.float32).reshape(1, 1, 1, -1)
+
+  def preprocess(images: jax.Array) -> jax.Array:
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+  return preprocess
+
+
+def make_augment(
+  config: Mapping[str, Any],
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """Returns `(images, key) -> images`: random shifts, then random mirroring.
+
+  Args:
+    config: `pad`: an image is padded by so many zero pixels and a random window
+      of its size is cut out; `flip`: mirrored left to right with probability
+      one half.
+
+  Raises:
+    ValueError: `pad` is negative.
+  """
+  pad = int(config.get('pad', 0))
+  flip = bool(config.get('flip', False))
+  if pad < 0:
+    raise ValueError(f'augment.pad={pad} is negative')
+
+  def shift(image: jax.Array, offset: jax.Array) -> jax.Array:
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    start = (offset[0], offset[1], jnp.zeros((), offset.dtype))
+    return jax.lax.dynamic_slice(padded, start, image.shape)
+
+  def augment(images: jax.Array, key: jax.Array) -> jax.Array:
+    shift_key, flip_key = jax.random.split(key)
+    count = images.shape[0]
+    if pad:
+      offsets = jax.random.randint(shift_key, (count, 2), 0, 2 * pad + 1)
+      images = jax.vmap(shift)(images, offsets)
+    if flip:
+      mirrored = jax.random.bernoulli(flip_key, 0.5, (count, 1, 1, 1))
+      images = jnp.where(mirrored, images[:, :, ::-1], images)
+    return images
+
+  return augment
+
+
+def make_classification_loss(
+  model: nn.Module,
+  preprocess: Callable[[jax.Array], jax.Array],
+  augment: Callable[[jax.Array, jax.Array], jax.Array],
+) -> Callable[..., Any]:
+  """Returns the mean cross-entropy of a batch, written for `value_and_grad`.
+
+  Returns:
+    `(params, model_state, batch, key) -> (loss, (model_state, metrics))`, with
+    a batch of `image` uint8 [N, H, W, C] and `label` int32 [N].
+  """
+
+  def loss(
+    params: Any, model_state: Any, batch: Any, key: jax.Array
+  ) -> tuple[jax.Array, Any]:
+    images = preprocess(augment(batch['image'], key))
+    logits, model_state = model.apply(
+      {'params': params, **model_state},
+      images,
+      train=True,
+      mutable=list(model_state),
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, batch['label']
+    )
+    hits = (logits.argmax(-1) == batch['label']).astype(jnp.float32)
+    return losses.mean(), (model_state, {'accuracy': hits.mean()})
+
+  return loss
+
+
+def make_classification_counts(
+  model: nn.Module, preprocess: Callable[[jax.Array], jax.Array]
+) -> Callable[..., dict[str, jax.Array]]:
+  """Returns sums over a batch, from which accuracy and mean loss are made.
+
+  Returns:
+    `(params, model_state, batch) -> {'correct', 'loss', 'examples'}`, float32
+    scalars. The batch's `weight` [N] is 1 for examples and 0 for padding.
+  """
+
+  def counts(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
+    logits = model.apply(
+      {'params': params, **model_state}, preprocess(batch['image'])
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, batch['label']
+    )
+    hits = logits.argmax(-1) == batch['label']
+    return {
+      'correct': (hits * batch['weight']).sum(),
+      'loss': (losses * batch['weight']).sum(),
+      'examples': batch['weight'].sum(),
+    }
+
+  return counts

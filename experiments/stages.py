@@ -1,0 +1,182 @@
+"""A run is a list of stages; a stage is what is static in a compiled step."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from bandwidth import tree
+from bandwidth.base import AxisName, Params
+from experiments.mapping import PER_WORKER, REPLICATED, Workers
+from experiments.optimizers import make_optimizer
+from experiments.reducers import ChosenReducer, make_reducer
+from experiments.step import TrainState, empty_window
+
+_FIELDS = ('epochs', 'steps', 'reducer', 'optimizer')
+
+
+class Stage(NamedTuple):
+  """Steps `first + 1` to `last` of a run, all by one compiled step.
+
+  Attributes:
+    name: as in the config.
+    first: steps done before the stage.
+    last: steps done after it.
+    reducer: averages gradients.
+    optimizer: a named chain: a state goes on into the next stage by its names.
+  """
+
+  name: str
+  first: int
+  last: int
+  reducer: ChosenReducer
+  optimizer: optax.GradientTransformation
+
+
+def make_stages(
+  config: Mapping[str, Any], *, steps_per_epoch: int, axis_name: AxisName
+) -> list[Stage]:
+  """Builds the stages of a config.
+
+  A stage that has no optimizer of its own shares that of the run, whose learning
+  rate spans all steps of the run; the schedule of an own one spans the stage.
+
+  Raises:
+    ValueError: a stage is missing, unknown, or has no length, or one of its
+      parts can't be built.
+  """
+  order, given = list(config['stage_order']), config['stages']
+  if sorted(order) != sorted(given):
+    raise ValueError(
+      f'stage_order={order} does not name the stages {sorted(given)} once each'
+    )
+  lengths = {
+    name: _length(name, given[name], steps_per_epoch) for name in order
+  }
+  total, first, stages = sum(lengths.values()), 0, []
+  for name in order:
+    stage, last = given[name], first + lengths[name]
+    span = (first, last) if 'optimizer' in stage else (0, total)
+    optimizer = {**config['optimizer'], **stage.get('optimizer', {})}
+    stages.append(
+      Stage(
+        name=name,
+        first=first,
+        last=last,
+        reducer=make_reducer(
+          stage.get('reducer', config['reducer']), axis_name=axis_name
+        ),
+        optimizer=optax.named_chain(
+          ('optimizer', make_optimizer(optimizer, span=span))
+        ),
+      )
+    )
+    first = last
+  return stages
+
+
+def _length(name: str, stage: Mapping[str, Any], steps_per_epoch: int) -> int:
+  unknown = [field for field in stage if field not in _FIELDS]
+  if unknown:
+    raise ValueError(
+      f'stages.{name}: unknown {", ".join(unknown)}; known: '
+      f'{", ".join(_FIELDS)}'
+    )
+  steps, epochs = stage.get('steps', 0), stage.get('epochs', 0)
+  if (steps > 0) == (epochs > 0):
+    raise ValueError(
+      f'stages.{name}: steps={steps}, epochs={epochs}; one must be positive'
+    )
+  return int(steps) or max(round(epochs * steps_per_epoch), 1)
+
+
+def stage_of(stages: list[Stage], step: int) -> int:
+  """Returns the index of the stage that made step `step`, 1 being the first."""
+  return next(i for i, stage in enumerate(stages) if step <= stage.last)
+
+
+def first_state(
+  stage: Stage,
+  params: Params,
+  model_state: Any,
+  workers: Workers,
+  metrics: list[str],
+) -> TrainState:
+  """Returns the state before step 1, on the devices.
+
+  Args:
+    stage: the first one.
+    params: host arrays, the same on all processes.
+    model_state: likewise; every worker begins with a copy.
+    workers: where the state goes.
+    metrics: that a step returns beside the loss.
+  """
+  per_worker = (
+    stage.reducer.reducer.init(params),
+    model_state,
+    empty_window(['loss', *metrics]),
+  )
+  reducer_state, model_state, window = jax.tree.map(
+    lambda leaf: np.broadcast_to(
+      np.asarray(leaf), (workers.count, *np.shape(leaf))
+    ),
+    per_worker,
+  )
+  return TrainState(
+    step=workers.place(np.zeros((), np.int32), REPLICATED),
+    params=workers.place(params, REPLICATED),
+    opt_state=workers.place(stage.optimizer.init(params), REPLICATED),
+    reducer_state=workers.place(reducer_state, PER_WORKER),
+    model_state=workers.place(model_state, PER_WORKER),
+    window=workers.place(window, PER_WORKER),
+  )
+
+
+def next_state(stage: Stage, state: TrainState, workers: Workers) -> TrainState:
+  """Carries a state over into a stage.
+
+  Of the optimizer's and the reducer's state, what has the same name, shape and
+  dtype in the new stage goes on (momentum, step counts, residuals), and the rest
+  begins anew. Learning-rate schedules always count the steps of the run.
+  """
+  params = jax.device_get(state.params)
+  reducer_state = jax.tree.map(
+    lambda leaf: np.broadcast_to(
+      np.asarray(leaf), (workers.count, *np.shape(leaf))
+    ),
+    stage.reducer.reducer.init(params),
+  )
+  opt_state = _carry_over(
+    workers.place(stage.optimizer.init(params), REPLICATED), state.opt_state
+  )
+  return state._replace(
+    opt_state=jax.tree.map(
+      lambda node: node._replace(count=state.step) if _is_schedule(node) else node,
+      opt_state,
+      is_leaf=_is_schedule,
+    ),
+    reducer_state=_carry_over(
+      workers.place(reducer_state, PER_WORKER), state.reducer_state
+    ),
+  )
+
+
+def _carry_over(new: Any, old: Any) -> Any:
+  known = dict(tree.named_leaves(old))
+
+  def choose(name: str, leaf: Any) -> Any:
+    other = known.get(name)
+    same = (
+      other is not None
+      and other.shape == leaf.shape
+      and other.dtype == leaf.dtype
+    )
+    return other if same else leaf
+
+  return tree.map_named(choose, new)
+
+
+def _is_schedule(node: Any) -> bool:
+  return isinstance(node, optax.ScaleByScheduleState)

@@ -1,0 +1,195 @@
+"""What a program does before its first array: processes, devices, errors."""
+
+import ast
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.config import resolve
+
+
+class InputError(ValueError):
+  """What the user gave can't be used; the message is one line."""
+
+
+class Processes(NamedTuple):
+  """How the processes of a run find each other.
+
+  Attributes:
+    distributed: whether there are several.
+    coordinator: `host:port` of process 0; empty: found out by JAX, which knows
+      TPU pods, Slurm and Kubernetes.
+    count: number of processes; 0: found out.
+    index: of this process; -1: found out.
+  """
+
+  distributed: bool = False
+  coordinator: str = ''
+  count: int = 0
+  index: int = -1
+
+
+def define_flags() -> None:
+  """Defines the flags that all programs with a config share."""
+  config_flags.DEFINE_config_file(
+    'config', None, 'File of the config, and what it is to be called with.'
+  )
+  flags.DEFINE_string('workdir', None, 'Directory of the run.')
+  flags.DEFINE_bool(
+    'distributed', False, 'Several processes; a pod finds out about itself.'
+  )
+  flags.DEFINE_string('coordinator', '', 'host:port of process 0.')
+  flags.DEFINE_integer('num_processes', 0, 'Number of processes.')
+  flags.DEFINE_integer('process_id', -1, 'Index of this process.')
+
+
+def config_from_flags() -> ml_collections.FrozenConfigDict:
+  """Reads the config, with defaults where it is silent.
+
+  Raises:
+    InputError: it is missing, can't be read, or has a field that does not exist.
+  """
+  try:
+    # A file that can't be read is found out here, not when flags are parsed.
+    config = flags.FLAGS.config
+  except (OSError, ValueError) as error:
+    raise InputError(f'config: {_message(error)}') from error
+  if config is None:
+    raise InputError('--config is missing')
+  try:
+    return resolve(config)
+  except ValueError as error:
+    raise InputError(str(error)) from error
+
+
+def processes_from_flags() -> Processes:
+  """Reads how processes find each other.
+
+  Raises:
+    InputError: the flags do not fit together.
+  """
+  values = flags.FLAGS
+  given = (values.coordinator, values.num_processes, values.process_id)
+  if not (values.distributed or values.coordinator):
+    if given != ('', 0, -1):
+      raise InputError(
+        'num_processes and process_id need coordinator=host:port'
+      )
+    return Processes()
+  if values.coordinator and not (
+    0 <= values.process_id < values.num_processes
+  ):
+    raise InputError(
+      f'process_id={values.process_id} is not in [0, num_processes='
+      f'{values.num_processes})'
+    )
+  return Processes(True, *given)
+
+
+def prepare_devices(config: Mapping[str, Any], processes: Processes) -> None:
+  """Makes virtual CPU devices and joins the processes. Call it first.
+
+  Raises:
+    InputError: `cpu_devices` can't be split over the processes, JAX is running
+      with other devices, or a pod can't find out about itself.
+  """
+  per_process = max(processes.count, 1)
+  devices = int(config.get('cpu_devices', 0))
+  if devices < 0 or devices % per_process:
+    raise InputError(
+      f'cpu_devices={devices} cannot be split over {per_process} processes'
+    )
+  if devices and 'xla_force_host_platform_device_count' not in os.environ.get(
+    'XLA_FLAGS', ''
+  ):
+    try:
+      jax.config.update('jax_num_cpu_devices', devices // per_process)
+    except RuntimeError:
+      # In a notebook JAX may be running already; its devices will do, or
+      # make_workers says how many there are.
+      pass
+  if processes.distributed:
+    _join(processes)
+
+
+def _join(processes: Processes) -> None:
+  try:
+    if processes.coordinator:
+      jax.distributed.initialize(
+        processes.coordinator, processes.count, processes.index
+      )
+    else:
+      jax.distributed.initialize()
+  except (ValueError, RuntimeError) as error:
+    raise InputError(
+      f'distributed: {_first_line(error)} Give --coordinator, --num_processes '
+      'and --process_id where no pod, Slurm or Kubernetes provides them'
+    ) from error
+
+
+def run(main: Callable[[Sequence[str]], None], *, program: str) -> None:
+  """Runs a program, with one line and exit status 2 for what users get wrong.
+
+  Args:
+    main: called with the arguments that are not flags.
+    program: name of the program, for messages.
+  """
+
+  def parse(argv: Sequence[str]) -> Sequence[str]:
+    try:
+      return flags.FLAGS(argv)
+    except flags.Error as error:
+      fail(program, _message(error))
+    except (
+      AttributeError,
+      KeyError,
+      OSError,
+      SyntaxError,
+      TypeError,
+      ValueError,
+    ) as error:
+      # Raised by a config file or by an override of one of its fields.
+      fail(program, f'config: {_message(error)}')
+
+  def guarded(argv: Sequence[str]) -> None:
+    if not flags.FLAGS['verbosity'].present:
+      # Orbax reports every file that it writes as information.
+      logging.set_verbosity(logging.WARNING)
+    try:
+      main(argv)
+    except InputError as error:
+      fail(program, str(error))
+
+  app.run(guarded, flags_parser=parse)
+
+
+def fail(program: str, message: str) -> Any:
+  """Prints an error in one line and exits with status 2."""
+  print(f'{program}: error: {message}', file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  # Other processes of the run may be waiting in a collective that will never
+  # complete; a clean shutdown would wait for them.
+  if jax.distributed.is_initialized():
+    os._exit(2)
+  sys.exit(2)
+
+
+def _first_line(error: BaseException) -> str:
+  return str(error).strip().splitlines()[0]
+
+
+def _message(error: BaseException) -> str:
+  text = str(error)
+  if text[:1] in ('"', "'") and text[-1:] == text[:1]:
+    # The text of a KeyError, passed on as a repr.
+    text = 'there is no field ' + str(ast.literal_eval(text))
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  if 'Traceback' in text:
+    lines = [lines[0].split('Traceback')[0], lines[-1]]
+  return ' '.join(lines) or type(error).__name__

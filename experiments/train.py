@@ -1,0 +1,318 @@
+"""The main job: trains a network over several workers, and says what it sent.
+
+    python -m experiments.train --config configs/quickstart.py --workdir W
+
+The run resumes from its last checkpoint if the directory has one. What it leaves
+there: config.json, metrics.jsonl, TensorBoard event files, checkpoints/,
+report.json and report.md.
+"""
+
+import json
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bandwidth import tree
+from bandwidth.report import NetworkReport, Report
+from experiments import datasets, provenance, startup
+from experiments.checkpoints import Checkpoints
+from experiments.config import check_config, keep_config, resolve
+from experiments.evaluation import Evaluator
+from experiments.files import make_writable, replace_text
+from experiments.input import EvaluationInput, make_input
+from experiments.loop import CompiledStage, Job, Sinks, train
+from experiments.mapping import Workers, make_workers
+from experiments.metrics import MetricsWriter, Progress
+from experiments.models import make_model
+from experiments.objectives import (
+  make_augment,
+  make_classification_counts,
+  make_classification_loss,
+  make_preprocess,
+)
+from experiments.reducers import make_reducer
+from experiments.stages import first_state, make_stages, stage_of
+from experiments.startup import InputError
+from experiments.step import TrainState
+
+_STARTED = time.monotonic()
+METRICS = ['accuracy']
+
+
+def build_workers(config: Mapping[str, Any]) -> Workers:
+  """Finds the devices of a config's workers.
+
+  Raises:
+    ValueError: there are not enough, or they can't be grouped as asked.
+  """
+  count, hosts = int(config['workers']), int(config['hosts'])
+  if count < 0 or hosts < 1:
+    raise ValueError(f'workers={count}, hosts={hosts} must be at least 1')
+  count = count or len(jax.devices())
+  if count % hosts:
+    raise ValueError(f'workers={count} is not divisible by hosts={hosts}')
+  axes = {'host': hosts, 'data': count // hosts} if hosts > 1 else {'data': count}
+  return make_workers(config['mapping'], axes)
+
+
+class Built:
+  """What a config stands for.
+
+  Attributes:
+    job: what the loop runs.
+    params: of the network before step 1, on the host.
+    model_state: likewise.
+    facts: what is logged before step 1.
+  """
+
+  def __init__(self, config: Mapping[str, Any]):
+    workers = build_workers(config)
+    dataset = _load(config['dataset'])
+    data = make_input(
+      dataset.train,
+      workers,
+      batch_size=config['batch_size'],
+      seed=config['seed'],
+    )
+    model = make_model(config['model'], num_classes=dataset.num_classes)
+    preprocess = make_preprocess(config['dataset'])
+    loss = make_classification_loss(
+      model, preprocess, make_augment(config['augment'])
+    )
+    counts = make_classification_counts(model, preprocess)
+    evaluated = dataset.validation or dataset.test
+    image = jnp.zeros((1, *dataset.image_shape), jnp.float32)
+    variables = jax.device_get(
+      jax.jit(model.init)(jax.random.key(config['seed']), image)
+    )
+    self.params = variables.pop('params')
+    self.model_state = variables
+    epoch = data.steps_per_epoch
+    self.job = Job(
+      workers=workers,
+      stages=make_stages(
+        config, steps_per_epoch=epoch, axis_name=workers.axis_name
+      ),
+      data=data,
+      loss_gradients=jax.value_and_grad(loss, has_aux=True),
+      evaluator=Evaluator(
+        counts,
+        EvaluationInput(
+          evaluated, workers, batch_size=config['eval_batch_size']
+        ),
+        workers,
+      ),
+      seed=config['seed'],
+      log_every=_positive(config, 'log_every'),
+      eval_every=_steps(config, 'eval_every_epochs', epoch),
+      checkpoint_every=_steps(config, 'checkpoint_every_epochs', epoch),
+    )
+    self.facts = {
+      'parameters': tree.size(self.params),
+      'flops_per_example': _forward_flops(model, variables, self.params, image),
+      'train_examples': len(dataset.train),
+      'eval_examples': len(evaluated),
+      'evaluated_on': 'validation' if dataset.validation else 'test',
+    }
+
+
+def _load(config: Mapping[str, Any]) -> datasets.Dataset:
+  names = ('name', 'source', 'data_dir', 'validation', 'image_size')
+  return datasets.load(
+    memory_limit=config['memory_limit'], **{name: config[name] for name in names}
+  )
+
+
+def _positive(config: Mapping[str, Any], field: str) -> int:
+  value = int(config[field])
+  if value < 1:
+    raise ValueError(f'{field}={value} must be at least 1')
+  return value
+
+
+def _steps(config: Mapping[str, Any], field: str, steps_per_epoch: int) -> int:
+  epochs = float(config[field])
+  if epochs < 0:
+    raise ValueError(f'{field}={epochs} is negative')
+  return max(round(epochs * steps_per_epoch), 1) if epochs else 0
+
+
+def _forward_flops(
+  model: Any, model_state: Any, params: Any, image: jax.Array
+) -> int | None:
+  """Operations of one forward pass, a multiply-add counted as two."""
+  lowered = jax.jit(model.apply).lower({'params': params, **model_state}, image)
+  cost = lowered.cost_analysis()
+  flops = cost.get('flops') if isinstance(cost, dict) else None
+  return None if flops is None else round(flops)
+
+
+def run(config: Mapping[str, Any], workdir: str) -> Report:
+  """Trains as a config says, or goes on where the directory's run stopped.
+
+  Args:
+    config: as of a config file; silent fields get their defaults.
+    workdir: of the run, the same for all processes.
+
+  Returns:
+    The report, as written to `report.json`.
+
+  Raises:
+    InputError: something in the config, the data or the directory can't be used.
+  """
+  try:
+    config = resolve(config)
+    built = Built(config)
+    directory = make_writable(workdir)
+    check_config(directory, config)
+  except (ValueError, FileNotFoundError) as error:
+    raise InputError(' '.join(str(error).split())) from error
+  first = jax.process_index() == 0
+  if first:
+    keep_config(directory, config)
+  checkpoints = Checkpoints(
+    directory / 'checkpoints', keep=_positive(config, 'keep_checkpoints')
+  )
+  try:
+    return _run(config, built, directory, checkpoints, writes=first)
+  finally:
+    checkpoints.close()
+
+
+def _run(
+  config: Mapping[str, Any],
+  built: Built,
+  directory: pathlib.Path,
+  checkpoints: Checkpoints,
+  *,
+  writes: bool,
+) -> Report:
+  job = built.job
+  state, step, earlier = _begin(built, checkpoints)
+  progress = Progress(
+    steps=job.stages[-1].last, step=step, silent=not writes
+  )
+  _announce(built, progress, step)
+  sinks = Sinks(
+    checkpoints=checkpoints,
+    writer=MetricsWriter(directory, step=step) if writes else None,
+    progress=progress,
+    info=lambda: {
+      'workers': job.workers.count,
+      'seconds': earlier + time.monotonic() - _STARTED,
+    },
+  )
+  try:
+    state, programs = train(job, state, sinks, step=step)
+  finally:
+    progress.close()
+    if sinks.writer is not None:
+      sinks.writer.close()
+  checkpoints.wait()
+  result = job.evaluator(state.params, state.model_state)
+  report = Report(
+    config=json.loads((directory / 'config.json').read_text('utf-8')),
+    command=provenance.command(),
+    commit=provenance.commit(),
+    device=provenance.device(),
+    seconds=earlier + time.monotonic() - _STARTED,
+    seed=config['seed'],
+    accuracy={'baseline': result['accuracy'], 'final': result['accuracy']},
+    network=_network(job, built.params, programs),
+    details={
+      **built.facts,
+      'compile_seconds': sum(program.seconds for program in programs),
+      'steps': job.stages[-1].last,
+      'mapping': job.workers.mapping,
+      'eval_loss': result['loss'],
+    },
+  )
+  if writes:
+    write_report(report, directory)
+    progress.say(report.to_markdown())
+  return report
+
+
+def _begin(
+  built: Built, checkpoints: Checkpoints
+) -> tuple[TrainState, int, float]:
+  """Returns the state to start from, its step, and the seconds spent before."""
+  job = built.job
+  step = checkpoints.latest() or 0
+  stage = job.stages[stage_of(job.stages, max(step, 1))]
+  state = first_state(
+    stage, built.params, built.model_state, job.workers, METRICS
+  )
+  if not step:
+    return state, 0, 0.0
+  info = checkpoints.info(step)
+  state = checkpoints.restore(
+    step, state, workers=job.workers, saved_workers=info['workers']
+  )
+  return state, step, info['seconds']
+
+
+def _announce(built: Built, progress: Progress, step: int) -> None:
+  workers = built.job.workers
+  simulated = ' simulated on one device' if workers.simulated else ''
+  flops = built.facts['flops_per_example']
+  progress.say(
+    f'{built.facts["parameters"]:,} parameters, '
+    f'{"unknown" if flops is None else format(flops, ",")} FLOPs per example; '
+    f'{workers.count} workers{simulated} ({workers.mapping}), '
+    f'{built.job.data.steps_per_epoch} steps an epoch'
+  )
+  if step:
+    progress.say(f'resumed after step {step}')
+
+
+def _network(
+  job: Job, params: Any, programs: list[CompiledStage]
+) -> NetworkReport:
+  workers = job.workers.count
+  dense = make_reducer(
+    {'name': 'dense_all_reduce', 'dtype': 'float32'}, axis_name=None
+  ).wire_bytes(params, workers=workers)
+  sent = [s.reducer.wire_bytes(params, workers=workers) for s in job.stages]
+  steps = [stage.last - stage.first for stage in job.stages]
+  total = sum(bytes_ * n for bytes_, n in zip(sent, steps, strict=True))
+  return NetworkReport(
+    workers=workers,
+    dense_bytes_per_step=dense,
+    sent_bytes_per_step=sent[-1],
+    ratio_steady=_ratio(dense, sent[-1]),
+    ratio_run=_ratio(dense * sum(steps), float(total)),
+    hlo_bytes_per_step=programs[-1].hlo_bytes,
+  )
+
+
+def _ratio(dense: float, sent: float) -> float:
+  return dense / sent if sent else 1.0
+
+
+def write_report(report: Report, directory: pathlib.Path) -> None:
+  """Writes `report.json` and `report.md`."""
+  text = json.dumps(report.to_dict(), indent=2, sort_keys=True)
+  replace_text(directory / 'report.json', text + '\n')
+  replace_text(directory / 'report.md', report.to_markdown())
+
+
+def main(argv: Sequence[str]) -> None:
+  """Trains as the flags say."""
+  if len(argv) > 1:
+    raise InputError(f'{argv[1]!r} is no flag; see --help')
+  values = startup.flags.FLAGS
+  config = startup.config_from_flags()
+  if not values.workdir:
+    raise InputError('--workdir is missing')
+  startup.prepare_devices(config, startup.processes_from_flags())
+  run(config, values.workdir)
+
+
+if __name__ == '__main__':
+  startup.define_flags()
+  startup.run(main, program='train')
