@@ -35,8 +35,8 @@ class NetworkReport:
     sent_bytes_per_step: by the reducer of the last stage, in closed form.
     ratio_steady: dense bytes by sent bytes in the last stage.
     ratio_run: the same for all steps of all stages, warm-up included.
-    hlo_bytes_per_step: read from the compiled program of the last stage; 0 where
-      workers are simulated on one device.
+    hlo_bytes_per_step: read from the compiled program of the last stage; 0
+      where workers are simulated on one device.
   """
 
   workers: int
@@ -115,8 +115,8 @@ class Report:
     device: in words.
     seconds: wall clock, from the start of the program, all resumptions added.
     seed: of the run.
-    accuracy: `baseline` (the dense network of the run) and `final`, as fractions
-      of the evaluated split.
+    accuracy: `baseline` (the dense network of the run) and `final`, as
+      fractions of the evaluated split.
     network: gradient bytes, where workers exchanged any.
     memory: model bytes, where the run compressed its model.
     details: further facts (parameters, FLOPs, compile seconds, …).
@@ -140,7 +140,11 @@ class Report:
   def to_dict(self) -> dict[str, Any]:
     """Returns plain dictionaries, without the parts that are not there."""
     plain = dataclasses.asdict(self)
-    return {key: value for key, value in plain.items() if value is not None or key == 'commit'}
+    return {
+      key: value
+      for key, value in plain.items()
+      if value is not None or key == 'commit'
+    }
 
   def to_markdown(self) -> str:
     """Returns the report as Markdown."""

@@ -1,6 +1,6 @@
 """LeNet-300-100 on MNIST, four workers: the first thing to run.
 
-    python -m experiments.train --config configs/quickstart.py --workdir W
+python -m experiments.train --config configs/quickstart.py --workdir W
 """
 
 import ml_collections

@@ -2,8 +2,8 @@
 
 A checkpoint holds the whole `TrainState`, so a run that was killed goes on bit
 for bit as if it had never stopped. State of each worker is stored with the
-workers along the first axis; restored for another number of workers, it is dealt
-out by `bandwidth.collectives.resplit_workers`.
+workers along the first axis; restored for another number of workers, it is
+dealt out by `bandwidth.collectives.resplit_workers`.
 """
 
 import pathlib
@@ -47,11 +47,13 @@ class Checkpoints:
       return mine
     from jax.experimental import multihost_utils
 
-    step = int(multihost_utils.broadcast_one_to_all(-1 if mine is None else mine))
+    step = int(
+      multihost_utils.broadcast_one_to_all(-1 if mine is None else mine)
+    )
     if step >= 0 and step not in self._manager.all_steps():
       raise ValueError(
-        f'workdir: process {jax.process_index()} does not see the checkpoint of '
-        f'step {step}; all processes need the same, shared workdir'
+        f'workdir: process {jax.process_index()} does not see the checkpoint '
+        f'of step {step}; all processes need the same, shared workdir'
       )
     return None if step < 0 else step
 

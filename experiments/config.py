@@ -94,14 +94,15 @@ ELASTIC = (
 )
 
 
-def resolve(config: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
+def resolve(config: Mapping[str, Any]) -> Mapping[str, Any]:
   """Fills in what a config leaves out.
 
   Raises:
-    ValueError: it has a field that does not exist; the nearest one is suggested.
+    ValueError: it has a field that does not exist; the nearest one is
+      suggested.
   """
   given = ml_collections.ConfigDict(config).to_dict()
-  return ml_collections.FrozenConfigDict(_fill(given, DEFAULTS, ''))
+  return _fill(given, DEFAULTS, '')
 
 
 def _fill(given: Any, defaults: dict[str, Any], path: str) -> dict[str, Any]:
@@ -114,7 +115,9 @@ def _fill(given: Any, defaults: dict[str, Any], path: str) -> dict[str, Any]:
     if key in _OPEN or not isinstance(defaults[key], dict):
       filled[key] = value
     elif not isinstance(value, dict):
-      raise ValueError(f'config: {path}{key}={value!r} is not a group of fields')
+      raise ValueError(
+        f'config: {path}{key}={value!r} is not a group of fields'
+      )
     else:
       filled[key] = _fill(value, defaults[key], f'{path}{key}.')
   return filled

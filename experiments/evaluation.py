@@ -14,9 +14,9 @@ class Evaluator:
 
   Batch norm in several workers: each worker normalizes with the statistics of
   its own examples and keeps running averages of its own; nothing is sent for
-  them while training. Where one network is wanted, here and in what is exported,
-  its statistics are the mean over the workers. Running averages are linear, so
-  this equals averaging in every step.
+  them while training. Where one network is wanted, here and in what is
+  exported, its statistics are the mean over the workers. Running averages are
+  linear, so this equals averaging in every step.
 
   Args:
     counts: `(params, model_state, batch) -> sums`, with `examples` among them.

@@ -26,7 +26,7 @@ class ResidentFeed(NamedTuple):
     order: int32 [P, steps, batch / P], indices into `data`.
   """
 
-  data: dict[str, Any]
+  data: Any
   order: Any
 
 
@@ -44,7 +44,8 @@ class ResidentInput:
     self._data = workers.place(
       {'image': split.image, 'label': split.label}, REPLICATED
     )
-    self._epoch, self._feed = -1, None
+    self._epoch = -1
+    self._feed: ResidentFeed | None = None
 
   def feed(self, step: int) -> ResidentFeed:
     """Returns what the step after `step` steps takes its batch from."""
@@ -82,7 +83,9 @@ class StreamedInput:
     """Returns the batch of the step after `step` steps."""
     if self._batches is None or step != self._step + 1:
       local = self._workers.local_rows
-      rows = slice(local.start * self._per_worker, local.stop * self._per_worker)
+      rows = slice(
+        local.start * self._per_worker, local.stop * self._per_worker
+      )
       self._batches = self._split.batches(
         first_step=step, rows=rows, **self._arguments
       )
@@ -90,7 +93,8 @@ class StreamedInput:
     batch = next(self._batches)
     return self._workers.place_local(
       jax.tree.map(
-        lambda leaf: leaf.reshape((-1, self._per_worker) + leaf.shape[1:]), batch
+        lambda leaf: leaf.reshape((-1, self._per_worker, *leaf.shape[1:])),
+        batch,
       )
     )
 
@@ -117,8 +121,9 @@ def make_input(
     raise ValueError(
       f'batch_size={batch_size} is not divisible by workers={workers.count}'
     )
-  kind = ResidentInput if isinstance(split, Split) else StreamedInput
-  return kind(split, workers, batch_size=batch_size, seed=seed)
+  if isinstance(split, Split):
+    return ResidentInput(split, workers, batch_size=batch_size, seed=seed)
+  return StreamedInput(split, workers, batch_size=batch_size, seed=seed)
 
 
 def _steps_per_epoch(split: Split | StreamedSplit, batch_size: int) -> int:

@@ -1,6 +1,6 @@
 """Several real processes of the main job on this machine.
 
-    python -m experiments.launch --processes 2 -- --config configs/quickstart.py --workdir W
+    python -m experiments.launch --processes 2 -- --config C --workdir W
 
 What follows `--` goes to `experiments.train`. The processes find each other
 through `jax.distributed` on a free port of this machine and exchange gradients
@@ -38,7 +38,8 @@ def _start(arguments: Sequence[str], count: int) -> list[_Process]:
   root = pathlib.Path(__file__).parent.parent
   processes = []
   for index in range(count):
-    errors = tempfile.TemporaryFile() if index else None
+    # Open until the process has ended.
+    errors = tempfile.TemporaryFile() if index else None  # noqa: SIM115
     child = subprocess.Popen(
       [
         sys.executable,

@@ -1,13 +1,13 @@
 """The training loop: stages, steps, and what happens between them.
 
 The loop knows no method. It dispatches a step before it waits for the one
-before, so that the device never waits for Python, and it never has more than two
-steps in flight: XLA:CPU deadlocks on a long queue of collective programs.
+before, so that the device never waits for Python, and it never has more than
+two steps in flight: XLA:CPU deadlocks on a long queue of collective programs.
 """
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ import numpy as np
 from bandwidth.collectives import accounting
 from experiments.checkpoints import Checkpoints
 from experiments.evaluation import Evaluator
-from experiments.input import ResidentInput, StreamedInput
 from experiments.mapping import REPLICATED, Workers
 from experiments.metrics import MetricsWriter, Progress
 from experiments.stages import Stage, next_state, stage_of
@@ -29,6 +28,26 @@ from experiments.step import (
   wrap_train_step_with_input,
   wrap_train_step_with_log,
 )
+
+
+class Data(Protocol):
+  """Training batches, on the devices when a step begins.
+
+  Attributes:
+    kinds: of the leaves of a feed.
+    steps_per_epoch: of the set.
+  """
+
+  kinds: Any
+  steps_per_epoch: int
+
+  def feed(self, step: int) -> Any:
+    """Returns what the step after `step` steps takes its batch from."""
+    ...
+
+  def select(self, feed: Any, step: jax.Array) -> Any:
+    """Takes a worker's batch out of its feed, inside the step."""
+    ...
 
 
 class Job(NamedTuple):
@@ -48,7 +67,7 @@ class Job(NamedTuple):
 
   workers: Workers
   stages: list[Stage]
-  data: ResidentInput | StreamedInput
+  data: Data
   loss_gradients: Callable[..., Any]
   evaluator: Evaluator
   seed: int
@@ -112,7 +131,7 @@ def compile_stage(job: Job, stage: Stage, state: TrainState) -> CompiledStage:
     call=compiled,
     seconds=time.monotonic() - start,
     predicted_bytes=stage.reducer.wire_bytes(
-      state.params, workers=job.workers.count
+      state.params, workers=tuple(job.workers.axes.values())
     ),
     hlo_bytes=accounting.wire_bytes(compiled),
   )
@@ -147,7 +166,15 @@ def train(
     program = compile_stage(job, stage, state)
     programs.append(program)
     sinks.progress.say(_describe(stage, program))
-    state = _run_stage(job, stage, program, state, sinks, step)
+    state = run_steps(
+      job,
+      stage,
+      program,
+      state,
+      sinks,
+      step=max(step, stage.first),
+      until=stage.last,
+    )
     step = stage.last
   return state, programs
 
@@ -161,25 +188,30 @@ def _describe(stage: Stage, program: CompiledStage) -> str:
   )
 
 
-def _run_stage(
+def run_steps(
   job: Job,
   stage: Stage,
   program: CompiledStage,
   state: TrainState,
   sinks: Sinks,
+  *,
   step: int,
+  until: int,
 ) -> TrainState:
+  """Runs steps `step + 1` to `until` of a stage."""
   between = _Between(job, stage, sinks)
   flying: Window | None = None
-  for step in range(max(step, stage.first) + 1, stage.last + 1):
-    state, window = program.call(state, job.data.feed(step - 1))
+  for current in range(step + 1, until + 1):
+    state, window = program.call(state, job.data.feed(current - 1))
     if flying is not None:
-      between.steps(step - 1, flying)
+      between.steps(current - 1, flying)
     flying = window
-    if between.is_due(step):
-      between.steps(step, window)
-      between.checkpoint_and_evaluate(step, state)
+    if between.is_due(current):
+      between.steps(current, window)
+      between.checkpoint_and_evaluate(current, state)
       flying = None
+  if flying is not None:
+    between.steps(until, flying)
   return state
 
 
@@ -202,7 +234,9 @@ class _Between:
     return step == self._stage.last or _divides(self._job.eval_every, step)
 
   def _saves(self, step: int) -> bool:
-    return step == self._stage.last or _divides(self._job.checkpoint_every, step)
+    return step == self._stage.last or _divides(
+      self._job.checkpoint_every, step
+    )
 
   def steps(self, step: int, window: Window) -> None:
     """Waits for a step, and logs it if it is its turn."""
@@ -278,5 +312,3 @@ def _local(column: jax.Array) -> np.ndarray:
     return np.asarray(column)
   shards = sorted(column.addressable_shards, key=lambda s: s.index[0].start)
   return np.concatenate([np.asarray(shard.data) for shard in shards])
-
-

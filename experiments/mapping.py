@@ -3,7 +3,8 @@
 A function is written for one worker: no leading worker axis, collectives over
 the names of the workers' axes. `Workers.compile` maps it with `jax.pmap`,
 `jax.shard_map` or `jax.vmap` and compiles it. Arguments and results are of two
-kinds: `REPLICATED`, the same for all workers, and `PER_WORKER`, with the workers
+kinds: `REPLICATED`, the same for all workers, and `PER_WORKER`, with the
+  workers
 along the first axis outside of the mapped function, and without it inside.
 """
 
@@ -29,11 +30,12 @@ class Workers:
   """Workers of data-parallel training, and the devices that they are.
 
   Attributes:
-    mapping: 'pmap', 'shard_map' or 'vmap'. With 'vmap' all workers are simulated
-      on one device.
+    mapping: 'pmap', 'shard_map' or 'vmap'. With 'vmap' all workers are
+      simulated on one device.
     axes: axis names and sizes, the slowest link first. The number of workers is
       the product of the sizes.
-    mesh: of the devices; one device along each axis where workers are simulated.
+    mesh: of the devices; one device along each axis where workers are
+      simulated.
   """
 
   mapping: str
@@ -101,7 +103,8 @@ class Workers:
     `jax.pmap` and `jax.shard_map` run it on a device each. Simulated workers on
     a CPU take turns: XLA:CPU is slow at the grouped convolutions that batching
     over workers gives, and their rounding differs; laid out one after another,
-    the same operations give the same bits as on devices of their own.
+    the same operations give gradients of the same bits as on devices of their
+    own.
     """
     if self.simulated and jax.default_backend() == 'cpu':
       return _taking_turns(fn)
@@ -224,7 +227,7 @@ def _specs(kinds: Any, axes: dict[str, int]) -> Any:
 
 
 def _map_kinds(kinds: Any, fn: Callable[..., Any], tree: Any) -> Any:
-  """Maps over the leaves of `tree` that `kinds`, a prefix of it, calls local."""
+  """Maps over the leaves of `tree` that `kinds`, a prefix, says are local."""
   return jax.tree.map(
     lambda kind, subtree: (
       jax.tree.map(fn, subtree) if kind == PER_WORKER else subtree
@@ -267,7 +270,7 @@ def _nested_vmap(
     return leaf.reshape(shape + leaf.shape[1:])
 
   def join(leaf: jax.Array) -> jax.Array:
-    return leaf.reshape((-1,) + leaf.shape[len(shape) :])
+    return leaf.reshape((-1, *leaf.shape[len(shape) :]))
 
   def wrapped(*args: Any) -> Any:
     return _map_kinds(out_kinds, join, mapped(*_map_kinds(kinds, split, args)))
@@ -277,7 +280,9 @@ def _nested_vmap(
 
 def _taking_turns(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Gives `fn` a batching rule that lays out one call after another."""
-  batched = jax.custom_batching.custom_vmap(fn)
+  batched = jax.custom_batching.custom_vmap(
+    lambda *args: _kept_apart(fn(*args))
+  )
 
   @batched.def_vmap
   def rule(size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
@@ -288,7 +293,7 @@ def _taking_turns(fn: Callable[..., Any]) -> Callable[..., Any]:
         list(in_batched),
         list(args),
       )
-      turns.append(_kept_apart(batched(*mine)))
+      turns.append(batched(*mine))
     out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *turns)
     return out, jax.tree.map(lambda _: True, out)
 
@@ -298,15 +303,17 @@ def _taking_turns(fn: Callable[..., Any]) -> Callable[..., Any]:
 def _kept_apart(tree: Any) -> Any:
   """Keeps XLA:CPU from fusing what computes `tree` with what uses it.
 
-  Fused, a product and the sum over workers become multiply-adds that round once,
-  not twice, and the bits differ from those of workers with devices of their own.
-  XLA:CPU drops `optimization_barrier` too early in jax 0.10, so the boundary is
-  that of a conditional whose outcome no compiler knows: whether the loss, the
-  first leaf, is NaN. If it is, so is everything else.
+  Fused, a product and a sum become a multiply-add that rounds once, not twice,
+  and the bits differ from those of workers with devices of their own. XLA:CPU
+  drops `optimization_barrier` too early in jax 0.10, so the boundary is that of
+  a conditional whose outcome no compiler knows: whether the first
+    floating-point
+  leaf begins with NaN. If it does, so is everything else.
   """
-  loss = jax.tree.leaves(tree)[0]
+  leaves = jax.tree.leaves(tree)
+  probe = next(x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
   return jax.lax.cond(
-    jnp.isnan(loss).any(),
+    jnp.isnan(probe.ravel()[0]),
     lambda tree: jax.tree.map(_not_a_number, tree),
     lambda tree: tree,
     tree,
@@ -314,5 +321,6 @@ def _kept_apart(tree: Any) -> Any:
 
 
 def _not_a_number(leaf: jax.Array) -> jax.Array:
-  floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-  return jnp.full_like(leaf, jnp.nan if floating else 0)
+  if jnp.issubdtype(leaf.dtype, jnp.floating):
+    return jnp.full_like(leaf, jnp.nan)
+  return leaf

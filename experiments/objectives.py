@@ -110,9 +110,8 @@ def make_classification_counts(
   """
 
   def counts(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
-    logits = model.apply(
-      {'params': params, **model_state}, preprocess(batch['image'])
-    )
+    variables = {'params': params, **model_state}
+    logits: Any = model.apply(variables, preprocess(batch['image']))
     losses = optax.softmax_cross_entropy_with_integer_labels(
       logits, batch['label']
     )

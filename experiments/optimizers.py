@@ -60,8 +60,8 @@ def make_optimizer(
   """Builds an optimizer.
 
   Weight decay is applied to arrays of two or more axes only: biases and
-  normalization are left alone. With 'sgd' and 'adam' it is added to the gradient
-  (L2 regularization), with 'adamw' to the update.
+  normalization are left alone. With 'sgd' and 'adam' it is added to the
+  gradient (L2 regularization), with 'adamw' to the update.
 
   Args:
     config: `name`, what `make_schedule` takes, `momentum`, `nesterov` (sgd),

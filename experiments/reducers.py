@@ -25,7 +25,8 @@ class ChosenReducer(NamedTuple):
 
   Attributes:
     reducer: the pair of functions.
-    wire_bytes: `(params, workers=P) -> int`, bytes that a worker sends a step.
+    wire_bytes: `(params, workers=sizes of the axes) -> int`, bytes that a
+      worker sends a step.
   """
 
   reducer: GradientReducer
@@ -49,7 +50,7 @@ def make_reducer(
     if argument not in entry.arguments:
       raise ValueError(unknown_name('reducer', argument, entry.arguments))
 
-  def wire_bytes(params: Params, *, workers: int) -> int:
+  def wire_bytes(params: Params, *, workers: tuple[int, ...]) -> int:
     return entry.wire_bytes(params, workers=workers, **arguments)
 
   return ChosenReducer(entry.factory(axis_name, **arguments), wire_bytes)

@@ -40,8 +40,9 @@ def make_stages(
 ) -> list[Stage]:
   """Builds the stages of a config.
 
-  A stage that has no optimizer of its own shares that of the run, whose learning
-  rate spans all steps of the run; the schedule of an own one spans the stage.
+  A stage that has no optimizer of its own shares that of the run, whose
+  learning rate spans all steps of the run; the schedule of an own one spans the
+  stage.
 
   Raises:
     ValueError: a stage is missing, unknown, or has no length, or one of its
@@ -138,8 +139,8 @@ def next_state(stage: Stage, state: TrainState, workers: Workers) -> TrainState:
   """Carries a state over into a stage.
 
   Of the optimizer's and the reducer's state, what has the same name, shape and
-  dtype in the new stage goes on (momentum, step counts, residuals), and the rest
-  begins anew. Learning-rate schedules always count the steps of the run.
+  dtype in the new stage goes on (momentum, step counts, residuals), and the
+  rest begins anew. Learning-rate schedules always count the steps of the run.
   """
   params = jax.device_get(state.params)
   reducer_state = jax.tree.map(
@@ -151,12 +152,16 @@ def next_state(stage: Stage, state: TrainState, workers: Workers) -> TrainState:
   opt_state = _carry_over(
     workers.place(stage.optimizer.init(params), REPLICATED), state.opt_state
   )
+  done = int(state.step)
+
+  def set_count(node: Any) -> Any:
+    if not _is_schedule(node):
+      return node
+    # An array of its own: one donated twice crashes the process.
+    return node._replace(count=workers.place(np.int32(done), REPLICATED))
+
   return state._replace(
-    opt_state=jax.tree.map(
-      lambda node: node._replace(count=state.step) if _is_schedule(node) else node,
-      opt_state,
-      is_leaf=_is_schedule,
-    ),
+    opt_state=jax.tree.map(set_count, opt_state, is_leaf=_is_schedule),
     reducer_state=_carry_over(
       workers.place(reducer_state, PER_WORKER), state.reducer_state
     ),

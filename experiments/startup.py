@@ -1,13 +1,13 @@
 """What a program does before its first array: processes, devices, errors."""
 
 import ast
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -49,21 +49,23 @@ def define_flags() -> None:
   flags.DEFINE_integer('process_id', -1, 'Index of this process.')
 
 
-def config_from_flags() -> ml_collections.FrozenConfigDict:
+def config_from_flags() -> Mapping[str, Any]:
   """Reads the config, with defaults where it is silent.
 
   Raises:
-    InputError: it is missing, can't be read, or has a field that does not exist.
+    InputError: it is missing, can't be read, or has a field that does not
+      exist.
   """
-  try:
-    # A file that can't be read is found out here, not when flags are parsed.
-    config = flags.FLAGS.config
-  except (OSError, ValueError) as error:
-    raise InputError(f'config: {_message(error)}') from error
+  config = flags.FLAGS.config
   if config is None:
     raise InputError('--config is missing')
   try:
     return resolve(config)
+  except OSError as error:
+    # A file that can't be read is found out here, not when flags are parsed.
+    raise InputError(
+      f'config: {str(error).splitlines()[-1].strip()}'
+    ) from error
   except ValueError as error:
     raise InputError(str(error)) from error
 
@@ -82,9 +84,7 @@ def processes_from_flags() -> Processes:
         'num_processes and process_id need coordinator=host:port'
       )
     return Processes()
-  if values.coordinator and not (
-    0 <= values.process_id < values.num_processes
-  ):
+  if values.coordinator and not (0 <= values.process_id < values.num_processes):
     raise InputError(
       f'process_id={values.process_id} is not in [0, num_processes='
       f'{values.num_processes})'
@@ -108,12 +108,10 @@ def prepare_devices(config: Mapping[str, Any], processes: Processes) -> None:
   if devices and 'xla_force_host_platform_device_count' not in os.environ.get(
     'XLA_FLAGS', ''
   ):
-    try:
+    # In a notebook JAX may be running already; its devices will do, or
+    # make_workers says how many there are.
+    with contextlib.suppress(RuntimeError):
       jax.config.update('jax_num_cpu_devices', devices // per_process)
-    except RuntimeError:
-      # In a notebook JAX may be running already; its devices will do, or
-      # make_workers says how many there are.
-      pass
   if processes.distributed:
     _join(processes)
 
@@ -156,6 +154,7 @@ def run(main: Callable[[Sequence[str]], None], *, program: str) -> None:
     ) as error:
       # Raised by a config file or by an override of one of its fields.
       fail(program, f'config: {_message(error)}')
+    return argv
 
   def guarded(argv: Sequence[str]) -> None:
     if not flags.FLAGS['verbosity'].present:

@@ -33,12 +33,12 @@ class Window(NamedTuple):
 class TrainState(NamedTuple):
   """All that training goes on from."""
 
-  step: jax.Array  # int32 [], steps done
+  step: Any  # int32 [], steps done
   params: Any
   opt_state: optax.OptState
   reducer_state: Any
   model_state: Any  # batch-norm statistics and the like
-  window: Window
+  window: Any  # Window
 
 
 STATE_KINDS = TrainState(
@@ -77,8 +77,8 @@ def make_train_step(
     reducer: averages the gradients over the workers.
     optimizer: applied by all workers alike.
     axis_name: the workers' axis or axes.
-    seed: of the run. The key of a step is a function of (seed, step, worker), so
-      a resumed run needs no generator state.
+    seed: of the run. The key of a step is a function of (seed, step, worker),
+      so a resumed run needs no generator state.
 
   Returns:
     `(state, batch) -> state`.

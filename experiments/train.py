@@ -2,8 +2,8 @@
 
     python -m experiments.train --config configs/quickstart.py --workdir W
 
-The run resumes from its last checkpoint if the directory has one. What it leaves
-there: config.json, metrics.jsonl, TensorBoard event files, checkpoints/,
+The run resumes from its last checkpoint if the directory has one. What it
+leaves there: config.json, metrics.jsonl, TensorBoard event files, checkpoints/,
 report.json and report.md.
 """
 
@@ -55,7 +55,9 @@ def build_workers(config: Mapping[str, Any]) -> Workers:
   count = count or len(jax.devices())
   if count % hosts:
     raise ValueError(f'workers={count} is not divisible by hosts={hosts}')
-  axes = {'host': hosts, 'data': count // hosts} if hosts > 1 else {'data': count}
+  axes = (
+    {'host': hosts, 'data': count // hosts} if hosts > 1 else {'data': count}
+  )
   return make_workers(config['mapping'], axes)
 
 
@@ -123,7 +125,8 @@ class Built:
 def _load(config: Mapping[str, Any]) -> datasets.Dataset:
   names = ('name', 'source', 'data_dir', 'validation', 'image_size')
   return datasets.load(
-    memory_limit=config['memory_limit'], **{name: config[name] for name in names}
+    memory_limit=config['memory_limit'],
+    **{name: config[name] for name in names},
   )
 
 
@@ -162,7 +165,8 @@ def run(config: Mapping[str, Any], workdir: str) -> Report:
     The report, as written to `report.json`.
 
   Raises:
-    InputError: something in the config, the data or the directory can't be used.
+    InputError: something in the config, the data or the directory can't be
+      used.
   """
   try:
     config = resolve(config)
@@ -193,9 +197,7 @@ def _run(
 ) -> Report:
   job = built.job
   state, step, earlier = _begin(built, checkpoints)
-  progress = Progress(
-    steps=job.stages[-1].last, step=step, silent=not writes
-  )
+  progress = Progress(steps=job.stages[-1].last, step=step, silent=not writes)
   _announce(built, progress, step)
   sinks = Sinks(
     checkpoints=checkpoints,
@@ -273,7 +275,7 @@ def _announce(built: Built, progress: Progress, step: int) -> None:
 def _network(
   job: Job, params: Any, programs: list[CompiledStage]
 ) -> NetworkReport:
-  workers = job.workers.count
+  workers = tuple(job.workers.axes.values())
   dense = make_reducer(
     {'name': 'dense_all_reduce', 'dtype': 'float32'}, axis_name=None
   ).wire_bytes(params, workers=workers)
@@ -281,7 +283,7 @@ def _network(
   steps = [stage.last - stage.first for stage in job.stages]
   total = sum(bytes_ * n for bytes_, n in zip(sent, steps, strict=True))
   return NetworkReport(
-    workers=workers,
+    workers=job.workers.count,
     dense_bytes_per_step=dense,
     sent_bytes_per_step=sent[-1],
     ratio_steady=_ratio(dense, sent[-1]),

@@ -9,8 +9,8 @@ import numpy as np
 def resplit_workers(state: Any, workers: int) -> Any:
   """Deals the state of N workers out to M, so that its mean stays the same.
 
-  Place the N old workers, and the M new ones, side by side on the unit interval.
-  New worker j then gets the average of the old ones that it overlaps:
+  Place the N old workers, and the M new ones, side by side on the unit
+  interval. New worker j then gets the average of the old ones that it overlaps:
 
     `v'_j = M sum_i |[i/N, (i+1)/N] ∩ [j/M, (j+1)/M]| v_i`
 

@@ -1,4 +1,4 @@
-"""Residual networks for 32x32 images (He et al., arXiv 1512.03385, sec. 4.2)."""
+"""Residual networks for 32x32 images (He et al., arXiv 1512.03385, 4.2)."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,0 +1,190 @@
+"""Bytes that a worker sends: read from compiled programs, and in closed form.
+
+The two are independent, and a run reports both. A byte counts where it leaves a
+worker; what it receives is as much. Counted is the payload of the algorithms
+that send least: framing on the network adds a few per cent, padding of tiled
+layouts on a TPU is not included.
+"""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from bandwidth import tree
+from bandwidth.base import Params, unknown_name
+from bandwidth.collectives.dense import WIRE_DTYPES, chunk_size
+from bandwidth.collectives.hlo import collectives, sent_fraction
+
+
+class WireRow(NamedTuple):
+  """What a worker sends in arrays of one kind.
+
+  Attributes:
+    kind: of the collective: 'all-reduce', 'all-gather', ...
+    dtype: of the elements on the wire, 'float32'.
+    shape: of the array that a worker puts in.
+    group_size: workers that exchange with each other.
+    count: such arrays in one run of the program.
+    bytes: sent by one worker in one run, all of them together. 2 (P-1)/P of a
+      number that P does not divide is not whole.
+    between_slices: sent from one TPU slice to another.
+  """
+
+  kind: str
+  dtype: str
+  shape: tuple[int, ...]
+  group_size: int
+  count: int
+  bytes: float
+  between_slices: bool
+
+
+def wire_bytes(compiled: Any, *, unknown_trips: int | None = None) -> int:
+  """Returns the bytes that one worker sends in one run of a compiled program.
+
+  Everything is counted: gradients, metrics, batch-norm statistics; loops as
+  often as they run; of a conditional the branch that sends most. Workers that
+  `jax.vmap` simulates on one device send nothing.
+
+  Args:
+    compiled: a `jax.stages.Compiled`, or its text (optimized HLO).
+    unknown_trips: executions to assume of a loop whose number depends on data.
+
+  Returns:
+    Bytes, rounded up at the end.
+
+  Raises:
+    ValueError: `compiled` is no compiled program, or has collectives in a loop
+      that runs an unknown number of times, and `unknown_trips` is not given.
+
+  >>> import jax
+  >>> f = jax.pmap(lambda x: jax.lax.psum(x, 'data'), axis_name='data')
+  >>> wire_bytes(f.lower(jnp.ones((8, 4096))).compile())
+  28672
+  """
+  found = collectives(compiled, unknown_trips=unknown_trips)
+  return math.ceil(sum(c.sent_bytes * c.count for c in found))
+
+
+def wire_table(
+  compiled: Any, *, unknown_trips: int | None = None
+) -> list[WireRow]:
+  """Returns what one worker sends in one run of a compiled program, by array.
+
+  Args:
+    compiled: a `jax.stages.Compiled`, or its text (optimized HLO).
+    unknown_trips: executions to assume of a loop whose number depends on data.
+
+  Returns:
+    Rows in the order of the program. Their bytes add up to `wire_bytes`.
+
+  Raises:
+    ValueError: as `wire_bytes`.
+  """
+  totals: dict[tuple[Any, ...], tuple[int, Fraction]] = {}
+  for c in collectives(compiled, unknown_trips=unknown_trips):
+    fraction = sent_fraction(c.kind, c.group_size)
+    for array in c.operands:
+      key = (c.kind, array.dtype, array.shape, c.group_size, c.between_slices)
+      count, sent = totals.get(key, (0, Fraction(0)))
+      sent += c.count * array.nbytes * fraction
+      totals[key] = (count + c.count, sent)
+  return [
+    WireRow(*key[:4], count=count, bytes=float(sent), between_slices=key[4])
+    for key, (count, sent) in totals.items()
+  ]
+
+
+def dense_wire_bytes(
+  params: Params,
+  *,
+  workers: int | Sequence[int],
+  dtype: DTypeLike = jnp.float32,
+) -> int:
+  """Returns the bytes that a worker sends in a step of `dense_all_reduce`.
+
+  With n elements and P workers, `2 (P-1)/P · 4 n` in float32. In 16 bits the
+  vector is padded to P chunks of `c = chunk_size(n, P)` elements, and each of
+  two phases, all-to-all and all-gather, sends P-1 chunks: `2 (P-1) · 2 c`. Over
+  several axes, the last one goes first, and the next one carries its chunks.
+
+  Args:
+    params: a tree; the leaves may be abstract, and their dtypes don't matter.
+    workers: P, or the sizes of several mesh axes.
+    dtype: on the wire: float32, bfloat16 or float16.
+
+  Raises:
+    ValueError: `workers` is not positive, or `dtype` none of the three.
+
+  >>> dense_wire_bytes({'w': jnp.zeros(4096)}, workers=8)
+  28672
+  >>> dense_wire_bytes({'w': jnp.zeros(10)}, workers=4, dtype=jnp.bfloat16)
+  36
+  """
+  sizes = (workers,) if isinstance(workers, int) else tuple(workers)
+  if any(p < 1 for p in sizes):
+    raise ValueError(f'workers={workers} is not positive')
+  dtype = jnp.dtype(dtype)
+  if dtype.name not in WIRE_DTYPES:
+    raise ValueError(unknown_name('dtype', dtype.name, WIRE_DTYPES))
+  n, itemsize = tree.size(params), dtype.itemsize
+  if itemsize == 4:
+    return all_reduce_bytes(n * itemsize, math.prod(sizes))
+  sent = 0
+  for p in reversed(sizes):
+    n = chunk_size(n, p)
+    sent += all_to_all_bytes(p * n * itemsize, p)
+    sent += all_gather_bytes(n * itemsize, p)
+  return sent
+
+
+def all_reduce_bytes(payload: int, workers: int) -> int:
+  """Returns 2 (P-1)/P times the payload, rounded up.
+
+  Args:
+    payload: bytes of the array that each worker has, and of the sum.
+    workers: P.
+
+  >>> all_reduce_bytes(1000, 4)
+  1500
+  """
+  return -(-2 * (workers - 1) * payload // workers)
+
+
+def reduce_scatter_bytes(payload: int, workers: int) -> int:
+  """Returns (P-1)/P times the payload, rounded up.
+
+  Args:
+    payload: bytes of the array that each worker has, and of which it keeps the
+      sum of one P-th.
+    workers: P.
+  """
+  return -(-(workers - 1) * payload // workers)
+
+
+def all_to_all_bytes(payload: int, workers: int) -> int:
+  """Returns (P-1)/P times the payload, rounded up.
+
+  Args:
+    payload: bytes of the array that each worker has, one P-th for each worker,
+      itself included.
+    workers: P.
+  """
+  return -(-(workers - 1) * payload // workers)
+
+
+def all_gather_bytes(payload: int, workers: int) -> int:
+  """Returns P-1 times the payload.
+
+  Args:
+    payload: bytes that each worker contributes, a P-th of the result.
+    workers: P.
+
+  >>> all_gather_bytes(128, 8)
+  896
+  """
+  return (workers - 1) * payload

@@ -1,0 +1,1 @@
+"""Measurements, each a table on the terminal and a JSON file."""

@@ -1,0 +1,34 @@
+"""Runs a benchmark by name.
+
+python -m experiments.benchmark NAME [--output F.json] [...]
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from bandwidth.base import unknown_name
+
+BENCHMARKS = {
+  'loop': 'overhead of the training loop and of its input',
+  'tpu': 'what the TPU compiler makes of a step on a pod',
+}
+
+
+def main(argv: Sequence[str]) -> int:
+  """Hands the rest of the command line to the benchmark that it names."""
+  if not argv or argv[0] in ('-h', '--help'):
+    print((__doc__ or '').strip() + '\n')
+    for name, what in BENCHMARKS.items():
+      print(f'  {name:8} {what}')
+    return 0 if argv else 2
+  name, *rest = argv
+  if name not in BENCHMARKS:
+    message = unknown_name('NAME', name, BENCHMARKS)
+    print(f'benchmark: error: {message}', file=sys.stderr)
+    return 2
+  return importlib.import_module(f'experiments.benchmark.{name}').main(rest)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,150 @@
+"""What every reducer must survive; adding one adds a line to the table."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bandwidth.collectives import dense_all_reduce
+
+WORKERS = 4
+REDUCERS = {
+  'dense_float32': functools.partial(dense_all_reduce, dtype='float32'),
+  'dense_bfloat16': functools.partial(dense_all_reduce, dtype='bfloat16'),
+  'dense_float16': functools.partial(dense_all_reduce, dtype='float16'),
+}
+
+every_reducer = pytest.mark.parametrize('name', sorted(REDUCERS))
+
+
+def make_params(dtype=jnp.float32):
+  return {
+    'kernel': jnp.ones((5, 3), dtype),
+    'scalar': jnp.ones((), dtype),
+    'empty': jnp.ones((0, 2), dtype),
+    'bias': jnp.ones((7,), dtype),
+  }
+
+
+def make_grads(dtype=jnp.float32, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: jnp.asarray(rng.normal(size=(WORKERS, *leaf.shape)), dtype),
+    make_params(dtype),
+  )
+
+
+def all_workers(reducer, params):
+  """The reducer over simulated workers: (grads, state) -> (mean, state)."""
+  return jax.vmap(
+    lambda grads, state: reducer.reduce(grads, state, params),
+    axis_name='data',
+  )
+
+
+def make_state(reducer, params):
+  return jax.tree.map(
+    lambda leaf: jnp.broadcast_to(leaf, (WORKERS, *leaf.shape)),
+    reducer.init(params),
+  )
+
+
+@every_reducer
+def test_init_on_abstract_shapes(name):
+  reducer = REDUCERS[name]('data')
+  abstract = jax.eval_shape(reducer.init, jax.eval_shape(make_params))
+  concrete = reducer.init(make_params())
+  same = jax.tree.map(
+    lambda a, b: a.shape == b.shape and a.dtype == b.dtype, abstract, concrete
+  )
+  assert all(jax.tree.leaves(same))
+
+
+@every_reducer
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_shapes_dtypes_and_state_stay(name, dtype):
+  reducer, params = REDUCERS[name]('data'), make_params(dtype)
+  state, grads = make_state(reducer, params), make_grads(dtype)
+  mean, new_state = all_workers(reducer, params)(grads, state)
+  for before, after in ((grads, mean), (state, new_state)):
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for old, new in zip(
+      jax.tree.leaves(before), jax.tree.leaves(after), strict=True
+    ):
+      assert (old.shape, old.dtype) == (new.shape, new.dtype)
+
+
+@every_reducer
+def test_jit_equals_no_jit_and_does_not_recompile(name):
+  reducer, params = REDUCERS[name]('data'), make_params()
+  traces = []
+
+  def reduce(grads, state):
+    traces.append(1)
+    return all_workers(reducer, params)(grads, state)
+
+  state = make_state(reducer, params)
+  eager = reduce(make_grads(), state)
+  traces.clear()
+  jitted = jax.jit(reduce)
+  compiled = jitted(make_grads(), state)
+  jitted(make_grads(seed=1), compiled[1])
+  assert len(traces) == 1
+  for a, b in zip(
+    jax.tree.leaves(eager), jax.tree.leaves(compiled), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@every_reducer
+def test_all_workers_get_the_same_mean(name):
+  reducer, params = REDUCERS[name]('data'), make_params()
+  mean, _ = all_workers(reducer, params)(
+    make_grads(), make_state(reducer, params)
+  )
+  for leaf in jax.tree.leaves(mean):
+    np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+
+
+@every_reducer
+def test_same_bits_under_pmap_shard_map_and_vmap(name):
+  from jax.sharding import AxisType
+  from jax.sharding import PartitionSpec as P
+
+  # Without the empty leaf: JAX returns sharded arrays of no elements unsharded,
+  # and can't fetch them.
+  params, grads = make_params(), make_grads()
+  del params['empty'], grads['empty']
+  reducer = REDUCERS[name]('data')
+  state = make_state(reducer, params)
+
+  def one(grads, state):
+    return reducer.reduce(grads, state, params)
+
+  mesh = jax.make_mesh((WORKERS,), ('data',), axis_types=(AxisType.Auto,))
+  without = functools.partial(jax.tree.map, lambda leaf: leaf[0])
+  within = functools.partial(jax.tree.map, lambda leaf: leaf[None])
+  mapped = {
+    'vmap': jax.vmap(one, axis_name='data'),
+    'pmap': jax.pmap(one, axis_name='data'),
+    'shard_map': jax.shard_map(
+      lambda grads, state: within(one(without(grads), without(state))),
+      mesh=mesh,
+      in_specs=P('data'),
+      out_specs=P('data'),
+      check_vma=False,
+    ),
+  }
+  out = {kind: jax.device_get(fn(grads, state)) for kind, fn in mapped.items()}
+  for kind in ('pmap', 'shard_map'):
+    jax.tree.map(np.testing.assert_array_equal, out[kind], out['vmap'])
+
+
+@every_reducer
+def test_one_worker_without_an_axis_keeps_its_gradients(name):
+  reducer, params = REDUCERS[name](None), make_params()
+  grads = jax.tree.map(lambda leaf: leaf[0], make_grads())
+  mean, _ = reducer.reduce(grads, reducer.init(params), params)
+  jax.tree.map(np.testing.assert_array_equal, mean, grads)

@@ -1,0 +1,57 @@
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+ROOT = pathlib.Path(__file__).parent.parent
+FOREIGN = (
+  'flax',
+  'ml_collections',
+  'absl',
+  'orbax',
+  'tensorflow_datasets',
+  'tensorflow',
+  'experiments',
+)
+
+
+def run(code):
+  return subprocess.run(
+    [sys.executable, '-c', code],
+    capture_output=True,
+    text=True,
+    check=True,
+    cwd=ROOT,
+  ).stdout
+
+
+def test_library_adds_nothing_to_what_jax_and_optax_import():
+  code = (
+    'import sys, jax, optax; before = set(sys.modules)\n'
+    'import bandwidth.collectives, bandwidth.report, bandwidth.tree\n'
+    'new = {m.split(".")[0] for m in set(sys.modules) - before}\n'
+    f'print(sorted(new & set({FOREIGN!r})))'
+  )
+  assert run(code).strip() == '[]'
+
+
+def test_bare_import_touches_no_backend():
+  code = (
+    'import bandwidth, sys\n'
+    'print(sorted(m for m in sys.modules if m.split(".")[0] == "jax"))'
+  )
+  assert run(code).strip() == '[]'
+
+
+def test_library_imports_point_one_way():
+  for path in sorted((ROOT / 'bandwidth').rglob('*.py')):
+    for line in path.read_text('utf-8').splitlines():
+      words = line.split()
+      if words[:1] in (['import'], ['from']):
+        assert words[1].split('.')[0] not in FOREIGN, f'{path}: {line}'
+
+
+def test_requirements_agree_with_the_package():
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text('utf-8'))
+  lines = (ROOT / 'requirements.txt').read_text('utf-8').splitlines()
+  assert set(project['project']['dependencies']) <= set(lines)
