@@ -1,9 +1,8 @@
-"""LeNet-5 (Caffe's) on MNIST, dense: the baseline of Deep Compression's table
-3.
+"""LeNet-5 (Caffe's) on MNIST, dense.
 
-Published reference error 0.80 % (Han et al., arXiv 1510.00149, table 1); here
-images are shifted at random by up to two pixels. Measured accuracy, seconds and
-hardware: results/mnist_lenet5/.
+The baseline of Deep Compression's table 3. Published reference error 0.80 %
+(Han et al., arXiv 1510.00149, table 1); here images are shifted at random by up
+to two pixels. Measured: results/mnist_lenet5/.
 
     python -m experiments.train --config configs/mnist_lenet5.py --workdir W
 """

@@ -58,6 +58,16 @@ class Workers:
     """Whether one device plays all workers, so that nothing is sent."""
     return self.mapping == 'vmap'
 
+  @property
+  def on_host(self) -> bool:
+    """Whether the devices are the cores that Python runs on.
+
+    Then nothing is won by dispatching ahead, and donating memory blocks the
+    caller: on two cores, four workers took 17 ms a step with donation, 6 ms
+    without, and 4 ms waiting for each step.
+    """
+    return self.mesh.devices.flat[0].platform == 'cpu'
+
   def sharding(self, kind: str) -> NamedSharding:
     """Where arrays of a kind lie outside of mapped functions."""
     names = PartitionSpec(tuple(self.axes))
@@ -127,8 +137,11 @@ class Workers:
         arrays (or abstract ones with shardings).
       kinds: for each argument a kind, or a tree prefix of kinds.
       out_kinds: likewise for the results.
-      donate: positions of arguments whose memory the results may take.
+      donate: positions of arguments whose memory the results may take; not on
+        CPUs.
     """
+    if self.on_host:
+      donate = ()
     mapped = self._map(fn, kinds, out_kinds, donate)
     return mapped.lower(*arguments).compile()
 

@@ -4,7 +4,7 @@ Times of one step, in one process, interleaved: the compiled step called in a
 bare Python loop on a batch that lies on the devices; the same with the batch
 gathered on the device from the resident set, as training does; and the training
 loop itself, with the order of epochs, metrics, event files and log lines. All
-three keep at most two steps in flight.
+three wait for steps as the training loop does.
 """
 
 import argparse
@@ -58,16 +58,21 @@ class FixedInput:
     return feed
 
 
-def _bare(program: CompiledStage, data: Any, start: int, steps: int) -> Any:
+def _bare(
+  program: CompiledStage, data: Any, steps: int, *, on_host: bool
+) -> Callable[[TrainState], TrainState]:
   """A bare Python loop over the compiled step."""
 
   def run(state: TrainState) -> TrainState:
     flying = None
-    for step in range(start, start + steps):
+    for step in range(steps):
       state, window = program.call(state, data.feed(step))
       if flying is not None:
         jax.block_until_ready(flying.steps)
       flying = window
+      if on_host:
+        jax.block_until_ready(window.steps)
+        flying = None
     return jax.block_until_ready(state)
 
   return run
@@ -98,8 +103,12 @@ def _rows(batch_size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
     sinks = _sinks(pathlib.Path(directory))
     programs = [compile_stage(j, stage, fresh()) for j in (fixed, job)]
     runs = {
-      'bare, fixed batch': _bare(programs[0], fixed.data, 0, steps),
-      'bare, gathered batch': _bare(programs[1], job.data, 0, steps),
+      'bare, fixed batch': _bare(
+        programs[0], fixed.data, steps, on_host=job.workers.on_host
+      ),
+      'bare, gathered batch': _bare(
+        programs[1], job.data, steps, on_host=job.workers.on_host
+      ),
       'training loop': _loop(job, stage, programs[1], sinks, steps),
     }
     times = _interleave(runs, fresh, repeats)

@@ -186,8 +186,8 @@ def test_two_stages_with_different_reducers(tmp_path):
   report = run(config, str(tmp_path))
   network = report.network
   assert network.sent_bytes_per_step == network.hlo_bytes_per_step
-  assert network.ratio_steady == pytest.approx(2.0, rel=1e-3)
-  assert network.ratio_run == pytest.approx(4 / 3, rel=1e-3)
+  assert network.ratio_steady == pytest.approx(2.0, rel=5e-3)
+  assert network.ratio_run == pytest.approx(4 / 3, rel=5e-3)
 
 
 @pytest.mark.parametrize(
