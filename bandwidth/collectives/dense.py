@@ -79,9 +79,10 @@ def _wire_dtype(dtype: DTypeLike) -> jnp.dtype:
 def chunk_size(elements: int, workers: int) -> int:
   """Returns how many 16-bit words of a vector a worker averages.
 
-  Large chunks are a multiple of 128 words: the TPU compiler turns an all-gather
-  of other sizes into an all-reduce of the whole vector, which sends twice as
-  much (seen for v5e).
+  Large chunks are a multiple of 128 words: of some other sizes the TPU compiler
+  turns an all-gather into an all-reduce of the whole vector, which sends twice
+  as much (seen for v5e 4x4; for 16x16 it does so up to 32 KiB a chip whatever
+  the size).
 
   >>> chunk_size(1000, 8), chunk_size(10_000, 8)
   (125, 1280)
