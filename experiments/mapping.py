@@ -294,7 +294,7 @@ def _nested_vmap(
 def _taking_turns(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Gives `fn` a batching rule that lays out one call after another."""
   batched = jax.custom_batching.custom_vmap(
-    lambda *args: _kept_apart(fn(*args))
+    lambda *args: _kept_apart(fn(*_kept_apart(args)))
   )
 
   @batched.def_vmap

@@ -93,6 +93,9 @@ def make_train_step(
     mean_grads, reducer_state = reducer.reduce(
       grads, state.reducer_state, state.params
     )
+    # Whether a compiler contracts the mean's last product into the optimizer's
+    # sums would depend on how the step is mapped.
+    mean_grads = jax.lax.optimization_barrier(mean_grads)
     updates, opt_state = optimizer.update(
       mean_grads, state.opt_state, state.params
     )

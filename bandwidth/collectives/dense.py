@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from bandwidth.base import AxisName, GradientReducer, Params
 from bandwidth.collectives.message import pack
+from bandwidth.collectives.ordered import ordered_psum, pairwise_sum
 
 WIRE_DTYPES = ('float32', 'bfloat16', 'float16')
 
@@ -56,7 +57,7 @@ def dense_all_reduce(
     mean = packed.vector
     if axes and mean.size:
       mean = (
-        lax.psum(mean, axes) / lax.axis_size(axes)
+        ordered_psum(mean, axes) / lax.axis_size(axes)
         if wire_dtype == jnp.float32
         else _two_phase_mean(mean, axes, wire_dtype)
       )
@@ -107,7 +108,7 @@ def _two_phase_mean(
   padded = jnp.pad(vector, (0, chunk * workers - vector.size))
   words = _to_words(padded.reshape(workers, chunk), dtype)
   mine = lax.all_to_all(words, axis, split_axis=0, concat_axis=0)
-  mean = _from_words(mine, dtype).sum(axis=0) / workers
+  mean = pairwise_sum(_from_words(mine, dtype)) / workers
   mean = _two_phase_mean(mean, tuple(others), dtype)
   gathered = lax.all_gather(_to_words(mean, dtype), axis)
   return _from_words(gathered, dtype).reshape(-1)[: vector.size]

@@ -29,9 +29,12 @@ def test_sixteen_bits_round_before_and_after_a_float32_sum(
   name, dtype, workers
 ):
   grads = np.random.default_rng(1).normal(size=(workers, 13)).astype('f4')
-  total = np.zeros(13, np.float32)
-  for row in grads:
-    total = total + row.astype(dtype).astype(np.float32)
+  # Added by halves: rows 0 and P/2, 1 and P/2 + 1, …
+  rows = [row.astype(dtype).astype(np.float32) for row in grads]
+  while len(rows) > 1:
+    half = len(rows) // 2
+    rows = [rows[i] + rows[half + i] for i in range(half)] + rows[2 * half :]
+  (total,) = rows
   expected = (total / np.float32(workers)).astype(dtype).astype(np.float32)
   np.testing.assert_array_equal(
     reduce_over(jnp.asarray(grads), name)[0], expected
