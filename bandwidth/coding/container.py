@@ -1,0 +1,178 @@
+"""`model.bwz`: a compressed network in one file that explains itself.
+
+The file holds every array of a network under its name (weights, biases,
+statistics), needs no network definition to be read, and gives each array alone.
+All integers below are LEB128 varints (`wire.varint`) unless a size is given;
+all fixed sizes are little-endian. From its first byte:
+
+  magic         3 bytes 'BWZ', 1 byte version, now 1
+  head          varint 2·s + c: the directory is stored in s bytes, c = 1 if
+                compressed
+  length        if c: varint, bytes of the directory
+  directory     s bytes: as they are, or raw deflate with the preset dictionary
+                `directory.NAMES`
+  crc32         4 bytes, of everything before
+  sections      each some payloads, one after the other, and 4 bytes crc32 of
+                them; the file ends with the last
+
+Directory:
+
+  metadata      varint m, m bytes: UTF-8 JSON object; m = 0 means {}
+  tensors       varint n
+  names         n times: varint p, varint q, q bytes UTF-8: the first p bytes of
+                the name before, then these
+  kinds         n bytes: place in `ledger.KINDS` + 4·axes
+  types         n bytes: place in `tensors.DTYPES`
+  shapes        for each tensor, for each axis: varint
+  payloads      n times: varint, bytes of its payload
+
+Payloads come in the order of the directory. A section takes payloads until it
+holds at least 4096 bytes or none is left, and is never empty; so a large tensor
+has a checksum of its own, and small ones share. Where tensors begin follows
+from the directory. `records` says what a payload is; what is in one is said by
+`blocks`, `symbols`, `index_stream`, `sparse_index`, `bitstream`, `huffman` and
+`ans`, and for adaptive coding by `adaptive`, `significance`, `magnitudes`,
+`logistic` and `binary`.
+
+What is promised on malformed input: ValueError that names section and offset.
+A directory is at most 2^24 bytes, deflated or not, and the arrays of a file,
+with 512 bytes each for what surrounds them, take at most 2^28 + 4096·(file
+size) bytes in memory unless the reader raises that limit. Sizes are checked
+before anything is allocated; work grows linearly with the size of the file and
+of the arrays that its directory admits.
+
+Accounting: a table's bytes are the size of this file, biases, names, tables,
+checksums and all. A kilobyte is 1000 bytes. `Ledger` says where the bytes went;
+the writer counts them as it writes, the reader as it reads, and both add up to
+the size on disk. Tensors are kept in the order they are given.
+"""
+
+import contextlib
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bandwidth.coding import directory, records, symbols, tensors, wire
+from bandwidth.coding import ledger as ledger_lib
+from bandwidth.coding.reader import CHECKSUM, MAGIC, VERSION, checksum, row
+
+
+def encode(
+  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  *,
+  metadata: Mapping[str, Any] | None = None,
+  coder: str = 'auto',
+) -> bytes:
+  r"""Returns the file as bytes; see `write`.
+
+  >>> data = encode({'w': np.arange(3, dtype=np.float32)})
+  >>> data[:4], len(data)
+  (b'BWZ\x01', 29)
+  """
+  return _encode(arrays, metadata, coder)[0]
+
+
+def write(
+  path: str | os.PathLike[str],
+  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  *,
+  metadata: Mapping[str, Any] | None = None,
+  coder: str = 'auto',
+) -> ledger_lib.Ledger:
+  """Writes a file, aside first, then renamed: a failure leaves the old one.
+
+  Args:
+    path: where to.
+    arrays: tensors by name ('params/Conv_0/kernel'). A plain array is stored
+      bit for bit, as `RawTensor`.
+    metadata: anything JSON can say, for example the configuration from which
+      evaluation rebuilds the network.
+    coder: what may be used, one of `symbols.CODERS`: 'fixed' for pruning alone
+      or with shared weights, 'huffman' for the paper's third stage, 'auto' for
+      whatever is smallest, tensor by tensor.
+
+  Returns:
+    The ledger, whose total is the size of the file.
+
+  Raises:
+    ValueError: a bad name, dtype, metadata or coder, or arrays so repetitive
+      that a reader would have to take the file for an attack.
+  """
+  data, ledger = _encode(arrays, metadata, coder)
+  _replace(Path(path), data)
+  return ledger
+
+
+def _replace(path: Path, data: bytes) -> None:
+  aside = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
+  try:
+    with aside.open('xb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    aside.replace(path)
+  except BaseException:
+    aside.unlink(missing_ok=True)
+    raise
+  with contextlib.suppress(OSError):
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+      os.fsync(folder)
+    finally:
+      os.close(folder)
+
+
+def _encode(
+  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  metadata: Mapping[str, Any] | None,
+  coder: str,
+) -> tuple[bytes, ledger_lib.Ledger]:
+  symbols.check_coder(coder)
+  checked = _checked(arrays)
+  sizes = (math.prod(tensor.shape) for tensor in checked.values())
+  effort = records.effort_of(coder, elements=sum(sizes))
+  payloads, entries, rows = [], [], []
+  for name, tensor in checked.items():
+    sink = wire.Sink()
+    records.write(sink, tensor, effort=effort)
+    payloads.append(sink.getvalue())
+    kind = records.kind_of(tensor)
+    entry = directory.Entry(name, kind, tensor.dtype, tensor.shape, len(sink))
+    entries.append(entry)
+    rows.append(row(entry, tensor, sink))
+  header = MAGIC + bytes([VERSION])
+  header += directory.header(directory.build(entries, metadata))
+  parts, checksums = [header, checksum(header)], CHECKSUM
+  for section in directory.sections(entries):
+    body = b''.join(payloads[section])
+    parts += [body, checksum(body)]
+    checksums += CHECKSUM
+  data = b''.join(parts)
+  claimed = sum(map(directory.claimed_bytes, entries))
+  if claimed > directory.default_limit(len(data)):
+    raise ValueError(
+      f'{claimed} bytes of arrays fit {len(data)} bytes: a reader would refuse '
+      f'more than 2^28 + {directory.EXPANSION} times the size of the file'
+    )
+  ledger = ledger_lib.Ledger(
+    tensors=tuple(rows), headers=len(header), checksums=checksums
+  )
+  return data, ledger
+
+
+def _checked(
+  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+) -> dict[str, tensors.Tensor]:
+  checked = {}
+  for name, value in arrays.items():
+    directory.check_name(name)
+    try:
+      checked[name] = tensors.as_tensor(value)
+    except ValueError as error:
+      raise ValueError(f'{name}: {error}') from None
+  return checked

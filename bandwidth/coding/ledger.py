@@ -1,0 +1,125 @@
+"""Where the bytes of a file went."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bandwidth.coding import tensors, wire
+
+KINDS = ('raw', 'codebook', 'uniform')
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+  """One tensor of a file.
+
+  Attributes:
+    name: path of the array, joined by slashes.
+    kind: one of `KINDS`.
+    shape: of the array.
+    dtype: of the array, as handed out.
+    nonzero: how many elements are not zero.
+    methods: names of the coders used.
+    components: bytes by component, see `wire.COMPONENTS`; only its payload,
+      headers of the file and checksums not included.
+  """
+
+  name: str
+  kind: str
+  shape: tuple[int, ...]
+  dtype: str
+  nonzero: int
+  methods: tuple[str, ...]
+  components: Mapping[str, int]
+
+  @property
+  def size(self) -> int:
+    """Elements of the array."""
+    return math.prod(self.shape)
+
+  @property
+  def bytes(self) -> int:
+    """Bytes of the payload."""
+    return sum(self.components.values())
+
+  @property
+  def dense_bytes(self) -> int:
+    """Bytes of the array in its dtype, as handed out."""
+    return self.size * tensors.dtype_of(self.dtype).itemsize
+
+  @property
+  def density(self) -> float:
+    """Share of elements that are not zero; 0 for an empty array."""
+    return self.nonzero / self.size if self.size else 0.0
+
+  @property
+  def weight_bits(self) -> float:
+    """Bits of codes or raw values for each non-zero; 0 where there is none."""
+    values = self.components['codes'] + self.components['raw']
+    return 8 * values / self.nonzero if self.nonzero else 0.0
+
+  @property
+  def index_bits(self) -> float:
+    """Bits of index, fillers included, for each non-zero; 0 if none."""
+    index = self.components['indices'] + self.components['fillers']
+    return 8 * index / self.nonzero if self.nonzero else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+  """All bytes of a file: Σ tensors + headers + checksums = its size on disk.
+
+  Biases and statistics are counted like everything else; a kilobyte, where a
+  table prints one, is 1000 bytes.
+
+  Attributes:
+    tensors: one entry per tensor, in the order of the file.
+    headers: bytes of magic, names, shapes, lengths and metadata.
+    checksums: bytes of all checksums.
+  """
+
+  tensors: tuple[TensorEntry, ...]
+  headers: int
+  checksums: int
+
+  @property
+  def total(self) -> int:
+    """Size of the file in bytes."""
+    return sum(each.bytes for each in self.tensors) + (
+      self.headers + self.checksums
+    )
+
+  @property
+  def dense_bytes(self) -> int:
+    """Bytes of all arrays in the dtypes that they are handed out in."""
+    return sum(each.dense_bytes for each in self.tensors)
+
+  @property
+  def ratio(self) -> float:
+    """`dense_bytes` / `total`."""
+    return self.dense_bytes / self.total
+
+  @property
+  def components(self) -> dict[str, int]:
+    """Bytes by component; they add up to `total`."""
+    sums = dict.fromkeys(wire.COMPONENTS, 0)
+    for each in self.tensors:
+      for component, count in each.components.items():
+        sums[component] += count
+    sums['headers'] += self.headers
+    sums['checksums'] += self.checksums
+    return sums
+
+  def rows(self) -> list[dict[str, object]]:
+    """Returns a row per tensor, with the keys of a report's `tensors`."""
+    return [
+      {
+        'name': each.name,
+        'shape': list(each.shape),
+        'density': each.density,
+        'weight_bits': each.weight_bits,
+        'index_bits': each.index_bits,
+        'bytes': each.bytes,
+      }
+      for each in self.tensors
+    ]

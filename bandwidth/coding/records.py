@@ -1,0 +1,326 @@
+"""One tensor on the wire: its payload, which its entry in the directory sizes.
+
+A raw tensor's payload is a vector of its elements (`blocks`, raw); an empty
+array has no payload. The payload of a quantized tensor is
+
+  head          byte: layout + 2·zero + 4·grid + 8·order
+  entries       varint K                        codebook tensors only
+  grid          if grid: varint d, d varints; d at most the tensor's axes
+  values        the codebook without its first entries if zero, which then are
+                +0.0, or the steps: float32 elements in C order (`blocks`, raw)
+  codes         layout 0: a vector (`blocks`, codes); 1: `adaptive`
+
+where the codes of levels are 2·level, or −2·level − 1 for negative ones. Codes
+follow the axes in one of these orders, first axis slowest, ties to the lowest
+number (names for a kernel HWIO):
+
+  0  as they are (HWIO)             3  last two reversed, first (OIHW)
+  1  reversed (OIWH)                4  second last first (IHWO)
+  2  last first (OHWI)
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from bandwidth.coding import adaptive, blocks, tensors, wire
+
+ORDERS = 5
+# Trying orders codes a tensor several times over.
+ORDER_LIMIT = 1 << 19
+# Up to here tables cost as much as codes, and everything is quick.
+SMALL = 1 << 12
+# Up to here a network is compressed in seconds with the adaptive coder.
+_QUICK_NETWORK = 1 << 23
+# Time goes with rows: orders of more than so many times the rows are skipped.
+_MANY_ROWS = 4
+
+
+class Effort(NamedTuple):
+  """What to try.
+
+  Attributes:
+    coder: one of `symbols.CODERS`.
+    adaptive_size: the largest tensor to try the adaptive coder on.
+    dense: whether also on those of more non-zeros than zeros.
+  """
+
+  coder: str
+  adaptive_size: int
+  dense: bool
+
+
+def effort_of(coder: str, *, elements: int) -> Effort:
+  """Returns what to try on a network of so many elements in all.
+
+  'auto' leaves the adaptive coder to networks of at most 2^23 elements and to
+  tensors of at most 2^12; 'adaptive' tries it wherever `adaptive` allows.
+
+  >>> effort_of('auto', elements=25_000_000).adaptive_size
+  4096
+  """
+  if coder == 'adaptive':
+    return Effort(coder, adaptive.MAX_SIZE, True)
+  if coder != 'auto':
+    return Effort(coder, 0, False)
+  size = adaptive.MAX_SIZE if elements <= _QUICK_NETWORK else SMALL
+  return Effort(coder, size, False)
+
+
+def axes_of(order: int, ndim: int) -> tuple[int, ...]:
+  """Returns the axes, slowest first, of one of the orders.
+
+  >>> [axes_of(order, 4) for order in (1, 2, 3)]
+  [(3, 2, 1, 0), (3, 0, 1, 2), (3, 2, 0, 1)]
+  """
+  axes = tuple(range(ndim))
+  if order == 1:
+    return axes[::-1]
+  if order == 2:
+    return axes[-1:] + axes[:-1]
+  if order == 3:
+    return axes[-1:] + axes[-2:-1] + axes[:-2]
+  if order == 4:
+    return axes[-2:-1] + axes[:-2] + axes[-1:]
+  return axes
+
+
+def kind_of(tensor: tensors.Tensor) -> str:
+  """Returns the kind's name, one of `ledger.KINDS`."""
+  if isinstance(tensor, tensors.CodebookTensor):
+    return 'codebook'
+  return 'uniform' if isinstance(tensor, tensors.UniformTensor) else 'raw'
+
+
+def write(sink: wire.Sink, tensor: tensors.Tensor, *, effort: Effort) -> None:
+  """Appends the payload of a tensor."""
+  if isinstance(tensor, tensors.RawTensor):
+    elements = _bytes_of(tensor.array)
+    blocks.write_raw(sink, elements, component='raw', coder=effort.coder)
+    return
+  if isinstance(tensor, tensors.UniformTensor):
+    codes, entries = zigzag(tensor.levels), 0
+  else:
+    codes, entries = tensor.codes, tensor.codebook.shape[-1]
+  best = _smallest(codes, entries, effort)
+  _write_head(sink, tensor, best, coder=effort.coder)
+  sink.append(best.sink)
+
+
+class _Trial(NamedTuple):
+  sink: wire.Sink
+  order: int
+  layout: int
+
+
+def _smallest(codes: np.ndarray, entries: int, effort: Effort) -> _Trial:
+  """The codes under the order and layout that make them smallest."""
+  if not codes.size:
+    return _Trial(wire.Sink(), 0, 0)
+  trials = []
+  fewest = adaptive.matrix_shape(codes.shape)[0]
+  for order in _orders(codes):
+    ordered = codes.transpose(axes_of(order, codes.ndim))
+    rows = adaptive.matrix_shape(ordered.shape)[0]
+    if _may_adapt(codes, effort) and rows <= _MANY_ROWS * fewest:
+      sink = wire.Sink()
+      if adaptive.write(sink, ordered, entries=entries):
+        trials.append(_Trial(sink, order, 1))
+    sink = wire.Sink()
+    blocks.write_codes(sink, ordered.reshape(-1), coder=effort.coder)
+    trials.append(_Trial(sink, order, 0))
+  return min(trials, key=lambda trial: len(trial.sink))
+
+
+def _may_adapt(codes: np.ndarray, effort: Effort) -> bool:
+  """Within the limits of the adaptive coder, and something to learn."""
+  if codes.size > effort.adaptive_size or not adaptive.allows(codes.shape):
+    return False
+  small = codes.size <= SMALL
+  sparse = 2 * int(np.count_nonzero(codes)) <= codes.size
+  return small or effort.dense or sparse
+
+
+def _orders(codes: np.ndarray) -> list[int]:
+  """Orders worth trying: those that differ, of a small and sparse tensor."""
+  if codes.size > ORDER_LIMIT or 2 * np.count_nonzero(codes) > codes.size:
+    return [0]
+  seen: dict[tuple[int, ...], int] = {}
+  for order in range(ORDERS):
+    axes = axes_of(order, codes.ndim)
+    key = tuple(axis for axis in axes if codes.shape[axis] > 1)
+    seen.setdefault(key, order)
+  return list(seen.values())
+
+
+def _write_head(
+  sink: wire.Sink,
+  tensor: tensors.CodebookTensor | tensors.UniformTensor,
+  trial: _Trial,
+  *,
+  coder: str,
+) -> None:
+  if isinstance(tensor, tensors.CodebookTensor):
+    values = tensor.codebook
+    first = values[..., 0]
+    zero = not (first.view(np.uint32) if first.ndim else _bits(first)).any()
+  else:
+    values, zero = tensor.step, False
+  grid = tensor.grid
+  head = trial.layout + 2 * zero + 4 * bool(grid) + 8 * trial.order
+  sink.put('headers', bytes([head]))
+  if isinstance(tensor, tensors.CodebookTensor):
+    sink.varint('headers', values.shape[-1])
+  if grid:
+    sink.varint('headers', len(grid))
+    for parts in grid:
+      sink.varint('headers', parts)
+  kept = values[..., 1:] if zero else values
+  elements = _bytes_of(kept)
+  blocks.write_raw(sink, elements, component='codebooks', coder=coder)
+
+
+def _bits(value: np.ndarray) -> np.ndarray:
+  return np.frombuffer(value.tobytes(), np.uint8)
+
+
+def read(
+  source: wire.Source, kind: str, dtype: str, shape: tuple[int, ...]
+) -> tensors.Tensor:
+  """Reads the payload of a tensor.
+
+  Args:
+    source: all of the payload.
+    kind: one of `ledger.KINDS`.
+    dtype: of the array, one of `tensors.DTYPES`.
+    shape: of the array; the caller has bounded its size.
+
+  Raises:
+    ValueError: a malformed payload.
+  """
+  if kind == 'raw':
+    tensor = _read_raw(source, dtype, shape)
+  else:
+    tensor = _read_quantized(source, kind, dtype, shape)
+  source.finish()
+  return tensor
+
+
+def _read_raw(
+  source: wire.Source, dtype: str, shape: tuple[int, ...]
+) -> tensors.RawTensor:
+  kind = tensors.dtype_of(dtype)
+  elements = np.empty((math.prod(shape), kind.itemsize), np.uint8)
+  blocks.read_raw(source, elements, component='raw')
+  if dtype == 'bool' and elements.size and int(elements.max()) > 1:
+    raise source.error('a bool that is neither 0 nor 1')
+  if dtype in ('int4', 'uint4'):
+    _check_nibbles(source, elements, dtype)
+  array = _array_of(elements, kind).reshape(shape)
+  return tensors.RawTensor(array)
+
+
+def _check_nibbles(
+  source: wire.Source, elements: np.ndarray, dtype: str
+) -> None:
+  signed = elements.view(np.int8)
+  low, high = (-8, 7) if dtype == 'int4' else (0, 15)
+  if elements.size and not low <= signed.min() <= signed.max() <= high:
+    raise source.error(f'an element beyond {dtype}')
+
+
+def _read_quantized(
+  source: wire.Source, kind: str, dtype: str, shape: tuple[int, ...]
+) -> tensors.CodebookTensor | tensors.UniformTensor:
+  head = source.byte('headers')
+  layout, zero, has_grid, order = head & 1, head & 2, head & 4, head >> 3
+  if order >= ORDERS or (zero and kind != 'codebook'):
+    raise source.error(f'unknown head {head}')
+  entries = 1
+  if kind == 'codebook':
+    entries = source.varint('headers', limit=tensors.MAX_CODEBOOK)
+    if not entries:
+      raise source.error('a codebook without entries')
+  grid: tuple[int, ...] = ()
+  if has_grid:
+    grid = _read_grid(source, shape)
+  if math.prod(grid) * entries > tensors.codebook_limit(math.prod(shape)):
+    raise source.error(f'a codebook of {entries} entries in grid {grid}')
+  values = _read_values(source, grid, entries, skipped=int(bool(zero)))
+  signed = kind == 'uniform'
+  wide = np.uint32 if signed else np.uint8 if entries <= 256 else np.uint16
+  ordered = tuple(shape[axis] for axis in axes_of(order, len(shape)))
+  flat = np.zeros(math.prod(shape), wide)
+  if layout == 0:
+    blocks.read_codes(source, flat)
+  elif flat.size:
+    adaptive.read(
+      source, flat.reshape(ordered), entries=0 if signed else entries
+    )
+  inverse = np.argsort(axes_of(order, len(shape)), kind='stable')
+  codes = np.ascontiguousarray(flat.reshape(ordered).transpose(inverse))
+  codes = codes.reshape(shape)
+  with source.guard('values'):
+    if signed:
+      step = values.reshape(grid)
+      return tensors.UniformTensor(unzigzag(codes), step, dtype=dtype)
+    codebook = values.reshape((*grid, entries))
+    return tensors.CodebookTensor(codes, codebook, dtype=dtype)
+
+
+def _read_grid(source: wire.Source, shape: tuple[int, ...]) -> tuple[int, ...]:
+  ndim = source.varint('headers', limit=len(shape))
+  limits = [max(size, 1) for size in shape[len(shape) - ndim :]]
+  grid = tuple(source.varint('headers', limit=limit) for limit in limits)
+  if not all(
+    parts and size % parts == 0
+    for parts, size in zip(grid, limits, strict=True)
+  ):
+    raise source.error(f'grid {grid} does not divide shape {shape}')
+  return grid
+
+
+def _read_values(
+  source: wire.Source, grid: tuple[int, ...], entries: int, *, skipped: int
+) -> np.ndarray:
+  """The codebooks or steps, flat; `skipped` leading zeros in each codebook."""
+  groups = math.prod(grid)
+  stored = np.empty((groups * (entries - skipped), 4), np.uint8)
+  blocks.read_raw(source, stored, component='codebooks')
+  values = np.zeros((groups, entries), np.float32)
+  values[:, skipped:] = _array_of(stored, np.dtype(np.float32)).reshape(
+    groups, entries - skipped
+  )
+  return values.reshape(-1)
+
+
+def zigzag(levels: np.ndarray) -> np.ndarray:
+  """Maps int32 levels 0, −1, 1, −2 to uint32 codes 0, 1, 2, 3, and so on.
+
+  >>> zigzag(np.array([0, -1, 1, 5], np.int32))
+  array([ 0,  1,  2, 10], dtype=uint32)
+  """
+  wide = levels.view(np.uint32)
+  return wide << 1 ^ np.where(levels < 0, np.uint32(0xFFFFFFFF), np.uint32(0))
+
+
+def unzigzag(codes: np.ndarray) -> np.ndarray:
+  """Inverts `zigzag`.
+
+  >>> unzigzag(np.array([0, 1, 2, 10], np.uint32))
+  array([ 0, -1,  1,  5], dtype=int32)
+  """
+  return (codes >> 1 ^ (codes & 1) * np.uint32(0xFFFFFFFF)).view(np.int32)
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+  """[n, w] uint8, the elements in C order, low byte first."""
+  little = np.ascontiguousarray(array).reshape(-1)
+  if little.dtype.byteorder == '>':
+    little = little.astype(little.dtype.newbyteorder('<'))
+  return little.view(np.uint8).reshape(little.size, little.dtype.itemsize)
+
+
+def _array_of(elements: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  return np.ascontiguousarray(elements).reshape(-1).view(dtype)

@@ -1,0 +1,343 @@
+"""A stream of unsigned integers under the coder that makes it smallest.
+
+A stream is one byte, method + 4·width, then what its method wants:
+
+  0 constant   varint value
+  1 fixed      the values, `width` bits each (`bitstream`)
+  2 huffman    lengths table, lane lengths, codes (`huffman`)
+  3 ans        frequency table, varint length, stream (`ans`); width = q
+
+A lengths table, and the exponents of a frequency table, are nibbles: varint
+2·A + d, then A nibbles, or where d = 1 varint length and their raw deflate.
+Mantissas follow exponents, q bits each. Lane lengths are a varint where there
+is one lane; else varint minimum, one byte of width w, and where w > 0 the
+excesses over the minimum, w bits each. How many values there are is for the
+caller to know; a stream of none has no bytes at all.
+"""
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from bandwidth.coding import ans, bitstream, huffman, wire
+
+CODERS = ('auto', 'fixed', 'huffman', 'ans', 'adaptive')
+"""What a writer may use. 'fixed': constant widths; 'huffman': also canonical
+Huffman codes; 'ans': also rANS; 'auto': all of them, and the adaptive coder
+where it is quick; 'adaptive': it too wherever it can, at some µs a weight."""
+
+MAX_ALPHABET = 1 << 16
+CONSTANT, FIXED, HUFFMAN, ANS = range(4)
+"""The methods."""
+
+_METHODS = {
+  'fixed': (FIXED,),
+  'huffman': (FIXED, HUFFMAN),
+  'ans': (FIXED, ANS),
+  'auto': (FIXED, HUFFMAN, ANS),
+  'adaptive': (FIXED, HUFFMAN, ANS),
+}
+
+
+class Plan(NamedTuple):
+  """How a stream will be coded.
+
+  Attributes:
+    bits: its size. Exact for fixed widths; else within a few bytes.
+    method: one of the four numbers above.
+    costs: [A] float64, bits of each symbol; inf for one that never occurs.
+    width: bits of a value, where they are fixed; the value, if constant.
+    lengths: [A] uint8, of Huffman codes.
+    table: of frequencies.
+  """
+
+  bits: float
+  method: int
+  costs: np.ndarray
+  width: int = 0
+  lengths: np.ndarray = np.zeros(0, np.uint8)
+  table: ans.Table = ans.Table(np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0)
+
+
+EMPTY = Plan(0.0, CONSTANT, np.zeros(1))
+"""The plan of no stream."""
+
+
+def check_coder(coder: str) -> None:
+  """Raises ValueError for a coder that is none of `CODERS`."""
+  if coder not in CODERS:
+    raise ValueError(f'coder={coder!r} is unknown; known: {", ".join(CODERS)}')
+
+
+def histogram(values: np.ndarray) -> np.ndarray:
+  """Returns [A] int64 counts, A = largest + 1; of wide values only the largest.
+
+  Above 2^16 different values only fixed widths are used, so that a table of
+  counts would serve nothing: the result then is [0], and A speaks for itself.
+
+  >>> histogram(np.array([0, 2, 2]))
+  array([1, 0, 2])
+  """
+  if values.size and int(values.max()) >= MAX_ALPHABET:
+    return np.zeros(0, np.int64)
+  return np.bincount(values)
+
+
+def plan(counts: np.ndarray, *, coder: str, largest: int) -> Plan:
+  """Finds the smallest method for a stream with these counts.
+
+  Args:
+    counts: [A] occurrences, or [0] for wide values; see `histogram`.
+    coder: one of `CODERS`.
+    largest: the largest value of the stream.
+
+  Returns:
+    The plan of fewest bits.
+
+  >>> plan(np.array([900, 100]), coder='auto', largest=1).bits < 550
+  True
+  """
+  if not counts.size:
+    width = bitstream.width_of(largest)
+    return Plan(np.inf, FIXED, np.full(1, float(width)), width=width)
+  total = int(counts.sum())
+  present = np.flatnonzero(counts)
+  if present.size == 1:
+    bits = 8 + 8 * len(wire.varint(int(present[0])))
+    costs = np.zeros(counts.size)
+    return Plan(bits, CONSTANT, costs, width=int(present[0]))
+  width = bitstream.width_of(largest)
+  plans = [
+    Plan(
+      8 + 8 * bitstream.packed_bytes(total, width),
+      FIXED,
+      np.full(counts.size, float(width)),
+      width=width,
+    )
+  ]
+  methods = _METHODS[coder]
+  if HUFFMAN in methods and present.size <= 1 << huffman.MAX_LENGTH:
+    plans.append(_plan_huffman(counts, total))
+  if ANS in methods:
+    plans.append(_plan_ans(counts, present))
+  return min(plans, key=lambda each: each.bits)
+
+
+def _plan_huffman(counts: np.ndarray, total: int) -> Plan:
+  lengths = huffman.code_lengths(counts)
+  bits = float(counts @ lengths.astype(np.int64))
+  lanes = -(-total // huffman.LANE)
+  # Lane lengths take about a byte each; they are known once coded.
+  overhead = 8 + 8 * len(_nibbles(lengths)) + 8 * (3 + lanes * (lanes > 1))
+  costs = np.where(lengths > 0, lengths.astype(np.float64), np.inf)
+  return Plan(bits + overhead, HUFFMAN, costs, lengths=lengths)
+
+
+def _plan_ans(counts: np.ndarray, present: np.ndarray) -> Plan:
+  best = Plan(np.inf, ANS, counts)
+  for mantissa_bits in ans.MANTISSAS:
+    table = ans.make_table(counts, mantissa_bits=mantissa_bits)
+    costs = ans.bits_of_symbols(table)
+    bits = float(counts[present] @ costs[present])
+    bits += 8 * len(_nibbles(table.exponents)) + present.size * mantissa_bits
+    bits += 8 * 7
+    if bits < best.bits:
+      best = Plan(bits, ANS, costs, table=table)
+  return best
+
+
+def cost(costs: np.ndarray, symbol: int) -> float:
+  """Returns the bits of a symbol by the costs of a stream; 0 if it has none."""
+  if costs.size > 1 and symbol >= costs.size:
+    return 0.0
+  bits = float(costs[symbol if costs.size > 1 else 0])
+  return bits if np.isfinite(bits) else 0.0
+
+
+def write(
+  sink: wire.Sink, values: np.ndarray, plan: Plan, *, component: str
+) -> None:
+  """Appends a stream. `plan` must be that of the values' own counts."""
+  if not values.size:
+    return
+  if plan.method == CONSTANT:
+    sink.varint('headers', CONSTANT)
+    sink.varint(component, plan.width)
+    sink.note('constant', component)
+  elif plan.method == FIXED:
+    sink.put('headers', bytes([FIXED + 4 * plan.width]))
+    sink.put(component, bitstream.pack(values, plan.width))
+    sink.note('fixed', component)
+  elif plan.method == HUFFMAN:
+    _write_huffman(sink, values, plan.lengths, component)
+  else:
+    table = plan.table
+    sink.put('headers', bytes([ANS + 4 * table.mantissa_bits]))
+    sink.put('tables', _nibbles(table.exponents))
+    if table.mantissa_bits:
+      sink.put('tables', bitstream.pack(table.mantissas, table.mantissa_bits))
+    data = ans.encode(values, table)
+    sink.varint('headers', len(data))
+    sink.put(component, data)
+    sink.note('ans', component)
+
+
+def _write_huffman(
+  sink: wire.Sink, values: np.ndarray, lengths: np.ndarray, component: str
+) -> None:
+  sink.put('headers', bytes([HUFFMAN]))
+  sink.put('tables', _nibbles(lengths))
+  stream = huffman.encode(values, lengths)
+  low = int(stream.lane_bits.min())
+  sink.varint('headers', low)
+  if stream.lane_bits.size > 1:
+    excess = stream.lane_bits - low
+    width = int(excess.max()).bit_length()
+    sink.put('headers', bytes([width]))
+    if width:
+      sink.put('headers', bitstream.pack(excess, width))
+  sink.put(component, stream.data)
+  sink.note('huffman', component)
+
+
+def read(
+  source: wire.Source, count: int, *, component: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Reads a stream.
+
+  Args:
+    source: stands at the first byte of the stream.
+    count: how many values; bounded by the caller.
+    component: what the values are.
+
+  Returns:
+    The values, [count] of uint8, uint16 or uint32, and their costs in bits by
+    symbol, as in `Plan`; of length one where all symbols cost the same.
+
+  Raises:
+    ValueError: a malformed stream.
+  """
+  if not count:
+    return np.zeros(0, np.uint8), np.zeros(1)
+  first = source.byte('headers')
+  method, width = first & 3, first >> 2
+  if method == CONSTANT:
+    if width:
+      raise source.error(f'unknown coder {first}')
+    value = source.varint(component, limit=(1 << 32) - 1)
+    source.note('constant', component)
+    return np.full(count, value, _dtype(value)), np.zeros(1)
+  if method == FIXED:
+    if not 1 <= width <= bitstream.MAX_WIDTH:
+      raise source.error(f'width {width} is not in 1 … 32')
+    data = source.take(component, bitstream.packed_bytes(count, width))
+    with source.guard('fixed-width values'):
+      values = bitstream.unpack(data, count, width)
+    source.note('fixed', component)
+    return values, np.full(1, float(width))
+  if method == HUFFMAN:
+    if width:
+      raise source.error(f'unknown coder {first}')
+    return _read_huffman(source, count, component)
+  return _read_ans(source, count, component, width)
+
+
+def _dtype(largest: int) -> type[np.unsignedinteger]:
+  if largest < 1 << 8:
+    return np.uint8
+  return np.uint16 if largest < 1 << 16 else np.uint32
+
+
+def _read_huffman(
+  source: wire.Source, count: int, component: str
+) -> tuple[np.ndarray, np.ndarray]:
+  lengths = _read_nibbles(source)
+  with source.guard('Huffman code lengths'):
+    huffman.check_lengths(lengths)
+  lanes = -(-count // huffman.LANE)
+  longest = huffman.LANE * huffman.MAX_LENGTH
+  lane_bits = np.full(lanes, source.varint('headers', limit=longest), np.int64)
+  if lanes > 1 and (width := source.byte('headers')):
+    if width > 16:
+      raise source.error(f'width {width} of lane lengths is not in 0 … 16')
+    data = source.take('headers', bitstream.packed_bytes(lanes, width))
+    with source.guard('lane lengths'):
+      lane_bits += bitstream.unpack(data, lanes, width)
+  data = source.take(component, (int(lane_bits.sum()) + 7) // 8)
+  with source.guard('Huffman codes'):
+    values = huffman.decode(data, lane_bits, lengths, count)
+  source.note('huffman', component)
+  return values, np.where(lengths > 0, lengths.astype(np.float64), np.inf)
+
+
+def _read_ans(
+  source: wire.Source, count: int, component: str, mantissa_bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+  if mantissa_bits > 8:
+    raise source.error(f'{mantissa_bits} mantissa bits exceed 8')
+  exponents = _read_nibbles(source)
+  present = int(np.count_nonzero(exponents))
+  mantissas = np.zeros(present, np.uint8)
+  if mantissa_bits:
+    size = bitstream.packed_bytes(present, mantissa_bits)
+    data = source.take('tables', size)
+    with source.guard('mantissas'):
+      mantissas = bitstream.unpack(data, present, mantissa_bits)
+  table = ans.Table(exponents, mantissas, mantissa_bits)
+  with source.guard('frequencies'):
+    costs = ans.bits_of_symbols(table)
+  length = source.varint('headers', limit=source.remaining)
+  data = source.take(component, length)
+  with source.guard('rANS stream'):
+    values = ans.decode(data, table, count)
+  source.note('ans', component)
+  return values, costs
+
+
+def _nibbles(values: np.ndarray) -> bytes:
+  size = int(np.flatnonzero(values)[-1]) + 1
+  plain = bitstream.pack(values[:size], 4)
+  packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+  small = packer.compress(plain) + packer.flush()
+  small = wire.varint(len(small)) + small
+  if len(small) < len(plain):
+    return wire.varint(2 * size + 1) + small
+  return wire.varint(2 * size) + plain
+
+
+def _read_nibbles(source: wire.Source) -> np.ndarray:
+  head = source.varint('tables', limit=2 * MAX_ALPHABET + 1)
+  size = head >> 1
+  if not size:
+    raise source.error('a table of no symbols')
+  length = bitstream.packed_bytes(size, 4)
+  if head & 1:
+    stored = source.varint('tables', limit=source.remaining)
+    data = inflate(source, source.take('tables', stored), length)
+  else:
+    data = source.take('tables', length)
+  with source.guard('table'):
+    return bitstream.unpack(data, size, 4)
+
+
+def inflate(
+  source: wire.Source,
+  data: bytes | memoryview,
+  length: int,
+  *,
+  dictionary: bytes = b'',
+) -> bytes:
+  """Inverts a raw deflate of exactly `length` bytes, in bounded memory.
+
+  Raises:
+    ValueError: a malformed stream, or one of another length.
+  """
+  unpacker = zlib.decompressobj(-15, zdict=dictionary)
+  try:
+    out = unpacker.decompress(data, length + 1)
+  except zlib.error as error:
+    raise source.error(f'deflate: {error}') from None
+  if len(out) != length or not unpacker.eof or unpacker.unused_data:
+    raise source.error(f'deflate: not exactly {length} bytes')
+  return out

@@ -1,0 +1,336 @@
+"""What a file holds for one array: its bits, shared weights, or levels.
+
+Values may differ from group to group. Groups are the cells of a grid: a grid
+(g_1, …, g_d) divides the axes of a shape (s_1, …, s_d) into g_a equal runs
+each, g_a a divisor of s_a. A shorter grid is aligned with the last axes, as
+NumPy broadcasts: one value per output channel of a kernel [.., C] is (C,).
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = (
+  'float32', 'float16', 'bfloat16', 'float64', 'int8', 'int16', 'int32',
+  'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'bool', 'complex64',
+  'complex128', 'int4', 'uint4', 'float8_e4m3fn', 'float8_e5m2',
+)  # fmt: skip
+"""Element types a file can hold; a file stores the place in this list."""
+
+FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
+"""Element types that quantized values can be handed out in."""
+
+MAX_CODEBOOK = 1 << 16
+
+
+def codebook_limit(size: int) -> int:
+  """Returns how many centroids in all a tensor of so many elements may have.
+
+  Beyond 16 per element they compress nothing, and a file could claim any
+  amount of memory with them.
+  """
+  return MAX_CODEBOOK + 16 * size
+
+
+def dtype_of(name: str) -> np.dtype:
+  """Returns the NumPy dtype of a name in `DTYPES`.
+
+  >>> dtype_of('bfloat16').itemsize
+  2
+  """
+  if name in ('bfloat16', 'int4', 'uint4') or name.startswith('float8'):
+    return np.dtype(getattr(ml_dtypes, name))
+  return np.dtype(name)
+
+
+@dataclass(frozen=True, eq=False)
+class RawTensor:
+  """An array kept bit for bit, NaN payloads and the sign of zero included.
+
+  Attributes:
+    array: of any shape; its dtype is one of `DTYPES`.
+  """
+
+  array: np.ndarray
+
+  def __post_init__(self) -> None:
+    array = np.asarray(self.array)
+    if array.dtype.name not in DTYPES:
+      raise ValueError(f'array has dtype {array.dtype}; no file holds that')
+    object.__setattr__(self, 'array', array)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the array."""
+    return self.array.shape
+
+  @property
+  def dtype(self) -> str:
+    """Name of the dtype of the array."""
+    return self.array.dtype.name
+
+  def to_array(self) -> np.ndarray:
+    """Returns the array."""
+    return self.array
+
+  def count_nonzero(self) -> int:
+    """Returns how many elements are not zero."""
+    return int(np.count_nonzero(self.array))
+
+
+@dataclass(frozen=True, eq=False)
+class CodebookTensor:
+  """Shared weights: W[i] = codebook[g(i), codes[i]], g(i) the group of i.
+
+  Where weights were pruned, entry 0 is exactly 0.0 and stands for them (Han,
+  Mao & Dally, arXiv 1510.00149); a ternary tensor (Zhu et al., 1612.01064) has
+  the codebook (0, W_p, −W_n). Sparse coding is of use only then, but exact in
+  any case.
+
+  Attributes:
+    codes: [shape] uint8 (K ≤ 256) or uint16 (K ≤ 65536), each below K.
+    codebook: [K], or [*grid, K], float32, all finite.
+    dtype: of the array handed out, one of `FLOATS`.
+
+  >>> CodebookTensor(np.array([[0, 2], [1, 0]]), [0.0, -0.5, 0.25]).to_array()
+  array([[ 0.  ,  0.25],
+         [-0.5 ,  0.  ]], dtype=float32)
+  """
+
+  codes: np.ndarray
+  codebook: np.ndarray
+  dtype: str = field(default='float32', kw_only=True)
+
+  def __post_init__(self) -> None:
+    codebook = _finite('codebook', self.codebook)
+    if not codebook.ndim or not 1 <= codebook.shape[-1] <= MAX_CODEBOOK:
+      raise ValueError(
+        f'codebook has shape {codebook.shape}; '
+        f'1 … {MAX_CODEBOOK} entries are wanted'
+      )
+    codes = _integers('codes', self.codes)
+    entries = codebook.shape[-1]
+    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < entries:
+      raise ValueError(
+        f'codes reach from {codes.min()} to {codes.max()}; '
+        f'the codebook has {entries} entries'
+      )
+    _check_grid('codebook', codebook.shape[:-1], codes.shape)
+    if codebook.size > codebook_limit(codes.size):
+      raise ValueError(
+        f'codebook has {codebook.size} entries for {codes.size} codes'
+      )
+    _check_float(self.dtype)
+    narrow = np.uint8 if entries <= 256 else np.uint16
+    object.__setattr__(self, 'codes', codes.astype(narrow, copy=False))
+    object.__setattr__(self, 'codebook', codebook)
+
+  @classmethod
+  def along_axis(
+    cls,
+    codes: np.ndarray,
+    codebooks: np.ndarray,
+    *,
+    axis: int | None,
+    dtype: str = 'float32',
+  ) -> 'CodebookTensor':
+    """Returns a tensor with a codebook for each index of an axis.
+
+    Args:
+      codes: [shape] integers.
+      codebooks: [shape[axis], K], or [K] where `axis` is None.
+      axis: of the codes; negative ones count from the last.
+      dtype: as above.
+
+    >>> codes, books = np.array([[0, 1], [1, 1]]), np.array([[0, 1], [0, 5]])
+    >>> CodebookTensor.along_axis(codes, books, axis=0).to_array()
+    array([[0., 1.],
+           [5., 5.]], dtype=float32)
+    """
+    grid = _grid_along(np.shape(codes), axis)
+    books = np.asarray(codebooks)
+    return cls(codes, books.reshape(*grid, books.shape[-1]), dtype=dtype)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the array."""
+    return self.codes.shape
+
+  @property
+  def grid(self) -> tuple[int, ...]:
+    """Groups along the last axes; () for one codebook."""
+    return self.codebook.shape[:-1]
+
+  @property
+  def zero_reserved(self) -> bool:
+    """Whether code 0 means exactly 0.0 in every group."""
+    return bool((self.codebook[..., 0] == 0).all())
+
+  def to_array(self) -> np.ndarray:
+    """Returns W, [shape] of `dtype`."""
+    table = self.codebook.astype(dtype_of(self.dtype))
+    if table.ndim == 1:
+      return table[self.codes]
+    blocked, cells = _blocked(self.shape, self.grid)
+    entries = table.shape[-1]
+    groups = np.arange(table.size // entries, dtype=np.int64).reshape(cells)
+    flat = groups * entries + self.codes.reshape(blocked)
+    return table.reshape(-1)[flat].reshape(self.shape)
+
+  def count_nonzero(self) -> int:
+    """Returns how many weights are not zero."""
+    if self.grid:
+      return int(np.count_nonzero(self.to_array()))
+    counts = np.bincount(self.codes.reshape(-1), minlength=self.codebook.size)
+    return int(counts[self.codebook != 0].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class UniformTensor:
+  """Integer levels: W[i] = float32(levels[i])·step[g(i)], in float32.
+
+  Attributes:
+    levels: [shape] int32.
+    step: [] or [*grid], float32, finite and not negative.
+    dtype: of the array handed out, one of `FLOATS`.
+
+  >>> UniformTensor(np.array([[3, -2], [0, 1]]), [0.5, 0.25]).to_array()
+  array([[ 1.5 , -0.5 ],
+         [ 0.  ,  0.25]], dtype=float32)
+  """
+
+  levels: np.ndarray
+  step: np.ndarray
+  dtype: str = field(default='float32', kw_only=True)
+
+  def __post_init__(self) -> None:
+    step = _finite('step', self.step)
+    if (step < 0).any():
+      raise ValueError(f'step has a negative entry, {step.min()}')
+    levels = _integers('levels', self.levels)
+    bound = 1 << 31
+    if levels.size and not (
+      -bound <= int(levels.min()) and int(levels.max()) < bound
+    ):
+      raise ValueError('levels do not fit 32 bits')
+    _check_grid('step', step.shape, levels.shape)
+    _check_float(self.dtype)
+    object.__setattr__(self, 'levels', levels.astype(np.int32, copy=False))
+    object.__setattr__(self, 'step', step)
+
+  @classmethod
+  def along_axis(
+    cls,
+    levels: np.ndarray,
+    steps: np.ndarray,
+    *,
+    axis: int | None,
+    dtype: str = 'float32',
+  ) -> 'UniformTensor':
+    """Returns a tensor with a step for each index of an axis.
+
+    Args:
+      levels: [shape] integers.
+      steps: [shape[axis]], or [] where `axis` is None.
+      axis: of the levels; negative ones count from the last.
+      dtype: as above.
+
+    >>> levels = np.eye(2, dtype=int)
+    >>> UniformTensor.along_axis(levels, [2, 3], axis=0).to_array()
+    array([[2., 0.],
+           [0., 3.]], dtype=float32)
+    """
+    grid = _grid_along(np.shape(levels), axis)
+    return cls(levels, np.reshape(steps, grid), dtype=dtype)
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the array."""
+    return self.levels.shape
+
+  @property
+  def grid(self) -> tuple[int, ...]:
+    """Groups along the last axes; () for one step."""
+    return self.step.shape
+
+  def to_array(self) -> np.ndarray:
+    """Returns W, [shape] of `dtype`."""
+    blocked, cells = _blocked(self.shape, self.grid)
+    values = self.levels.reshape(blocked).astype(np.float32)
+    # A product beyond float32 would be inf: the one overflow that can occur.
+    with np.errstate(over='ignore'):
+      values = values * self.step.reshape(cells)
+      return values.reshape(self.shape).astype(dtype_of(self.dtype))
+
+  def count_nonzero(self) -> int:
+    """Returns how many weights are not zero."""
+    if not self.step.all():
+      return int(np.count_nonzero(self.to_array()))
+    return int(np.count_nonzero(self.levels))
+
+
+Tensor: TypeAlias = RawTensor | CodebookTensor | UniformTensor
+
+
+def as_tensor(value: Tensor | np.ndarray) -> Tensor:
+  """Returns a tensor as it is, and anything else as a `RawTensor`."""
+  if isinstance(value, RawTensor | CodebookTensor | UniformTensor):
+    return value
+  return RawTensor(value)
+
+
+def _finite(name: str, value: np.ndarray) -> np.ndarray:
+  array = np.asarray(value)
+  if array.dtype.kind not in 'fiu' and array.dtype.name not in FLOATS:
+    raise ValueError(f'{name} has dtype {array.dtype}; floats are wanted')
+  with np.errstate(over='ignore'):
+    array = array.astype(np.float32)
+  if not np.isfinite(array).all():
+    raise ValueError(f'{name} holds NaN or infinity')
+  return array
+
+
+def _integers(name: str, value: np.ndarray) -> np.ndarray:
+  array = np.asarray(value)
+  if array.dtype.kind not in 'iu':
+    raise ValueError(f'{name} has dtype {array.dtype}; integers are wanted')
+  return array
+
+
+def _check_float(dtype: str) -> None:
+  if dtype not in FLOATS:
+    raise ValueError(f'dtype={dtype!r} is none of {", ".join(FLOATS)}')
+
+
+def _check_grid(
+  name: str, grid: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+  fits = len(grid) <= len(shape) and all(
+    0 < parts <= max(size, 1) and size % parts == 0
+    for parts, size in zip(grid[::-1], shape[::-1], strict=False)
+  )
+  if not fits:
+    raise ValueError(
+      f'{name} has the grid {grid}, which does not divide shape {shape}'
+    )
+
+
+def _grid_along(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+  if axis is None:
+    return ()
+  if not -len(shape) <= axis < len(shape):
+    raise ValueError(f'axis={axis} is none of shape {shape}')
+  axis %= len(shape)
+  return (shape[axis],) + (1,) * (len(shape) - axis - 1)
+
+
+def _blocked(
+  shape: tuple[int, ...], grid: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Shapes (g_1, s_1/g_1, …) of the elements and (g_1, 1, …) of the groups."""
+  grid = (1,) * (len(shape) - len(grid)) + grid
+  pairs = list(zip(grid, shape, strict=True))
+  blocked = tuple(n for parts, size in pairs for n in (parts, size // parts))
+  return blocked, tuple(n for parts, _ in pairs for n in (parts, 1))

@@ -1,0 +1,176 @@
+"""Bytes with labels: a writer and a bounds-checked reader that both keep count.
+
+Every byte that enters or leaves goes under the name of one component, so that
+the ledger of a file is exact by construction, on either side.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+
+COMPONENTS = (
+  'codes',
+  'indices',
+  'fillers',
+  'codebooks',
+  'raw',
+  'tables',
+  'headers',
+  'checksums',
+)
+"""What a byte of a file can be. `codes`: weights, or adaptively coded weights
+with their positions; `indices`: positions of non-zeros; `fillers`: gap and code
+of entries that only bridge a long gap; `codebooks`: centroids and steps; `raw`:
+values kept as they are (biases, statistics); `tables`: code lengths and
+frequencies; `headers`: names, shapes, lengths, methods; `checksums`."""
+
+
+def varint(value: int) -> bytes:
+  """Returns the LEB128 form: seven bits a byte, low first, high bit = more.
+
+  >>> varint(300).hex()
+  'ac02'
+  """
+  if value < 0:
+    raise ValueError(f'value={value} is negative')
+  out = bytearray()
+  while value > 0x7F:
+    out.append(value & 0x7F | 0x80)
+    value >>= 7
+  out.append(value)
+  return bytes(out)
+
+
+class Sink:
+  """Collects bytes and counts them by component.
+
+  Attributes:
+    counts: bytes so far, by component.
+    methods: names of the coders used, codebooks' aside, in order of use.
+  """
+
+  def __init__(self) -> None:
+    self._parts: list[bytes] = []
+    self.counts: Counter[str] = Counter()
+    self.methods: dict[str, None] = {}
+
+  def put(self, component: str, data: bytes) -> None:
+    """Appends bytes under a component's name."""
+    self._parts.append(data)
+    self.counts[component] += len(data)
+
+  def varint(self, component: str, value: int) -> None:
+    """Appends an unsigned integer, see `varint`."""
+    self.put(component, varint(value))
+
+  def move(self, source: str, target: str, amount: int) -> None:
+    """Counts bytes that stand under `source` under `target` instead."""
+    self.counts[source] -= amount
+    self.counts[target] += amount
+
+  def note(self, method: str, component: str = 'codes') -> None:
+    """Records the name of a coder of anything but codebooks."""
+    if component != 'codebooks':
+      self.methods.setdefault(method)
+
+  def append(self, other: 'Sink') -> None:
+    """Appends all that another sink holds."""
+    self._parts.extend(other._parts)
+    self.counts.update(other.counts)
+    self.methods.update(other.methods)
+
+  def __len__(self) -> int:
+    return self.counts.total()
+
+  def getvalue(self) -> bytes:
+    """Returns the bytes, joined."""
+    return b''.join(self._parts)
+
+
+class Source:
+  """Reads what a `Sink` wrote, never past the end.
+
+  Attributes:
+    counts: bytes consumed so far, by component.
+    methods: names of the coders met, codebooks' aside, in order of use.
+  """
+
+  def __init__(
+    self, data: bytes | memoryview, *, section: str, offset: int = 0
+  ) -> None:
+    """Wraps bytes.
+
+    Args:
+      data: the bytes of one section, or of one tensor in it.
+      section: what they are, for error messages.
+      offset: where in the file they begin, for error messages.
+    """
+    self._data = memoryview(data)
+    self._section = section
+    self._offset = offset
+    self._position = 0
+    self.counts: Counter[str] = Counter()
+    self.methods: dict[str, None] = {}
+
+  @property
+  def remaining(self) -> int:
+    """Bytes not read yet."""
+    return len(self._data) - self._position
+
+  def error(self, message: str) -> ValueError:
+    """Returns an error that names the section and the offset in the file."""
+    at = self._offset + self._position
+    return ValueError(f'{self._section}, byte {at}: {message}')
+
+  @contextlib.contextmanager
+  def guard(self, what: str) -> Iterator[None]:
+    """Adds section and offset to a `ValueError` raised inside."""
+    try:
+      yield
+    except ValueError as error:
+      raise self.error(f'{what}: {error}') from None
+
+  def take(self, component: str, length: int) -> memoryview:
+    """Reads bytes. Raises ValueError where fewer are left."""
+    if length > self.remaining:
+      raise self.error(f'{length} bytes wanted, {self.remaining} left')
+    begin = self._position
+    self._position += length
+    self.counts[component] += length
+    return self._data[begin : self._position]
+
+  def byte(self, component: str) -> int:
+    """Reads one byte."""
+    return self.take(component, 1)[0]
+
+  def varint(self, component: str, *, limit: int) -> int:
+    """Reads an unsigned integer. Raises ValueError if it exceeds `limit`."""
+    value, shift = 0, 0
+    while True:
+      byte = self.byte(component)
+      value |= (byte & 0x7F) << shift
+      if value > limit:
+        raise self.error(f'value {value} exceeds its limit {limit}')
+      if byte < 0x80:
+        break
+      shift += 7
+      if shift > 63:
+        raise self.error('integer of more than 64 bits')
+    if shift and not byte:
+      raise self.error('integer with a needless last byte')
+    return value
+
+  def move(self, source: str, target: str, amount: int) -> None:
+    """Counts bytes that stand under `source` under `target` instead."""
+    self.counts[source] -= amount
+    self.counts[target] += amount
+
+  def note(self, method: str, component: str = 'codes') -> None:
+    """Records the name of a coder of anything but codebooks."""
+    if component != 'codebooks':
+      self.methods.setdefault(method)
+
+  def finish(self) -> None:
+    """Raises ValueError unless every byte was read."""
+    if self.remaining:
+      raise self.error(f'{self.remaining} bytes follow the last value')
