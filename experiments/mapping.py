@@ -190,7 +190,8 @@ def make_workers(mapping: str, axes: dict[str, int]) -> Workers:
 
   Raises:
     ValueError: the mapping is unknown, a size is not positive, `pmap` is given
-      several axes, or there are fewer devices than workers.
+      several axes, there are fewer devices than workers, or a process would
+      have no worker.
   """
   if mapping not in MAPPINGS:
     raise ValueError(unknown_name('mapping', mapping, MAPPINGS))
@@ -203,11 +204,17 @@ def make_workers(mapping: str, axes: dict[str, int]) -> Workers:
     )
   devices = jax.devices()
   if mapping == 'vmap':
+    if jax.process_count() > 1:
+      raise ValueError(
+        f"mapping='vmap' simulates workers in one process, not in "
+        f'{jax.process_count()}'
+      )
     devices = jax.local_devices()[:1]
   elif count > len(devices):
     raise ValueError(_too_few_devices(count, devices))
   else:
     devices = devices[:count]
+    _check_every_process_has_one(count, devices)
   shape = [1] * len(axes) if mapping == 'vmap' else list(axes.values())
   mesh = Mesh(
     np.array(devices).reshape(shape),
@@ -226,6 +233,15 @@ def _too_few_devices(count: int, devices: Sequence[Any]) -> str:
     f'workers={count} but there are {len(devices)} {platform} devices; {more}, '
     f'--config.mapping=vmap simulates {count} workers on one device'
   )
+
+
+def _check_every_process_has_one(count: int, devices: Sequence[Any]) -> None:
+  idle = set(range(jax.process_count())) - {d.process_index for d in devices}
+  if idle:
+    raise ValueError(
+      f'workers={count} leave process {min(idle)} of {jax.process_count()} '
+      'without one; start fewer processes or set cpu_devices to the workers'
+    )
 
 
 def _mapped_axis(kind: str) -> int | None:

@@ -173,7 +173,7 @@ def run(config: Mapping[str, Any], workdir: str) -> Report:
     built = Built(config)
     directory = make_writable(workdir)
     check_config(directory, config)
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     raise InputError(' '.join(str(error).split())) from error
   first = jax.process_index() == 0
   if first:

@@ -126,7 +126,16 @@ def test_two_processes_reach_what_one_with_two_devices_does(
   assert 'resumed after step 40' in out
 
 
-def test_launch_reports_one_error_and_ends(config_file, tmp_path):
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('--config.batch_size=63', 'batch_size=63 is not divisible by workers=2'),
+    ('--config.workers=1', 'workers=1 leave process 1 of 2 without one'),
+  ],
+)
+def test_launch_reports_one_error_and_ends(
+  config_file, tmp_path, argument, message
+):
   status, _, err = finish(
     start(
       'experiments.launch',
@@ -134,11 +143,12 @@ def test_launch_reports_one_error_and_ends(config_file, tmp_path):
       '--',
       config_file(40),
       f'--workdir={tmp_path / "w"}',
-      '--config.batch_size=63',
+      argument,
     )
   )
   assert status == 2
-  assert err.count('batch_size=63 is not divisible by workers=2') == 1
+  assert err.count(message) == 1
+  assert 'Traceback' not in err
 
 
 @pytest.mark.parametrize(
