@@ -153,8 +153,11 @@ def _start(data_dir):
   process = subprocess.Popen(
     [
       sys.executable,
-      '-m',
-      'experiments.datasets.prepare',
+      '-c',
+      # A shell starts its background jobs with SIGINT ignored.
+      'import runpy, signal\n'
+      'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+      'runpy.run_module("experiments.datasets.prepare", run_name="__main__")',
       'mnist',
       f'--data_dir={data_dir}',
     ],
