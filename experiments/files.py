@@ -11,11 +11,16 @@ def replace_text(path: str | pathlib.Path, text: str) -> None:
   Raises:
     OSError: it can't be written; the old file stands.
   """
+  replace_bytes(path, text.encode('utf-8'))
+
+
+def replace_bytes(path: str | pathlib.Path, data: bytes) -> None:
+  """Does for bytes what `replace_text` does for text."""
   path = pathlib.Path(path)
   handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
   try:
-    with os.fdopen(handle, 'w', encoding='utf-8') as file:
-      file.write(text)
+    with os.fdopen(handle, 'wb') as file:
+      file.write(data)
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(aside, 0o666 & ~umask)

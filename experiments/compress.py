@@ -1,0 +1,210 @@
+"""Compresses any pretrained weights into one file, without training.
+
+    python -m experiments.compress --input model.safetensors --output model.bwz
+    python -m experiments.compress --input model.bwz --output model.safetensors
+
+Arrays of two or more axes and at least `--smallest` elements are pruned by
+magnitude (`--sparsity`) and share 2^bits values each (`--bits`, or as few bits
+as keep the relative error of each array below `--tolerance`). All other arrays
+are kept to the bit. What is printed was measured on the file that was written.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth import coding, pruning, quantization
+from experiments.benchmark import table
+from experiments.weights import (
+  READABLE,
+  WRITABLE,
+  read_weights,
+  write_safetensors,
+)
+
+_BITS = range(1, 9)
+
+
+def compress_array(
+  name: str,
+  array: np.ndarray,
+  *,
+  sparsity: float,
+  bits: int,
+  tolerance: float | None,
+) -> coding.CodebookTensor:
+  """Prunes an array and lets what is left share values.
+
+  Args:
+    name: for error messages.
+    array: floating-point, of two or more axes.
+    sparsity: fraction of the elements that become zero.
+    bits: of the codes; with a tolerance, the most that are tried.
+    tolerance: of the relative error `|w - q| / |w|` (Frobenius norms), pruning
+      included. None: `bits` whatever the error.
+
+  Raises:
+    ValueError: an element is not finite, or no number of bits up to `bits`
+      keeps the tolerance.
+  """
+  weights = np.asarray(array, np.float32)
+  if not np.isfinite(weights).all():
+    raise ValueError(f'input: {name} has elements that are not finite')
+  mask = None
+  if sparsity:
+    pruned = pruning.prune_params({name: weights}, sparsity)
+    mask = np.asarray(pruned.masks[name])
+    weights = np.where(mask, weights, 0)
+  norm = float(np.linalg.norm(np.asarray(array, np.float64)))
+  error = float('inf')
+  for width in _BITS if tolerance is not None else (bits,):
+    if width > bits:
+      break
+    sharing = quantization.Sharing(
+      entries=2**width, reserve_zero=mask is not None
+    )
+    codebook = quantization.fit_codebook(weights, sharing, mask=mask)
+    tensor = coding.CodebookTensor(
+      codebook.codes, codebook.centroids, dtype=array.dtype.name
+    )
+    error = relative_error(array, tensor.to_array(), norm)
+    if tolerance is None or error <= tolerance:
+      return tensor
+  raise ValueError(
+    f'tolerance={tolerance}: {name} has a relative error of {error:.3g} with '
+    f'bits={bits} and sparsity={sparsity}'
+  )
+
+
+def relative_error(
+  array: np.ndarray, decoded: np.ndarray, norm: float | None = None
+) -> float:
+  """Returns `|w - q| / |w|` in Frobenius norms; 0 where both are zero."""
+  wide = np.asarray(array, np.float64)
+  norm = float(np.linalg.norm(wide)) if norm is None else norm
+  difference = float(np.linalg.norm(wide - np.asarray(decoded, np.float64)))
+  return difference / norm if norm else difference
+
+
+def compress_weights(
+  arrays: Mapping[str, np.ndarray],
+  *,
+  sparsity: float,
+  bits: int,
+  tolerance: float | None,
+  smallest: int,
+) -> dict[str, Any]:
+  """Compresses the large arrays of a network; the others stay as they are."""
+  out: dict[str, Any] = {}
+  for name, array in arrays.items():
+    large = array.ndim >= 2 and array.size >= smallest
+    if large and jnp.issubdtype(array.dtype, jnp.floating):
+      out[name] = compress_array(
+        name, array, sparsity=sparsity, bits=bits, tolerance=tolerance
+      )
+    else:
+      out[name] = array
+  if not any(isinstance(t, coding.CodebookTensor) for t in out.values()):
+    raise ValueError(
+      f'smallest={smallest}: no array of the input has two axes and so many '
+      'elements'
+    )
+  return out
+
+
+def _report(
+  arrays: Mapping[str, np.ndarray], ledger: coding.Ledger, path: pathlib.Path
+) -> None:
+  """Prints the table of a file, decoding it once more."""
+  decoded = coding.read_arrays(path)
+  plain: list[dict[str, Any]] = [dict(row) for row in ledger.rows()]
+  rows = [
+    {
+      'array': row['name'],
+      'shape': 'x'.join(map(str, row['shape'])),
+      'density': round(row['density'], 4),
+      'weight_bits': round(row['weight_bits'], 2),
+      'index_bits': round(row['index_bits'], 2),
+      'bytes': row['bytes'],
+      'relative_error': round(
+        relative_error(arrays[row['name']], decoded[row['name']]), 5
+      ),
+    }
+    for row in plain
+  ]
+  table.show(rows)
+  dense = sum(array.nbytes for array in arrays.values())
+  size = path.stat().st_size
+  print(
+    f'{dense:,} bytes of arrays -> {size:,} bytes on disk, {dense / size:.2f}x'
+  )
+
+
+def _run(options: argparse.Namespace) -> None:
+  if options.output.suffix not in WRITABLE:
+    raise ValueError(
+      f'output={str(options.output)!r} has none of the suffixes '
+      f'{", ".join(WRITABLE)}'
+    )
+  restores = options.input.suffix == '.bwz'
+  if restores == (options.output.suffix == '.bwz'):
+    raise ValueError(
+      f'input={str(options.input)!r}, output={str(options.output)!r}: one of '
+      'the two must be a .bwz file'
+    )
+  if options.tolerance is not None and not options.tolerance > 0:
+    raise ValueError(f'tolerance={options.tolerance} is not positive')
+  if not 0 <= options.sparsity < 1:
+    raise ValueError(f'sparsity={options.sparsity} is not in [0, 1)')
+  bits = options.bits or (8 if options.tolerance is not None else 4)
+  if bits not in _BITS:
+    raise ValueError(f'bits={options.bits} is not in 1 to {_BITS[-1]}')
+  arrays = read_weights(options.input)
+  if restores:
+    write_safetensors(options.output, arrays)
+    print(f'{len(arrays)} arrays, {options.output.stat().st_size:,} bytes')
+    return
+  tensors = compress_weights(
+    arrays,
+    sparsity=options.sparsity,
+    bits=bits,
+    tolerance=options.tolerance,
+    smallest=options.smallest,
+  )
+  ledger = coding.write(options.output, tensors, coder=options.coder)
+  _report(arrays, ledger, options.output)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Compresses or restores; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog='compress',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  path = pathlib.Path
+  add('--input', type=path, required=True, help=f'one of {", ".join(READABLE)}')
+  add('--output', type=path, required=True, help=' or '.join(WRITABLE))
+  add('--bits', type=int, help='of the codes; default 4, or 8 with a tolerance')
+  add('--sparsity', type=float, default=0.0, help='fraction to prune')
+  add('--tolerance', type=float, help='of the relative error of each array')
+  add('--smallest', type=int, default=1024, help='elements; smaller are kept')
+  add('--coder', default='auto', choices=('fixed', 'huffman', 'ans', 'auto'))
+  options = parser.parse_args(argv)
+  try:
+    _run(options)
+  except (ValueError, OSError) as error:
+    message = ' '.join(str(error).split())
+    print(f'compress: error: {message}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
