@@ -68,7 +68,11 @@ def compress_array(
     sharing = quantization.Sharing(
       entries=2**width, reserve_zero=mask is not None
     )
-    codebook = quantization.fit_codebook(weights, sharing, mask=mask)
+    # Nothing is retrained, so the least error wins; from a linear start k-means
+    # stops far from it where an array has outliers.
+    codebook = quantization.fit_codebook(
+      weights, sharing, mask=mask, solver=quantization.exact_kmeans()
+    )
     tensor = coding.CodebookTensor(
       codebook.codes, codebook.centroids, dtype=array.dtype.name
     )
