@@ -1,8 +1,8 @@
 """ResNet-20 on CIFAR-10, dense (He et al., arXiv 1512.03385, section 4.2).
 
 Published: 8.75 % error after 64,000 steps of batch 128 with the learning rate
-divided by ten at 32,000 and 48,000. On two CPU cores a step takes about half a
-second; the run is for a GPU:
+divided by ten at 32,000 and 48,000. Its accuracy here is not measured yet: the
+run is for a GPU.
 
     python -m experiments.train --config configs/cifar10_resnet20.py --workdir W
 

@@ -165,9 +165,11 @@ def _run(options: argparse.Namespace) -> None:
     raise ValueError(f'tolerance={options.tolerance} is not positive')
   if not 0 <= options.sparsity < 1:
     raise ValueError(f'sparsity={options.sparsity} is not in [0, 1)')
-  bits = options.bits or (8 if options.tolerance is not None else 4)
+  bits = options.bits
+  if bits is None:
+    bits = 4 if options.tolerance is None else 8
   if bits not in _BITS:
-    raise ValueError(f'bits={options.bits} is not in 1 to {_BITS[-1]}')
+    raise ValueError(f'bits={bits} is not in 1 to {_BITS[-1]}')
   arrays = read_weights(options.input)
   if restores:
     write_safetensors(options.output, arrays)

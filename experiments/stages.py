@@ -119,12 +119,7 @@ def first_state(
     model_state,
     empty_window(['loss', *metrics]),
   )
-  reducer_state, model_state, window = jax.tree.map(
-    lambda leaf: np.broadcast_to(
-      np.asarray(leaf), (workers.count, *np.shape(leaf))
-    ),
-    per_worker,
-  )
+  reducer_state, model_state, window = _copies(per_worker, workers.count)
   return TrainState(
     step=workers.place(np.zeros((), np.int32), REPLICATED),
     params=workers.place(params, REPLICATED),
@@ -143,12 +138,7 @@ def next_state(stage: Stage, state: TrainState, workers: Workers) -> TrainState:
   rest begins anew. Learning-rate schedules always count the steps of the run.
   """
   params = jax.device_get(state.params)
-  reducer_state = jax.tree.map(
-    lambda leaf: np.broadcast_to(
-      np.asarray(leaf), (workers.count, *np.shape(leaf))
-    ),
-    stage.reducer.reducer.init(params),
-  )
+  reducer_state = _copies(stage.reducer.reducer.init(params), workers.count)
   opt_state = _carry_over(
     workers.place(stage.optimizer.init(params), REPLICATED), state.opt_state
   )
@@ -165,6 +155,14 @@ def next_state(stage: Stage, state: TrainState, workers: Workers) -> TrainState:
     reducer_state=_carry_over(
       workers.place(reducer_state, PER_WORKER), state.reducer_state
     ),
+  )
+
+
+def _copies(tree_of_one: Any, workers: int) -> Any:
+  """Gives every worker, along a new first axis, what one worker has."""
+  return jax.tree.map(
+    lambda leaf: np.broadcast_to(np.asarray(leaf), (workers, *np.shape(leaf))),
+    tree_of_one,
   )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bandwidth import tree
 from bandwidth.report import NetworkReport, Report
@@ -72,8 +73,13 @@ class Built:
   """
 
   def __init__(self, config: Mapping[str, Any]):
+    for field in ('log_every', 'eval_batch_size', 'keep_checkpoints'):
+      _positive(config, field)
+    if config['seed'] < 0:
+      raise ValueError(f'seed={config["seed"]} is negative')
     workers = build_workers(config)
     dataset = _load(config['dataset'])
+    _check_channels(config['dataset'], dataset.image_shape[-1])
     data = make_input(
       dataset.train,
       workers,
@@ -109,7 +115,7 @@ class Built:
         workers,
       ),
       seed=config['seed'],
-      log_every=_positive(config, 'log_every'),
+      log_every=config['log_every'],
       eval_every=_steps(config, 'eval_every_epochs', epoch),
       checkpoint_every=_steps(config, 'checkpoint_every_epochs', epoch),
     )
@@ -130,11 +136,18 @@ def _load(config: Mapping[str, Any]) -> datasets.Dataset:
   )
 
 
-def _positive(config: Mapping[str, Any], field: str) -> int:
-  value = int(config[field])
-  if value < 1:
-    raise ValueError(f'{field}={value} must be at least 1')
-  return value
+def _positive(config: Mapping[str, Any], field: str) -> None:
+  if config[field] < 1:
+    raise ValueError(f'{field}={config[field]} must be at least 1')
+
+
+def _check_channels(config: Mapping[str, Any], channels: int) -> None:
+  for field in ('mean', 'std'):
+    if np.size(config[field]) not in (1, channels):
+      raise ValueError(
+        f'dataset.{field}={config[field]} is for {np.size(config[field])} '
+        f'channels; the images have {channels}'
+      )
 
 
 def _steps(config: Mapping[str, Any], field: str, steps_per_epoch: int) -> int:
@@ -154,12 +167,15 @@ def _forward_flops(
   return None if flops is None else round(flops)
 
 
-def run(config: Mapping[str, Any], workdir: str) -> Report:
+def run(
+  config: Mapping[str, Any], workdir: str, *, started: float | None = None
+) -> Report:
   """Trains as a config says, or goes on where the directory's run stopped.
 
   Args:
     config: as of a config file; silent fields get their defaults.
     workdir: of the run, the same for all processes.
+    started: `time.monotonic()` when the program began; None: now.
 
   Returns:
     The report, as written to `report.json`.
@@ -168,6 +184,7 @@ def run(config: Mapping[str, Any], workdir: str) -> Report:
     InputError: something in the config, the data or the directory can't be
       used.
   """
+  started = time.monotonic() if started is None else started
   try:
     config = resolve(config)
     built = Built(config)
@@ -179,10 +196,12 @@ def run(config: Mapping[str, Any], workdir: str) -> Report:
   if first:
     keep_config(directory, config)
   checkpoints = Checkpoints(
-    directory / 'checkpoints', keep=_positive(config, 'keep_checkpoints')
+    directory / 'checkpoints', keep=config['keep_checkpoints']
   )
   try:
-    return _run(config, built, directory, checkpoints, writes=first)
+    return _run(
+      config, built, directory, checkpoints, started=started, writes=first
+    )
   finally:
     checkpoints.close()
 
@@ -193,6 +212,7 @@ def _run(
   directory: pathlib.Path,
   checkpoints: Checkpoints,
   *,
+  started: float,
   writes: bool,
 ) -> Report:
   job = built.job
@@ -205,7 +225,7 @@ def _run(
     progress=progress,
     info=lambda: {
       'workers': job.workers.count,
-      'seconds': earlier + time.monotonic() - _STARTED,
+      'seconds': earlier + time.monotonic() - started,
     },
   )
   try:
@@ -221,7 +241,7 @@ def _run(
     command=provenance.command(),
     commit=provenance.commit(),
     device=provenance.device(),
-    seconds=earlier + time.monotonic() - _STARTED,
+    seconds=earlier + time.monotonic() - started,
     seed=config['seed'],
     accuracy={'baseline': result['accuracy'], 'final': result['accuracy']},
     network=_network(job, built.params, programs),
@@ -312,7 +332,7 @@ def main(argv: Sequence[str]) -> None:
   if not values.workdir:
     raise InputError('--workdir is missing')
   startup.prepare_devices(config, startup.processes_from_flags())
-  run(config, values.workdir)
+  run(config, values.workdir, started=_STARTED)
 
 
 if __name__ == '__main__':

@@ -93,6 +93,7 @@ def test_pytorch_state_dictionary(weights, tmp_path):
   ('arguments', 'message'),
   [
     (['--bits=9'], 'bits=9 is not in 1 to 8'),
+    (['--bits=0'], 'bits=0 is not in 1 to 8'),
     (['--sparsity=1.5'], 'sparsity=1.5 is not in [0, 1)'),
     (['--tolerance=-1'], 'tolerance=-1.0 is not positive'),
     (['--tolerance=1e-9'], 'tolerance=1e-09: a.weight has a relative error'),
