@@ -95,6 +95,8 @@ class MemoryReport:
     ratio: dense by file bytes.
     stages: rows, one for each step of the compression.
     tensors: rows, one for each array.
+    baselines: rows, one for each way that a user has today, of the same dense
+      network.
   """
 
   dense_bytes: int
@@ -102,6 +104,7 @@ class MemoryReport:
   ratio: float
   stages: tuple[MemoryStage, ...]
   tensors: tuple[MemoryTensor, ...]
+  baselines: tuple[MemoryStage, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,9 +170,11 @@ class Report:
 
 
 def _memory_markdown(memory: MemoryReport) -> list[str]:
-  rows = [row for row in _rows(memory) if row[0] not in ('stages', 'tensors')]
+  tables = (memory.stages, memory.baselines, memory.tensors)
+  names = ('stages', 'baselines', 'tensors')
+  rows = [row for row in _rows(memory) if row[0] not in names]
   parts = ['## Memory, bytes on disk', _table(rows)]
-  for table in (memory.stages, memory.tensors):
+  for table in tables:
     if table:
       header = [field.name for field in dataclasses.fields(table[0])]
       body = [[_show(getattr(r, name)) for name in header] for r in table]

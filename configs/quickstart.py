@@ -1,5 +1,8 @@
 """LeNet-300-100 on MNIST, four workers: the first thing to run.
 
+Trains, prunes, shares weights and ends with a compressed file, `model.bwz`, and
+its table: P (pruned), P+Q (shared as well), P+Q+H (Huffman-coded as well).
+
 python -m experiments.train --config configs/quickstart.py --workdir W
 """
 
@@ -23,7 +26,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.dataset.source = 'auto'
   config.dataset.data_dir = ''
   config.dataset.validation = 0
-  config.dataset.mean = 0.1307
+  config.dataset.mean = 0.0
   config.dataset.std = 0.3081
 
   config.model = ml_collections.ConfigDict()
@@ -41,15 +44,46 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.reducer.name = 'dense_all_reduce'
   config.reducer.dtype = 'float32'
 
-  config.stage_order = ('train',)
+  config.stage_order = ('dense', 'prune', 'share')
   config.stages = ml_collections.ConfigDict()
-  config.stages.train = ml_collections.ConfigDict({'epochs': 20.0})
+  config.stages.dense = ml_collections.ConfigDict()
+  config.stages.dense.epochs = 12.0
+  config.stages.dense.optimizer = ml_collections.ConfigDict()
+  config.stages.dense.files = (('dense', 'safetensors'),)
+
+  config.stages.prune = ml_collections.ConfigDict()
+  config.stages.prune.epochs = 12.0
+  config.stages.prune.optimizer = ml_collections.ConfigDict()
+  config.stages.prune.method = ml_collections.ConfigDict()
+  config.stages.prune.method.name = 'prune'
+  config.stages.prune.method.sparsity = 0.94
+  config.stages.prune.files = (('P', 'fixed'),)
+
+  config.stages.share = ml_collections.ConfigDict()
+  config.stages.share.epochs = 2.0
+  config.stages.share.optimizer = ml_collections.ConfigDict()
+  config.stages.share.optimizer.learning_rate = 0.01
+  config.stages.share.optimizer.weight_decay = 0.0
+  config.stages.share.method = ml_collections.ConfigDict()
+  config.stages.share.method.name = 'share'
+  config.stages.share.method.rules = (('.*/kernel', 5), ('.*', None))
+  config.stages.share.files = (
+    ('P+Q', 'fixed'),
+    ('P+Q+H', 'huffman'),
+    ('P+Q+auto', 'auto'),
+  )
 
   config.log_every = 100
-  config.eval_every_epochs = 1.0
+  config.eval_every_epochs = 0.0
   config.checkpoint_every_epochs = 1.0
 
   if mode == 'runlocal':
-    config.stages.train = ml_collections.ConfigDict({'steps': 20})
+    config.stages.dense.epochs = 0.0
+    config.stages.dense.steps = 20
+    config.stages.prune.epochs = 0.0
+    config.stages.prune.steps = 10
+    config.stages.prune.method.frequency = 2
+    config.stages.share.epochs = 0.0
+    config.stages.share.steps = 5
     config.log_every = 5
   return config

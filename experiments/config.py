@@ -67,9 +67,15 @@ DEFAULTS: dict[str, Any] = {
   # `name`, and arguments of the reducer.
   'reducer': {'name': 'dense_all_reduce', 'dtype': 'float32'},
   # Names of the stages in their order. Of each, `stages.<name>` has `epochs` or
-  # `steps`, and what differs from the run: `reducer`, `optimizer`.
+  # `steps`, and what differs from the run: `reducer`, `optimizer`; a `method`,
+  # see `methods.py`; and `files` that are written at its end, pairs (name,
+  # coder). The last file of the last stage is model.bwz.
   'stage_order': ('train',),
   'stages': {'train': {'epochs': 1.0}},
+  # Model and data set go into .bwz files, so that each can be evaluated alone.
+  'metadata': True,
+  # fp16, int8 and 4 bits, plain or zstd, are measured beside the files.
+  'baselines': False,
   # Steps between lines of metrics.
   'log_every': 100,
   # Epochs between evaluations, and between checkpoints; both also happen at the

@@ -33,7 +33,7 @@ class Evaluator:
     everywhere = workers.sharding(REPLICATED)
     self._batches = batches
     self._counts = jax.jit(counts, out_shardings=everywhere)
-    self._merge = jax.jit(_mean_over_workers, out_shardings=everywhere)
+    self._merge = jax.jit(mean_over_workers, out_shardings=everywhere)
 
   def __call__(self, params: Any, model_state: Any) -> dict[str, float]:
     """Returns `accuracy` and `loss`, means over the examples.
@@ -55,5 +55,6 @@ class Evaluator:
     }
 
 
-def _mean_over_workers(model_state: Any) -> Any:
+def mean_over_workers(model_state: Any) -> Any:
+  """Returns the model state of one network from that of all workers."""
   return jax.tree.map(lambda leaf: leaf.mean(axis=0), model_state)

@@ -19,6 +19,7 @@ from bandwidth.collectives import accounting
 from experiments.checkpoints import Checkpoints
 from experiments.evaluation import Evaluator
 from experiments.mapping import REPLICATED, Workers
+from experiments.methods import wrap_loss_with_method
 from experiments.metrics import MetricsWriter, Progress
 from experiments.stages import Stage, next_state, stage_of
 from experiments.startup import InputError
@@ -59,7 +60,7 @@ class Job(NamedTuple):
     workers: and their devices.
     stages: in their order.
     data: training batches.
-    loss_gradients: local to a worker.
+    loss: of the network's parameters, local to a worker.
     evaluator: on the split that the config chose.
     seed: of the run.
     log_every: steps.
@@ -70,7 +71,7 @@ class Job(NamedTuple):
   workers: Workers
   stages: list[Stage]
   data: Data
-  loss_gradients: Callable[..., Any]
+  loss: Callable[..., Any]
   evaluator: Evaluator
   seed: int
   log_every: int
@@ -86,12 +87,15 @@ class Sinks(NamedTuple):
     writer: of process 0, else None.
     progress: silent except in process 0.
     info: of the run so far, saved with each checkpoint.
+    done: called with each stage that is done and the state after it, before
+      that is saved.
   """
 
   checkpoints: Checkpoints
   writer: MetricsWriter | None
   progress: Progress
   info: Callable[[], dict[str, Any]]
+  done: Callable[[Stage, TrainState], None]
 
 
 class CompiledStage(NamedTuple):
@@ -112,8 +116,9 @@ class CompiledStage(NamedTuple):
 
 def compile_stage(job: Job, stage: Stage, state: TrainState) -> CompiledStage:
   """Builds the step of a stage, maps it over the workers and compiles it."""
+  loss = wrap_loss_with_method(job.loss, stage.method)
   step = make_train_step(
-    job.workers.local_gradients(job.loss_gradients),
+    job.workers.local_gradients(jax.value_and_grad(loss, has_aux=True)),
     stage.reducer.reducer,
     stage.optimizer,
     axis_name=job.workers.axis_name,
@@ -164,7 +169,7 @@ def train(
     if index < current or done:
       continue
     if index > current:
-      state = next_state(stage, state, job.workers)
+      state = next_state(stage, job.stages[index - 1], state, job.workers)
     program = compile_stage(job, stage, state)
     programs.append(program)
     sinks.progress.say(_describe(stage, program))
@@ -226,6 +231,9 @@ class _Between:
     self._finite = jax.jit(
       _all_finite, out_shardings=job.workers.sharding(REPLICATED)
     )
+    self._decode = jax.jit(
+      stage.method.decode, out_shardings=job.workers.sharding(REPLICATED)
+    )
     self._since = time.monotonic()
     self._logged = -1
 
@@ -261,8 +269,11 @@ class _Between:
     if not bool(self._finite(state.params)):
       raise _not_finite(step, 'a parameter', self._sinks)
     if self._evaluates(step):
-      result = self._job.evaluator(state.params, state.model_state)
+      params = self._decode(state.params)
+      result = self._job.evaluator(params, state.model_state)
       self._write(step, {f'eval_{k}': v for k, v in result.items()})
+    if step == self._stage.last:
+      self._sinks.done(self._stage, state)
     if self._saves(step):
       self._sinks.checkpoints.save(step, state, self._sinks.info())
     self._logged = -1 if step % self._job.log_every else step

@@ -1,6 +1,7 @@
 """A run is a list of stages; a stage is what is static in a compiled step."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +11,13 @@ import optax
 from bandwidth import tree
 from bandwidth.base import AxisName, Params
 from experiments.mapping import PER_WORKER, REPLICATED, Workers
+from experiments.methods import Method, make_method
+from experiments.model_files import check_files
 from experiments.optimizers import make_optimizer
 from experiments.reducers import ChosenReducer, make_reducer
 from experiments.step import TrainState, empty_window
 
-_FIELDS = ('epochs', 'steps', 'reducer', 'optimizer')
+_FIELDS = ('epochs', 'steps', 'reducer', 'optimizer', 'method', 'files')
 
 
 class Stage(NamedTuple):
@@ -26,6 +29,9 @@ class Stage(NamedTuple):
     last: steps done after it.
     reducer: averages gradients.
     optimizer: a named chain: a state goes on into the next stage by its names.
+    method: what the stage does to the parameters.
+    files: what is written when the stage is done: pairs (name, coder), see
+      `model_files`.
   """
 
   name: str
@@ -33,6 +39,8 @@ class Stage(NamedTuple):
   last: int
   reducer: ChosenReducer
   optimizer: optax.GradientTransformation
+  method: Method = Method()
+  files: tuple[tuple[str, str], ...] = ()
 
 
 def make_stages(
@@ -61,6 +69,11 @@ def make_stages(
     stage, last = given[name], first + lengths[name]
     span = (first, last) if 'optimizer' in stage else (0, total)
     optimizer = {**config['optimizer'], **stage.get('optimizer', {})}
+    with _naming(f'stages.{name}'):
+      method = make_method(
+        stage.get('method', {'name': 'none'}), steps=last - first
+      )
+      files = check_files(stage.get('files', ()))
     stages.append(
       Stage(
         name=name,
@@ -69,13 +82,37 @@ def make_stages(
         reducer=make_reducer(
           stage.get('reducer', config['reducer']), axis_name=axis_name
         ),
-        optimizer=optax.named_chain(
-          ('optimizer', make_optimizer(optimizer, span=span))
-        ),
+        optimizer=_chain(make_optimizer(optimizer, span=span), method),
+        method=method,
+        files=files,
       )
     )
     first = last
+  _check_names_of_files(stages)
   return stages
+
+
+def _chain(
+  optimizer: optax.GradientTransformation, method: Method
+) -> optax.GradientTransformation:
+  # State goes on by its name: another name, and it begins anew.
+  name = 'optimizer' if method.keeps_slots else f'{method.name}_optimizer'
+  return optax.named_chain(*method.before, (name, optimizer), *method.after)
+
+
+def _check_names_of_files(stages: list[Stage]) -> None:
+  names = [name for stage in stages for name, _ in stage.files]
+  twice = {name for name in names if names.count(name) > 1}
+  if twice:
+    raise ValueError(f'files: {", ".join(sorted(twice))} is written twice')
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f'{where}.{error}') from None
 
 
 def _length(name: str, stage: Mapping[str, Any], steps_per_epoch: int) -> int:
@@ -108,12 +145,13 @@ def first_state(
   """Returns the state before step 1, on the devices.
 
   Args:
-    stage: the first one.
-    params: host arrays, the same on all processes.
+    stage: the one that comes first.
+    params: of the network: host arrays, the same on all processes.
     model_state: likewise; every worker begins with a copy.
     workers: where the state goes.
     metrics: that a step returns beside the loss.
   """
+  params = _variables(stage, params)
   per_worker = (
     stage.reducer.reducer.init(params),
     model_state,
@@ -130,14 +168,31 @@ def first_state(
   )
 
 
-def next_state(stage: Stage, state: TrainState, workers: Workers) -> TrainState:
-  """Carries a state over into a stage.
+def _variables(stage: Stage, params: Params) -> Any:
+  """What a stage trains, on the host."""
+  try:
+    entered = stage.method.enter(params)
+    return jax.device_get(jax.jit(stage.method.init)(entered))
+  except ValueError as error:
+    raise ValueError(f'stages.{stage.name}.method: {error}') from None
+
+
+def next_state(
+  stage: Stage, before: Stage, state: TrainState, workers: Workers
+) -> TrainState:
+  """Carries a state over from one stage into the next.
+
+  What both train is the network's parameters, unless a method trains variables
+  in their stead: then these are decoded, and the next stage begins with its
+  own.
 
   Of the optimizer's and the reducer's state, what has the same name, shape and
   dtype in the new stage goes on (momentum, step counts, residuals), and the
   rest begins anew. Learning-rate schedules always count the steps of the run.
   """
-  params = jax.device_get(state.params)
+  params = _variables(
+    stage, jax.device_get(jax.jit(before.method.decode)(state.params))
+  )
   reducer_state = _copies(stage.reducer.reducer.init(params), workers.count)
   opt_state = _carry_over(
     workers.place(stage.optimizer.init(params), REPLICATED), state.opt_state
@@ -151,6 +206,7 @@ def next_state(stage: Stage, state: TrainState, workers: Workers) -> TrainState:
     return node._replace(count=workers.place(np.int32(done), REPLICATED))
 
   return state._replace(
+    params=workers.place(params, REPLICATED),
     opt_state=jax.tree.map(set_count, opt_state, is_leaf=_is_schedule),
     reducer_state=_carry_over(
       workers.place(reducer_state, PER_WORKER), state.reducer_state

@@ -84,6 +84,8 @@ def make_train_step(
     `(state, batch) -> state`.
   """
 
+  optimizer = optax.with_extra_args_support(optimizer)
+
   def train_step(state: TrainState, batch: Any) -> TrainState:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -96,8 +98,9 @@ def make_train_step(
     # Whether a compiler contracts the mean's last product into the optimizer's
     # sums would depend on how the step is mapped.
     mean_grads = jax.lax.optimization_barrier(mean_grads)
+    # What arrives at the end of a chain is no gradient; scores may want one.
     updates, opt_state = optimizer.update(
-      mean_grads, state.opt_state, state.params
+      mean_grads, state.opt_state, state.params, grads=mean_grads
     )
     return TrainState(
       step=state.step + 1,
@@ -115,7 +118,10 @@ def _add(window: Window, step: jax.Array, metrics: dict[str, Any]) -> Window:
   bad = jnp.where(jnp.isfinite(metrics['loss']), NEVER, step)
   return Window(
     steps=window.steps + 1,
-    sums={name: total + metrics[name] for name, total in window.sums.items()},
+    sums={
+      name: total + metrics.get(name, 0.0)
+      for name, total in window.sums.items()
+    },
     first_nonfinite=jnp.minimum(window.first_nonfinite, bad),
   )
 

@@ -7,6 +7,7 @@ leaves there: config.json, metrics.jsonl, TensorBoard event files, checkpoints/,
 report.json and report.md.
 """
 
+import functools
 import json
 import pathlib
 import time
@@ -18,16 +19,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import tree
-from bandwidth.report import NetworkReport, Report
+from bandwidth.report import MemoryReport, NetworkReport, Report
 from experiments import datasets, provenance, startup
 from experiments.checkpoints import Checkpoints
-from experiments.config import check_config, keep_config, resolve
-from experiments.evaluation import Evaluator
+from experiments.config import check_config, keep_config, resolve, to_json
+from experiments.evaluation import Evaluator, mean_over_workers
 from experiments.files import make_writable, replace_text
 from experiments.input import EvaluationInput, make_input
 from experiments.loop import CompiledStage, Job, Sinks, train
-from experiments.mapping import Workers, make_workers
+from experiments.mapping import (
+  PER_WORKER,
+  REPLICATED,
+  Workers,
+  make_workers,
+)
 from experiments.metrics import MetricsWriter, Progress
+from experiments.model_files import (
+  SAFETENSORS,
+  check_shapes,
+  memory_report,
+  named_arrays,
+  paths_of,
+  write_file,
+)
 from experiments.models import make_model
 from experiments.objectives import (
   make_augment,
@@ -36,12 +50,11 @@ from experiments.objectives import (
   make_preprocess,
 )
 from experiments.reducers import make_reducer
-from experiments.stages import first_state, make_stages, stage_of
+from experiments.stages import Stage, first_state, make_stages, stage_of
 from experiments.startup import InputError
 from experiments.step import TrainState
 
 _STARTED = time.monotonic()
-METRICS = ['accuracy']
 
 
 def build_workers(config: Mapping[str, Any]) -> Workers:
@@ -70,6 +83,8 @@ class Built:
     params: of the network before step 1, on the host.
     model_state: likewise.
     facts: what is logged before step 1.
+    files: that the run writes, pairs (name, coder) in order.
+    metrics: that a step returns beside the loss.
   """
 
   def __init__(self, config: Mapping[str, Any]):
@@ -100,13 +115,24 @@ class Built:
     self.params = variables.pop('params')
     self.model_state = variables
     epoch = data.steps_per_epoch
+    stages = make_stages(
+      config, steps_per_epoch=epoch, axis_name=workers.axis_name
+    )
+    self.files = [pair for stage in stages for pair in stage.files]
+    if self.files and self.files[-1] not in stages[-1].files:
+      raise ValueError(
+        f'stages.{stages[-1].name}.files is empty: the last stage must write '
+        'the model'
+      )
+    if self.files and self.files[-1][1] == SAFETENSORS:
+      raise ValueError(f'files: the last one, {self.files[-1]}, must be a .bwz')
+    penalized = any(stage.method.penalty for stage in stages)
+    self.metrics = ['accuracy', *(['penalty'] if penalized else [])]
     self.job = Job(
       workers=workers,
-      stages=make_stages(
-        config, steps_per_epoch=epoch, axis_name=workers.axis_name
-      ),
+      stages=stages,
       data=data,
-      loss_gradients=jax.value_and_grad(loss, has_aux=True),
+      loss=loss,
       evaluator=Evaluator(
         counts,
         EvaluationInput(
@@ -227,6 +253,7 @@ def _run(
       'workers': job.workers.count,
       'seconds': earlier + time.monotonic() - started,
     },
+    done=functools.partial(_write_files, config, built, directory),
   )
   try:
     state, programs = train(job, state, sinks, step=step)
@@ -235,7 +262,13 @@ def _run(
     if sinks.writer is not None:
       sinks.writer.close()
   checkpoints.wait()
-  result = job.evaluator(state.params, state.model_state)
+  params = jax.jit(
+    job.stages[-1].method.decode,
+    out_shardings=job.workers.sharding(REPLICATED),
+  )(state.params)
+  result = job.evaluator(params, state.model_state)
+  memory = _memory(config, built, directory)
+  final = memory.stages[-1].accuracy if memory else result['accuracy']
   report = Report(
     config=json.loads((directory / 'config.json').read_text('utf-8')),
     command=provenance.command(),
@@ -243,8 +276,12 @@ def _run(
     device=provenance.device(),
     seconds=earlier + time.monotonic() - started,
     seed=config['seed'],
-    accuracy={'baseline': result['accuracy'], 'final': result['accuracy']},
+    accuracy={
+      'baseline': memory.stages[0].accuracy if memory else final,
+      'final': final,
+    },
     network=_network(job, built.params, programs),
+    memory=memory,
     details={
       **built.facts,
       'compile_seconds': sum(program.seconds for program in programs),
@@ -259,6 +296,56 @@ def _run(
   return report
 
 
+def _write_files(
+  config: Mapping[str, Any],
+  built: Built,
+  directory: pathlib.Path,
+  stage: Stage,
+  state: TrainState,
+) -> None:
+  """Writes the files of a stage that is done."""
+  if not stage.files:
+    return
+  variables = jax.device_get(state.params)
+  params = jax.device_get(jax.jit(stage.method.decode)(variables))
+  model_state = jax.device_get(mean_over_workers(state.model_state))
+  if jax.process_index():
+    return
+  arrays = named_arrays(params, model_state)
+  tensors = stage.method.export(variables, params)
+  paths = paths_of(built.files, directory)
+  kept = {name: config[name] for name in ('model', 'dataset')}
+  metadata = json.loads(to_json(kept)) if config['metadata'] else None
+  for name, coder in stage.files:
+    write_file(paths[name], coder, arrays, tensors, metadata)
+
+
+def _memory(
+  config: Mapping[str, Any], built: Built, directory: pathlib.Path
+) -> MemoryReport | None:
+  """Measures the files of the run, each as it lies on disk."""
+  if not built.files:
+    return None
+  workers = built.job.workers
+
+  def accuracy(params: Any, model_state: Any) -> float:
+    check_shapes(params, built.params, str(directory))
+    copies = jax.tree.map(
+      lambda leaf: np.broadcast_to(leaf, (workers.count, *np.shape(leaf))),
+      model_state,
+    )
+    result = built.job.evaluator(
+      workers.place(params, REPLICATED), workers.place(copies, PER_WORKER)
+    )
+    return result['accuracy']
+
+  return memory_report(
+    paths_of(built.files, directory),
+    accuracy,
+    with_baselines=config['baselines'],
+  )
+
+
 def _begin(
   built: Built, checkpoints: Checkpoints
 ) -> tuple[TrainState, int, float]:
@@ -267,7 +354,7 @@ def _begin(
   step = checkpoints.latest() or 0
   stage = job.stages[stage_of(job.stages, max(step, 1))]
   state = first_state(
-    stage, built.params, built.model_state, job.workers, METRICS
+    stage, built.params, built.model_state, job.workers, built.metrics
   )
   if not step:
     return state, 0, 0.0

@@ -34,6 +34,7 @@ from bandwidth.quantization.parameterization import Parameterization
 from bandwidth.quantization.priors import (
   Prior,
   empirical_prior,
+  geometric_prior,
   laplace_prior,
   logistic_prior,
   mixture_prior,
@@ -120,6 +121,7 @@ __all__ = [
   'fit_codebook',
   'fit_entropy_constrained',
   'forgy_init',
+  'geometric_prior',
   'initial_step',
   'laplace_prior',
   'learned_step_params',

@@ -212,6 +212,74 @@ def empirical_prior(radius: int = 15, *, pseudo_count: float = 0.5) -> Prior:
   )
 
 
+class Geometric(NamedTuple):
+  """What `geometric_prior` reads off the levels, in bits.
+
+  Attributes:
+    zero: float32 [], of a zero.
+    one: float32 [], of +1 or −1, its sign included.
+    more: float32 [], of each further step away from zero.
+  """
+
+  zero: jax.Array
+  one: jax.Array
+  more: jax.Array
+
+
+def geometric_prior(*, pseudo_count: float = 0.5) -> Prior:
+  r"""Returns the zero-inflated geometric distribution, fitted at each step.
+
+  .. math:: p(0) = p_0 \qquad p(\pm k) = \tfrac{1 - p_0}{2} (1 - r) r^{k-1}
+
+  Both numbers are the most likely ones for the levels of now, so nothing is
+  learned. Bits rise with the magnitude whatever the levels are, so that every
+  weight is pulled to zero. Under `empirical_prior` one that stands beyond a
+  level that has become rare is held there. Between integers, bits are linear.
+
+  Args:
+    pseudo_count: added to the zeros, and to the non-zeros.
+
+  Returns:
+    A prior without parameters.
+
+  Raises:
+    ValueError: `pseudo_count` is not positive.
+
+  >>> prior = geometric_prior(pseudo_count=1e-6)
+  >>> fitted = prior.fit((), jnp.array([0.0, 0.0, 1.0, -2.0]))
+  >>> [f'{b:.3f}' for b in prior.bits(fitted, jnp.array([0.0, 1.0, -2.0]))]
+  ['1.000', '2.585', '4.170']
+  """
+  if not pseudo_count > 0:
+    raise ValueError(f'pseudo_count={pseudo_count} must be positive')
+  return Prior(
+    init=lambda latents: (),
+    fit=lambda _, levels: jax.lax.stop_gradient(
+      _fit_geometric(jnp.abs(jnp.round(levels)), pseudo_count)
+    ),
+    bits=_geometric_bits,
+  )
+
+
+def _fit_geometric(sizes: jax.Array, pseudo_count: float) -> Geometric:
+  nonzero = jnp.sum(sizes > 0) + pseudo_count
+  zeros = sizes.size - nonzero + 2 * pseudo_count
+  total = nonzero + zeros
+  mean = (jnp.sum(sizes) + pseudo_count) / nonzero
+  # A ratio of 0 would make large levels impossible, and their bits infinite.
+  ratio = jnp.clip(1 - 1 / mean, 1e-3, 1 - 1e-6)
+  zero = -jnp.log2(zeros / total)
+  one = 1 - jnp.log2(nonzero / total) - jnp.log2(1 - ratio)
+  # Where non-zeros are the rule a zero is dear; it still attracts.
+  return Geometric(jnp.minimum(zero, one), one, -jnp.log2(ratio))
+
+
+def _geometric_bits(fitted: Geometric, points: jax.Array) -> jax.Array:
+  size = jnp.abs(points)
+  near = fitted.zero + (fitted.one - fitted.zero) * size
+  return jnp.where(size < 1, near, fitted.one + (size - 1) * fitted.more)
+
+
 def _check_radius(radius: int) -> None:
   if radius < 1:
     raise ValueError(f'radius={radius} must be positive')

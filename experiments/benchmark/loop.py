@@ -27,7 +27,7 @@ from experiments.mapping import PER_WORKER
 from experiments.metrics import MetricsWriter, Progress
 from experiments.stages import Stage, first_state
 from experiments.step import TrainState
-from experiments.train import METRICS, Built
+from experiments.train import Built
 
 
 class FixedInput:
@@ -96,7 +96,7 @@ def _rows(batch_size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
 
   def fresh() -> TrainState:
     return first_state(
-      stage, built.params, built.model_state, job.workers, METRICS
+      stage, built.params, built.model_state, job.workers, built.metrics
     )
 
   with tempfile.TemporaryDirectory() as directory:

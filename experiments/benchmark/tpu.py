@@ -157,7 +157,7 @@ def build_step(
     workers=workers,
     stages=[stage],
     data=data,
-    loss_gradients=jax.value_and_grad(loss, has_aux=True),
+    loss=loss,
     evaluator=evaluator,
     seed=0,
     log_every=100,

@@ -5,6 +5,11 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from bandwidth.base import unknown_name
+from experiments.models.matrix_convolution import convolve_and_pool
+
+CONVOLUTIONS = ('xla', 'matrix')
+
 
 class LeNet300(nn.Module):
   """LeNet-300-100: two hidden layers, 266,610 parameters on 28x28 inputs.
@@ -40,20 +45,50 @@ class LeNet5(nn.Module):
     num_classes: outputs.
     channels: filters of the convolutions.
     features: hidden units.
+    convolution: 'xla', or 'matrix': the same on matrix products, for CPUs.
   """
 
   num_classes: int = 10
   channels: Sequence[int] = (20, 50)
   features: int = 500
+  convolution: str = 'xla'
+
+  def __post_init__(self) -> None:
+    if self.convolution not in CONVOLUTIONS:
+      raise ValueError(
+        unknown_name('model.convolution', self.convolution, CONVOLUTIONS)
+      )
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
     """Returns logits [N, num_classes] of images [N, H, W, C]."""
     del train
     x = images
-    for channels in self.channels:
-      x = nn.Conv(channels, (5, 5), padding='VALID')(x)
-      x = nn.max_pool(x, (2, 2), strides=(2, 2))
+    if self.convolution == 'matrix':
+      layers, inputs = [], images.shape[-1]
+      for i, channels in enumerate(self.channels):
+        layers.append(_KernelAndBias(inputs, channels, name=f'Conv_{i}')())
+        inputs = channels
+      x = convolve_and_pool(images, layers)
+    else:
+      for channels in self.channels:
+        x = nn.Conv(channels, (5, 5), padding='VALID')(x)
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(self.features)(x))
     return nn.Dense(self.num_classes)(x)
+
+
+class _KernelAndBias(nn.Module):
+  """The parameters of a 5x5 `nn.Conv`, without what it does with them."""
+
+  inputs: int
+  outputs: int
+
+  @nn.compact
+  def __call__(self) -> tuple[jax.Array, jax.Array]:
+    shape = (5, 5, self.inputs, self.outputs)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
+    bias = self.param('bias', nn.initializers.zeros, (self.outputs,))
+    return kernel, bias

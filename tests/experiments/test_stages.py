@@ -76,11 +76,11 @@ def test_momentum_and_schedule_go_on_in_the_next_stage():
   whole = state
   for _ in range(4):
     state = whole = step(stages[0], state)
-  state = next_state(stages[1], state, workers)
+  state = next_state(stages[1], stages[0], state, workers)
   jax.tree.map(np.testing.assert_array_equal, state, whole)
   for _ in range(4):
     state = step(stages[1], state)
-  state = next_state(stages[2], state, workers)
+  state = next_state(stages[2], stages[1], state, workers)
   before = np.asarray(state.params['w'])
   momentum = np.asarray(state.opt_state['optimizer'][0][0].trace['w'])
   state = step(stages[2], state)
@@ -103,7 +103,7 @@ def test_another_optimizer_begins_anew_on_the_schedule_of_the_run():
   for _ in range(5):
     state = step(stages[0], state)
   before = np.asarray(state.params['w'])
-  state = step(stages[1], next_state(stages[1], state, workers))
+  state = step(stages[1], next_state(stages[1], stages[0], state, workers))
   np.testing.assert_allclose(before - state.params['w'], 0.3, rtol=1e-4)
 
 
