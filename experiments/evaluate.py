@@ -1,0 +1,167 @@
+"""Measures a compressed network: accuracy of what its file decodes to.
+
+    python -m experiments.evaluate --model W/model.bwz [--data_dir DIR]
+
+Network and data set are those of the file's metadata or, where it was written
+without, of `--config` or of the `config.json` beside it.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bandwidth import coding
+from experiments import datasets
+from experiments.config import resolve
+from experiments.evaluation import Evaluator
+from experiments.files import replace_text
+from experiments.input import EvaluationInput
+from experiments.mapping import PER_WORKER, REPLICATED, make_workers
+from experiments.model_files import as_variables, check_shapes
+from experiments.models import make_model
+from experiments.objectives import make_classification_counts, make_preprocess
+from experiments.weights import read_weights
+
+
+def evaluate(
+  model: pathlib.Path,
+  config: Mapping[str, Any],
+  *,
+  split: str = 'test',
+  batch_size: int = 1000,
+) -> dict[str, Any]:
+  """Returns accuracy, loss and size of a network in a file.
+
+  Args:
+    model: .bwz, or safetensors with the same names.
+    config: whose `model` and `dataset` are used.
+    split: 'test', or 'validation' if the config holds some examples out.
+    batch_size: examples at a time.
+
+  Raises:
+    ValueError: the file is malformed or of another network; the data set can't
+      be read or has no such split.
+  """
+  config = resolve(config)
+  params, model_state = as_variables(read_weights(model), str(model))
+  fields = ('name', 'source', 'data_dir', 'validation', 'image_size')
+  given = config['dataset']
+  dataset = datasets.load(
+    memory_limit=given['memory_limit'], **{name: given[name] for name in fields}
+  )
+  examples = getattr(dataset, split)
+  if examples is None:
+    raise ValueError(f'split={split!r}: dataset.validation is 0')
+  network = make_model(config['model'], num_classes=dataset.num_classes)
+  image = jnp.zeros((1, *dataset.image_shape), jnp.float32)
+  wanted = jax.eval_shape(network.init, jax.random.key(0), image)
+  check_shapes({'params': params, **model_state}, wanted, str(model))
+  workers = make_workers('pmap', {'data': 1})
+  evaluator = Evaluator(
+    make_classification_counts(network, make_preprocess(given)),
+    EvaluationInput(examples, workers, batch_size=batch_size),
+    workers,
+  )
+  state = jax.tree.map(lambda leaf: leaf[None], model_state)
+  result = evaluator(
+    workers.place(params, REPLICATED), workers.place(state, PER_WORKER)
+  )
+  dense = 4 * sum(leaf.size for leaf in jax.tree.leaves((params, model_state)))
+  size = model.stat().st_size
+  return {
+    'model': str(model),
+    'accuracy': result['accuracy'],
+    'loss': result['loss'],
+    'split': split,
+    'examples': len(examples),
+    'file_bytes': size,
+    'dense_bytes': dense,
+    'ratio': dense / size,
+  }
+
+
+def config_of(
+  model: pathlib.Path, config: pathlib.Path | None
+) -> dict[str, Any]:
+  """Returns what says which network and which data a file belongs to.
+
+  Args:
+    model: the file.
+    config: a `config.json`; None: the metadata of a .bwz file, else the
+      `config.json` in its directory.
+
+  Raises:
+    ValueError: there is none of them, or it is no JSON.
+  """
+  if config is None and model.suffix == '.bwz':
+    if not model.is_file():
+      raise ValueError(f'model={str(model)!r} is not there')
+    with coding.open_file(model) as reader:
+      if 'model' in reader.metadata:
+        return dict(reader.metadata)
+  path = config or model.parent / 'config.json'
+  if not path.is_file():
+    raise ValueError(
+      f'config={str(path)!r} is not there, and {str(model)!r} does not say '
+      'which network it is'
+    )
+  try:
+    found = json.loads(path.read_text('utf-8'))
+  except ValueError as error:
+    raise ValueError(f'config={str(path)!r} is no JSON: {error}') from None
+  return {name: found[name] for name in ('model', 'dataset') if name in found}
+
+
+def _run(options: argparse.Namespace) -> None:
+  config = config_of(options.model, options.config)
+  if options.data_dir is not None:
+    config['dataset'] = {**config['dataset'], 'data_dir': options.data_dir}
+  result = evaluate(
+    options.model,
+    config,
+    split=options.split,
+    batch_size=options.batch_size,
+  )
+  print(
+    f'{result["accuracy"]:.2%} of {result["examples"]:,} {options.split} '
+    f'examples; {result["file_bytes"]:,} bytes on disk for '
+    f'{result["dense_bytes"]:,} of float32, {result["ratio"]:.1f}x'
+  )
+  if options.output:
+    replace_text(options.output, json.dumps(result, indent=2) + '\n')
+
+
+def main(argv: Sequence[str]) -> int:
+  """Evaluates; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog='evaluate',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--model', type=pathlib.Path, required=True, help='.bwz or .safetensors')
+  add('--config', type=pathlib.Path, help='config.json of the run')
+  add('--data_dir', help='of tensorflow-datasets')
+  add('--split', default='test', choices=('test', 'validation'))
+  add('--batch_size', type=int, default=1000, help='examples at a time')
+  add('--output', type=pathlib.Path, help='JSON file for the result')
+  options = parser.parse_args(argv)
+  try:
+    if options.batch_size < 1:
+      raise ValueError(f'batch_size={options.batch_size} is not positive')
+    _run(options)
+  except (ValueError, OSError) as error:
+    message = ' '.join(str(error).split())
+    print(f'evaluate: error: {message}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
