@@ -60,7 +60,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.stages.prune.optimizer = ml_collections.ConfigDict()
   config.stages.prune.method = ml_collections.ConfigDict()
   config.stages.prune.method.name = 'prune'
-  config.stages.prune.method.sparsity = 0.92
+  config.stages.prune.method.sparsity = 0.94
   config.stages.prune.method.schedule = 'cubic'
   config.stages.prune.method.until = 0.5
   config.stages.prune.files = (('P', 'fixed'),)
@@ -86,8 +86,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.checkpoint_every_epochs = 0.0
 
   if mode == 'runlocal':
-    config.stages.dense = ml_collections.ConfigDict({'steps': 4})
-    config.stages.dense.files = (('dense', 'safetensors'),)
+    config.stages.dense.update({'epochs': 0.0, 'steps': 4})
     config.stages.prune.update({'epochs': 0.0, 'steps': 4})
     config.stages.prune.method.frequency = 1
     config.stages.share.update({'epochs': 0.0, 'steps': 2})

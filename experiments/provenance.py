@@ -1,5 +1,6 @@
 """Where a number comes from: command, commit, device."""
 
+import os
 import pathlib
 import platform
 import subprocess
@@ -54,4 +55,6 @@ def _processor() -> str:
   models = [line for line in text.splitlines() if line.startswith('model name')]
   if not models:
     return platform.machine()
-  return f'{len(models)} cores of {models[0].split(":", 1)[1].strip()}'
+  cores = len(os.sched_getaffinity(0))
+  plural = 's' if cores > 1 else ''
+  return f'{cores} core{plural} of {models[0].split(":", 1)[1].strip()}'

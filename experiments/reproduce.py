@@ -1,13 +1,16 @@
 """Rebuilds results/: trains configs and keeps their reports.
 
-    python -m experiments.reproduce [NAME ...] [--seeds 0 1 2]
+    python -m experiments.reproduce [NAME[:MODE] ...] [--seeds 0 1 2]
 
-Each run is `experiments.train` in a process of its own, in `runs/NAME/SEED`,
-and its report becomes `results/NAME/SEED.json`. A run that was stopped goes on.
-Then `results/summary.md` is written from all reports that are there.
+Each run is a process of its own in `runs/NAME/SEED`: `experiments.compress`
+where the config has stages that write files, else `experiments.train`. Its
+report becomes `results/NAME/SEED.json`; with a mode of the config the name is
+NAME-MODE. A run that was stopped goes on. Then `results/summary.md` and the
+plots are made of all reports that are there.
 """
 
 import argparse
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -24,13 +27,33 @@ ROOT = pathlib.Path(__file__).parent.parent
 DEFAULT_NAMES = ('quickstart', 'mnist_lenet5')
 
 
+def _program(config: str, mode: str) -> str:
+  """Which program runs a config: the one that writes its tables, if any."""
+  path = ROOT / 'configs' / f'{config}.py'
+  spec = importlib.util.spec_from_file_location(config, path)
+  if spec is None or spec.loader is None:
+    raise ImportError(f'{path} is no module')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  stages = module.get_config(mode).stages.values()
+  return 'compress' if any(s.get('files') for s in stages) else 'train'
+
+
 def _train(name: str, seed: int, runs: pathlib.Path) -> pathlib.Path:
-  workdir = runs / name / str(seed)
-  command = [sys.executable, '-m', 'experiments.train']
-  command += [f'--config=configs/{name}.py', f'--config.seed={seed}']
+  config, _, mode = name.partition(':')
+  workdir = runs / directory_of(name) / str(seed)
+  command = [sys.executable, '-m', f'experiments.{_program(config, mode)}']
+  suffix = f':{mode}' if mode else ''
+  command += [f'--config=configs/{config}.py{suffix}']
+  command += [f'--config.seed={seed}']
   command += [f'--workdir={workdir}']
   subprocess.run(command, check=True, cwd=ROOT)
   return ROOT / workdir / 'report.json'
+
+
+def directory_of(name: str) -> str:
+  """Returns the directory below results/ of NAME or NAME:MODE."""
+  return name.replace(':', '-')
 
 
 def summarize(results: pathlib.Path) -> str:
@@ -40,7 +63,10 @@ def summarize(results: pathlib.Path) -> str:
     'seeds',
     'error, mean',
     'error, min to max',
+    'dense error, mean',
     'gradient ratio',
+    'file bytes, median',
+    'file ratio, median',
     'minutes a run',
     'device',
     'command of the first seed',
@@ -57,6 +83,8 @@ def summarize(results: pathlib.Path) -> str:
 
 def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
   errors = [1 - report['accuracy']['final'] for report in reports]
+  dense = [1 - report['accuracy']['baseline'] for report in reports]
+  memory = [report['memory'] for report in reports if 'memory' in report]
   minutes = [report['seconds'] / 60 for report in reports]
   ratio = reports[0].get('network', {}).get('ratio_run', 1.0)
   return [
@@ -64,11 +92,20 @@ def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
     ' '.join(str(report['seed']) for report in reports),
     f'{statistics.mean(errors):.2%}',
     f'{min(errors):.2%} to {max(errors):.2%}',
+    f'{statistics.mean(dense):.2%}' if memory else '',
     f'{ratio:.3g}x',
+    _median(memory, 'file_bytes', '{:,.0f}'),
+    _median(memory, 'ratio', '{:.1f}x'),
     f'{statistics.median(minutes):.1f}',
     reports[0]['device'],
     f'`{reports[0]["command"]}`',
   ]
+
+
+def _median(memory: list[dict[str, Any]], field: str, form: str) -> str:
+  if not memory:
+    return ''
+  return form.format(statistics.median(row[field] for row in memory))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
   options = parser.parse_args(argv)
   known = [path.stem for path in (ROOT / 'configs').glob('*.py')]
   for name in options.names:
-    if name not in known:
+    if name.partition(':')[0] not in known:
       parser.error(unknown_name('NAME', name, known))
   results = ROOT / 'results'
   for name in options.names:
@@ -90,8 +127,9 @@ def main(argv: Sequence[str]) -> int:
       except subprocess.CalledProcessError as error:
         print(f'reproduce: error: {name}, seed {seed} failed', file=sys.stderr)
         return error.returncode
-      (results / name).mkdir(parents=True, exist_ok=True)
-      shutil.copyfile(report, results / name / f'{seed}.json')
+      kept = results / directory_of(name)
+      kept.mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(report, kept / f'{seed}.json')
       replace_text(results / 'summary.md', summarize(results))
   return 0
 
