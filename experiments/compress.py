@@ -2,24 +2,28 @@
 
     python -m experiments.compress --input model.safetensors --output model.bwz
     python -m experiments.compress --input model.bwz --output model.safetensors
+    python -m experiments.compress --input runs/W --output model.bwz
 
 Arrays of two or more axes and at least `--smallest` elements are pruned by
 magnitude (`--sparsity`) and share 2^bits values each (`--bits`, or as few bits
-as keep the relative error of each array below `--tolerance`). All other arrays
-are kept to the bit. What is printed was measured on the file that was written.
+as keep the relative error of each array below `--tolerance`). Or they get
+levels of uniform grids, whose bits go where they pay, so that the whole file
+takes `--rate` bits for each weight. All other arrays are kept to the bit. What
+is printed was measured on the file that was written.
 """
 
 import argparse
+import contextlib
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import coding, pruning, quantization
 from experiments.benchmark import table
+from experiments.rate import compress_to_rate, is_large
 from experiments.weights import (
   READABLE,
   WRITABLE,
@@ -52,9 +56,12 @@ def compress_array(
     ValueError: an element is not finite, or no number of bits up to `bits`
       keeps the tolerance.
   """
-  weights = np.asarray(array, np.float32)
+  with np.errstate(over='ignore'):
+    weights = np.asarray(array, np.float32)
   if not np.isfinite(weights).all():
-    raise ValueError(f'input: {name} has elements that are not finite')
+    raise ValueError(
+      f'input: {name} has elements that are not finite in float32'
+    )
   mask = None
   if sparsity:
     pruned = pruning.prune_params({name: weights}, sparsity)
@@ -88,7 +95,9 @@ def compress_array(
 def relative_error(
   array: np.ndarray, decoded: np.ndarray, norm: float | None = None
 ) -> float:
-  """Returns `|w - q| / |w|` in Frobenius norms; 0 where both are zero."""
+  """Returns `|w - q| / |w|` in Frobenius norms; 0 where both are the same."""
+  if np.array_equal(array, decoded, equal_nan=array.dtype.kind in 'fc'):
+    return 0.0
   wide = np.asarray(array, np.float64)
   norm = float(np.linalg.norm(wide)) if norm is None else norm
   difference = float(np.linalg.norm(wide - np.asarray(decoded, np.float64)))
@@ -106,8 +115,7 @@ def compress_weights(
   """Compresses the large arrays of a network; the others stay as they are."""
   out: dict[str, Any] = {}
   for name, array in arrays.items():
-    large = array.ndim >= 2 and array.size >= smallest
-    if large and jnp.issubdtype(array.dtype, jnp.floating):
+    if is_large(array, smallest):
       out[name] = compress_array(
         name, array, sparsity=sparsity, bits=bits, tolerance=tolerance
       )
@@ -149,13 +157,21 @@ def _report(
   )
 
 
-def _run(options: argparse.Namespace) -> None:
-  if options.output.suffix not in WRITABLE:
+def _check_output(path: pathlib.Path) -> None:
+  """Says what is wrong with it before minutes of work."""
+  if path.suffix not in WRITABLE:
     raise ValueError(
-      f'output={str(options.output)!r} has none of the suffixes '
-      f'{", ".join(WRITABLE)}'
+      f'output={str(path)!r} has none of the suffixes {", ".join(WRITABLE)}'
     )
-  restores = options.input.suffix == '.bwz'
+  if path.is_dir():
+    raise ValueError(f'output={str(path)!r} is a directory')
+  if not path.parent.is_dir():
+    raise ValueError(f'output={str(path)!r}: its directory is not there')
+
+
+def _run(options: argparse.Namespace) -> None:
+  _check_output(options.output)
+  restores = options.input.suffix == '.bwz' and not options.input.is_dir()
   if restores == (options.output.suffix == '.bwz'):
     raise ValueError(
       f'input={str(options.input)!r}, output={str(options.output)!r}: one of '
@@ -165,25 +181,61 @@ def _run(options: argparse.Namespace) -> None:
     raise ValueError(f'tolerance={options.tolerance} is not positive')
   if not 0 <= options.sparsity < 1:
     raise ValueError(f'sparsity={options.sparsity} is not in [0, 1)')
+  _check_rate(options)
   bits = options.bits
   if bits is None:
     bits = 4 if options.tolerance is None else 8
   if bits not in _BITS:
     raise ValueError(f'bits={bits} is not in 1 to {_BITS[-1]}')
+  if options.smallest < 0:
+    raise ValueError(f'smallest={options.smallest} is negative')
   arrays = read_weights(options.input)
   if restores:
-    write_safetensors(options.output, arrays)
+    with _writing(options.output):
+      write_safetensors(options.output, arrays)
     print(f'{len(arrays)} arrays, {options.output.stat().st_size:,} bytes')
     return
-  tensors = compress_weights(
-    arrays,
-    sparsity=options.sparsity,
-    bits=bits,
-    tolerance=options.tolerance,
-    smallest=options.smallest,
-  )
-  ledger = coding.write(options.output, tensors, coder=options.coder)
+  if options.rate is None:
+    tensors = compress_weights(
+      arrays,
+      sparsity=options.sparsity,
+      bits=bits,
+      tolerance=options.tolerance,
+      smallest=options.smallest,
+    )
+  else:
+    tensors = compress_to_rate(
+      arrays,
+      rate=options.rate,
+      smallest=options.smallest,
+      coder=options.coder,
+    )
+  with _writing(options.output):
+    ledger = coding.write(options.output, tensors, coder=options.coder)
   _report(arrays, ledger, options.output)
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+  """Names the output in an error of the system, which names the file aside."""
+  try:
+    yield
+  except OSError as error:
+    raise ValueError(
+      f'output={str(path)!r} cannot be written: {error.strerror}'
+    ) from error
+
+
+def _check_rate(options: argparse.Namespace) -> None:
+  if options.rate is None:
+    return
+  if not options.rate > 0:
+    raise ValueError(f'rate={options.rate} is not positive')
+  if options.bits or options.sparsity or options.tolerance:
+    raise ValueError(
+      f'rate={options.rate} goes with none of bits, sparsity and tolerance, '
+      'which it chooses itself'
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -195,11 +247,13 @@ def main(argv: Sequence[str]) -> int:
   )
   add = parser.add_argument
   path = pathlib.Path
-  add('--input', type=path, required=True, help=f'one of {", ".join(READABLE)}')
+  readable = f'one of {", ".join(READABLE)}, or a directory written by Orbax'
+  add('--input', type=path, required=True, help=readable)
   add('--output', type=path, required=True, help=' or '.join(WRITABLE))
   add('--bits', type=int, help='of the codes; default 4, or 8 with a tolerance')
   add('--sparsity', type=float, default=0.0, help='fraction to prune')
   add('--tolerance', type=float, help='of the relative error of each array')
+  add('--rate', type=float, help='bits of the whole file for each weight')
   add('--smallest', type=int, default=1024, help='elements; smaller are kept')
   add('--coder', default='auto', choices=('fixed', 'huffman', 'ans', 'auto'))
   options = parser.parse_args(argv)
@@ -212,5 +266,13 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
+def _by_config(argv: Sequence[str]) -> bool:
+  return any(a.lstrip('-').split('=')[0] == 'config' for a in argv)
+
+
 if __name__ == '__main__':
+  if _by_config(sys.argv[1:]):
+    from experiments.compress_training import program
+
+    program()
   sys.exit(main(sys.argv[1:]))
