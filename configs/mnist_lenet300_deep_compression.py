@@ -1,12 +1,14 @@
-"""Deep Compression of LeNet-300-100 on MNIST: dense, prune, share, code.
+r"""Deep Compression of LeNet-300-100 on MNIST: dense, prune, share, code.
 
 Reproduces the first row of table 1 of Han, Mao & Dally (arXiv 1510.00149): 40x
 with 1.58 % error after 1.64 %. P, P+Q and P+Q+H are files as in the paper; the
 last file lets every tensor have the coder that makes it smallest.
 
-python -m experiments.compress --config configs/mnist_lenet300_deep_compression.py --workdir W
+python -m experiments.compress \
+  --config configs/mnist_lenet300_deep_compression.py --workdir W
 
-Chosen on 5,000 held-out training examples (`--config.dataset.validation=5000`).
+Chosen on 5,000 held-out training examples:
+`--config.dataset.validation=5000`.
 Measured: results/README.md.
 """
 

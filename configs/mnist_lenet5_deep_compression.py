@@ -1,12 +1,14 @@
-"""Deep Compression of LeNet-5 on MNIST: dense, prune, share, code.
+r"""Deep Compression of LeNet-5 on MNIST: dense, prune, share, code.
 
 Reproduces the second row of table 1 of Han, Mao & Dally (arXiv 1510.00149): 39x
 with 0.74 % error after 0.80 %. P, P+Q and P+Q+H are files as in the paper; the
 last file lets every tensor have the coder that makes it smallest.
 
-python -m experiments.compress --config configs/mnist_lenet5_deep_compression.py --workdir W
+python -m experiments.compress \
+  --config configs/mnist_lenet5_deep_compression.py --workdir W
 
-Chosen on 5,000 held-out training examples (`--config.dataset.validation=5000`).
+Chosen on 5,000 held-out training examples:
+`--config.dataset.validation=5000`.
 Measured: results/README.md.
 """
 

@@ -1,19 +1,20 @@
-"""Rate-aware training of LeNet-5 on MNIST: small files from training.
+r"""Rate-aware training of LeNet-5 on MNIST: small files from training.
 
 The loss counts the bits of the file (Oktay et al., arXiv 1906.06624: 606x at
 1.0 % error). A dense network is pruned, so that most latents begin at zero, and
 then trained for accuracy and bits at once; `model.bwz` holds its integers.
-The modes `small` and `accurate` are other points of the curve of rate and error,
-along which `stages.rate.method.weight` moves.
+The modes `small` and `accurate` are other points of the curve of rate and
+error, along which `stages.rate.method.weight` moves.
 
-python -m experiments.compress --config configs/mnist_lenet5_rate.py --workdir W
+python -m experiments.compress --config configs/mnist_lenet5_rate.py \
+  --workdir W
 
-Chosen on 5,000 held-out training examples (`--config.dataset.validation=5000`).
+Chosen on 5,000 held-out training examples:
+`--config.dataset.validation=5000`.
 Measured: results/README.md.
 """
 
 import ml_collections
-
 
 # Bits a parameter, against nats of cross-entropy an example.
 WEIGHTS = {'': 2.0, 'small': 4.0, 'accurate': 1.0, 'runlocal': 2.0}
@@ -22,7 +23,8 @@ WEIGHTS = {'': 2.0, 'small': 4.0, 'accurate': 1.0, 'runlocal': 2.0}
 def get_config(mode: str = '') -> ml_collections.ConfigDict:
   if mode not in WEIGHTS:
     raise ValueError(
-      f'mnist_lenet5_rate.py:{mode} is unknown; known: small, accurate, runlocal'
+      f'mnist_lenet5_rate.py:{mode} is unknown; known: '
+      'small, accurate, runlocal'
     )
   config = ml_collections.ConfigDict()
   config.seed = 0

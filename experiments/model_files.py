@@ -60,9 +60,7 @@ def paths_of(
 def named_arrays(params: Any, model_state: Any) -> dict[str, np.ndarray]:
   """Returns all arrays of a network as a file names them, on the host."""
   variables = jax.device_get({'params': params, **model_state})
-  return {
-    name: np.asarray(leaf) for name, leaf in tree.named_leaves(variables)
-  }
+  return {name: np.asarray(leaf) for name, leaf in tree.named_leaves(variables)}
 
 
 def write_file(
@@ -85,9 +83,7 @@ def write_file(
     write_safetensors(path, arrays)
     return
   compressed = {f'params/{name}': t for name, t in tensors.items()}
-  coding.write(
-    path, {**arrays, **compressed}, metadata=metadata, coder=coder
-  )
+  coding.write(path, {**arrays, **compressed}, metadata=metadata, coder=coder)
 
 
 def read_file(path: pathlib.Path) -> tuple[Any, Any]:

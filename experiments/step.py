@@ -83,7 +83,6 @@ def make_train_step(
   Returns:
     `(state, batch) -> state`.
   """
-
   optimizer = optax.with_extra_args_support(optimizer)
 
   def train_step(state: TrainState, batch: Any) -> TrainState:

@@ -62,9 +62,7 @@ def _backward(
   flat = gradient.reshape(outputs, -1)
   to_kernel = patches.reshape(patches.shape[0], -1) @ flat.T
   to_patches = kernel.reshape(-1, outputs) @ flat
-  to_patches = to_patches.reshape(
-    height, width, channels, *gradient.shape[1:]
-  )
+  to_patches = to_patches.reshape(height, width, channels, *gradient.shape[1:])
   rows, columns = gradient.shape[1:3]
   # In place, one after another. What autodiff makes of slices, a sum of padded
   # arrays, tests for each element whether it is within each of them.

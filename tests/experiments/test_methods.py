@@ -155,5 +155,5 @@ def test_bad_methods(method, message):
 def test_rules_that_match_nothing_name_the_stage():
   (stage,) = stages_of({'name': 'share', 'rules': (('x', 2), ('.*', None))})
   workers = make_workers('pmap', {'data': 1})
-  with pytest.raises(ValueError, match=r"s0\.method: rules: first match of no"):
+  with pytest.raises(ValueError, match=r's0\.method: rules: first match of no'):
     first_state(stage, PARAMS, {}, workers, [])
