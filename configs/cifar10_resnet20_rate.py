@@ -1,9 +1,9 @@
 r"""Rate-aware training of ResNet-20, four times as wide, on CIFAR-10.
 
-Published for this width: 128 KB at 8.8 % error (Oktay et al., arXiv 1906.06624),
-66 KB at 8.5 % (LilNetX, as printed elsewhere). Normalization is stored as it is.
-Its size and accuracy here are not measured yet: the run is for a GPU, and the
-weight is to be chosen on held-out examples,
+Published for this width: 128 KB at 8.8 % error (Oktay et al., arXiv
+1906.06624), 66 KB at 8.5 % (LilNetX, as printed elsewhere). Normalization is
+stored as it is. Size and accuracy here are not measured yet: the run is for a
+GPU, and the weight is to be chosen on held-out examples,
 `--config.dataset.validation=5000`.
 
 python -m experiments.compress --config configs/cifar10_resnet20_rate.py \

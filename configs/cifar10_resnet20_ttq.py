@@ -1,9 +1,9 @@
 r"""Trained ternary ResNet-20 on CIFAR-10 (Zhu et al., arXiv 1612.01064).
 
-Published: 8.23 % error dense, 8.87 % ternary, table 1. First and last layer stay
-in full precision, the threshold is 0.05 of the largest weight, and training goes
-on from the dense network. Its accuracy here is not measured yet: the run is for
-a GPU.
+Published: 8.23 % error dense, 8.87 % ternary, table 1. First and last layer
+stay in full precision, the threshold is 0.05 of the largest weight, and
+training goes on from the dense network. Its accuracy here is not measured yet:
+the run is for a GPU.
 
 python -m experiments.compress --config configs/cifar10_resnet20_ttq.py \
   --workdir W

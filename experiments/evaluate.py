@@ -10,11 +10,12 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bandwidth import coding
 from experiments import datasets
@@ -29,14 +30,30 @@ from experiments.objectives import make_classification_counts, make_preprocess
 from experiments.weights import read_weights
 
 
-def evaluate(
+class Loaded(NamedTuple):
+  """A network of a file, and the examples to measure it on.
+
+  Attributes:
+    params: host arrays.
+    model_state: of one worker.
+    measure: `(params, model_state) -> {'accuracy', 'loss'}`.
+    examples: number of them.
+  """
+
+  params: Any
+  model_state: Any
+  measure: Callable[[Any, Any], dict[str, float]]
+  examples: int
+
+
+def load(
   model: pathlib.Path,
   config: Mapping[str, Any],
   *,
   split: str = 'test',
   batch_size: int = 1000,
-) -> dict[str, Any]:
-  """Returns accuracy, loss and size of a network in a file.
+) -> Loaded:
+  """Reads a network and the data that it is for.
 
   Args:
     model: .bwz, or safetensors with the same names.
@@ -68,18 +85,35 @@ def evaluate(
     EvaluationInput(examples, workers, batch_size=batch_size),
     workers,
   )
-  state = jax.tree.map(lambda leaf: leaf[None], model_state)
-  result = evaluator(
-    workers.place(params, REPLICATED), workers.place(state, PER_WORKER)
-  )
-  dense = 4 * sum(leaf.size for leaf in jax.tree.leaves((params, model_state)))
+
+  def measure(params: Any, model_state: Any) -> dict[str, float]:
+    state = jax.tree.map(lambda leaf: np.asarray(leaf)[None], model_state)
+    return evaluator(
+      workers.place(params, REPLICATED), workers.place(state, PER_WORKER)
+    )
+
+  return Loaded(params, model_state, measure, len(examples))
+
+
+def evaluate(
+  model: pathlib.Path,
+  config: Mapping[str, Any],
+  *,
+  split: str = 'test',
+  batch_size: int = 1000,
+) -> dict[str, Any]:
+  """Returns accuracy, loss and size of a network in a file; as `load`."""
+  loaded = load(model, config, split=split, batch_size=batch_size)
+  result = loaded.measure(loaded.params, loaded.model_state)
+  leaves = jax.tree.leaves((loaded.params, loaded.model_state))
+  dense = 4 * sum(leaf.size for leaf in leaves)
   size = model.stat().st_size
   return {
     'model': str(model),
     'accuracy': result['accuracy'],
     'loss': result['loss'],
     'split': split,
-    'examples': len(examples),
+    'examples': loaded.examples,
     'file_bytes': size,
     'dense_bytes': dense,
     'ratio': dense / size,

@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments import startup
 from experiments.benchmark import table
+from experiments.benchmark.limits import matmul_rate
 from experiments.checkpoints import Checkpoints
 from experiments.config import resolve
 from experiments.loop import CompiledStage, Job, Sinks, compile_stage, run_steps
@@ -150,6 +151,7 @@ def _sinks(directory: pathlib.Path) -> Sinks:
     writer=MetricsWriter(directory, step=0),
     progress=Progress(steps=1, step=0, silent=True),
     info=dict,
+    done=lambda stage, state: None,
   )
 
 
@@ -171,17 +173,8 @@ def _interleave(
 
 def _compute_limit(flops_per_example: int, batch_size: int) -> float:
   """Seconds of a step's products at the rate of a large matrix product."""
-  x = jax.numpy.ones((2048, 2048))
-  product = jax.jit(lambda x: x @ x)
-  jax.block_until_ready(product(x))
-  seconds = []
-  for _ in range(5):
-    start = time.perf_counter()
-    jax.block_until_ready(product(x))
-    seconds.append(time.perf_counter() - start)
-  rate = 2 * 2048**3 / min(seconds)
   # The backward pass costs twice the forward pass.
-  return 3 * flops_per_example * batch_size / rate
+  return 3 * flops_per_example * batch_size / matmul_rate()
 
 
 def main(argv: Sequence[str]) -> int:

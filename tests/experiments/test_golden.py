@@ -16,7 +16,10 @@ from experiments.train import run
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDEN = {
-  'quickstart': [2.40731, 2.24619],
+  'quickstart': [2.425302, 2.245612, 2.014936, 1.659881, 1.551593, 1.499259],
+  'mnist_lenet300_rate': [
+    2.456528, 1.963495, 2.209353, 2.102746, 2.423805, 2.423805,
+  ],
   'mnist_lenet5': [2.94455, 4.00446],
 }
 
@@ -28,9 +31,11 @@ def losses(name, workdir, **fields):
   spec.loader.exec_module(module)
   config = module.get_config('runlocal')
   config.log_every = 1
-  config.stages.train = {'steps': 2}
   with config.unlocked():
+    for stage in config.stages.values():
+      stage.update({'epochs': 0.0, 'steps': 2})
     config.eval_batch_size = 500
+    config.baselines = False
   for field, value in fields.items():
     config.dataset[field] = value
   report = run(config, str(workdir))

@@ -1,0 +1,90 @@
+"""Gradients of LeNet-5 by XLA's convolution and by matrix products.
+
+Milliseconds of one loss and its gradients at several batches, interleaved,
+medians; the ratio is taken within a repeat. The limit is the time of the
+products at the rate of a large one, measured in the same run.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmark import table
+from experiments.benchmark.limits import matmul_rate
+from experiments.models.lenet import CONVOLUTIONS, LeNet5
+
+# Multiply-adds of an image forward; backward takes twice as many, but for the
+# first layer, whose input needs no gradient.
+_FIRST = 24 * 24 * 25 * 20
+_REST = 8 * 8 * 500 * 50 + 800 * 500 + 500 * 10
+
+
+def _gradients(convolution: str, batch: int) -> Callable[[Any], Any]:
+  images = jax.random.normal(jax.random.key(0), (batch, 28, 28, 1))
+  labels = jnp.arange(batch) % 10
+  model = LeNet5(convolution=convolution)
+
+  def loss(params: Any) -> jax.Array:
+    logits = model.apply({'params': params}, images)
+    chosen = jax.nn.log_softmax(logits)[jnp.arange(batch), labels]
+    return -chosen.mean()
+
+  return jax.jit(jax.value_and_grad(loss))
+
+
+def _rows(batch: int, repeats: int, rate: float) -> list[dict[str, Any]]:
+  params = LeNet5().init(jax.random.key(1), jnp.zeros((1, 28, 28, 1)))
+  runs = {name: _gradients(name, batch) for name in CONVOLUTIONS}
+  times: dict[str, list[float]] = {name: [] for name in runs}
+  for repeat in range(repeats + 1):
+    for name, run in runs.items():
+      start = time.perf_counter()
+      jax.block_until_ready(run(params['params']))
+      if repeat:
+        times[name].append(time.perf_counter() - start)
+  limit = 2 * batch * (2 * _FIRST + 3 * _REST) / rate
+  ordinary = np.array(times['xla'])
+  return [
+    {
+      'batch': batch,
+      'convolution': name,
+      'ms': round(1e3 * float(np.median(seconds)), 2),
+      'speedup': round(float(np.median(ordinary / np.array(seconds))), 2),
+      'compute_limit_ms': round(1e3 * limit, 2),
+      'by_limit': round(float(np.median(seconds)) / limit, 2),
+    }
+    for name, seconds in times.items()
+  ]
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the benchmark; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog='benchmark convolution', description=__doc__
+  )
+  parser.add_argument('--batch', type=int, nargs='+', default=[32, 128, 256])
+  parser.add_argument('--repeats', type=int, default=15)
+  parser.add_argument('--output', help='JSON file of the rows')
+  options = parser.parse_args(argv)
+  try:
+    if min(*options.batch, options.repeats, 1) < 1:
+      raise ValueError(
+        f'batch={options.batch}, repeats={options.repeats} must be positive'
+      )
+    rate = matmul_rate()
+    rows = [
+      row for b in options.batch for row in _rows(b, options.repeats, rate)
+    ]
+    table.show(rows)
+    if options.output:
+      table.write(options.output, 'convolution', rows)
+  except ValueError as error:
+    print(f'benchmark convolution: error: {error}', file=sys.stderr)
+    return 2
+  return 0
