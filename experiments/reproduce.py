@@ -1,6 +1,7 @@
 """Rebuilds results/: trains configs and keeps their reports.
 
     python -m experiments.reproduce [NAME[:MODE] ...] [--seeds 0 1 2]
+    python -m experiments.reproduce --rebuild
 
 Each run is a process of its own in `runs/NAME/SEED`: `experiments.compress`
 where the config has stages that write files, else `experiments.train`. Its
@@ -21,10 +22,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from bandwidth.base import unknown_name
+from experiments import compression_results
 from experiments.files import replace_text
 
 ROOT = pathlib.Path(__file__).parent.parent
-DEFAULT_NAMES = ('quickstart', 'mnist_lenet5')
+DEFAULT_NAMES = (
+  'quickstart',
+  'mnist_lenet5',
+  'mnist_lenet300_deep_compression',
+  'mnist_lenet5_deep_compression',
+  'mnist_lenet300_rate',
+  'mnist_lenet5_rate',
+)
 
 
 def _program(config: str, mode: str) -> str:
@@ -102,6 +111,13 @@ def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
   ]
 
 
+def rebuild(results: pathlib.Path) -> None:
+  """Writes the summary, the tables of files and the plots anew."""
+  replace_text(results / 'summary.md', summarize(results))
+  replace_text(results / 'compression.md', compression_results.tables(results))
+  compression_results.plot(results)
+
+
 def _median(memory: list[dict[str, Any]], field: str, form: str) -> str:
   if not memory:
     return ''
@@ -114,12 +130,18 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument('names', nargs='*', default=DEFAULT_NAMES, metavar='NAME')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0])
   parser.add_argument('--runs', type=pathlib.Path, default=pathlib.Path('runs'))
+  parser.add_argument(
+    '--rebuild', action='store_true', help='tables and plots only, no runs'
+  )
   options = parser.parse_args(argv)
   known = [path.stem for path in (ROOT / 'configs').glob('*.py')]
   for name in options.names:
     if name.partition(':')[0] not in known:
       parser.error(unknown_name('NAME', name, known))
   results = ROOT / 'results'
+  if options.rebuild:
+    rebuild(results)
+    return 0
   for name in options.names:
     for seed in options.seeds:
       try:
@@ -130,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
       kept = results / directory_of(name)
       kept.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(report, kept / f'{seed}.json')
-      replace_text(results / 'summary.md', summarize(results))
+      rebuild(results)
   return 0
 
 

@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from bandwidth.base import unknown_name
 
 BENCHMARKS = {
+  'coding': 'coding and decoding 25 million weights, beside zstandard',
+  'convolution': 'gradients of LeNet-5 by XLA and by matrix products',
+  'fuzz': 'hostile files for the reader of .bwz',
   'loop': 'overhead of the training loop and of its input',
+  'pretrained': 'files and fidelity of pretrained networks, not retrained',
+  'sensitivity': 'what pruning one layer alone does to a network',
   'tpu': 'what the TPU compiler makes of a step on a pod',
 }
 
@@ -20,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
   if not argv or argv[0] in ('-h', '--help'):
     print((__doc__ or '').strip() + '\n')
     for name, what in BENCHMARKS.items():
-      print(f'  {name:8} {what}')
+      print(f'  {name:12} {what}')
     return 0 if argv else 2
   name, *rest = argv
   if name not in BENCHMARKS:

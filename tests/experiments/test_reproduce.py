@@ -21,7 +21,39 @@ def test_summary_has_a_row_for_each_config(tmp_path):
   (tmp_path / 'plots').mkdir()
   lines = reproduce.summarize(tmp_path).splitlines()
   assert len(lines) == 3
-  assert '| quickstart | 0 1 | 1.50% | 1.00% to 2.00% | 2x | 1.5 |' in lines[2]
+  assert '| quickstart | 0 1 | 1.50% | 1.00% to 2.00% |  | 2x |' in lines[2]
+
+
+def test_files_have_tables_and_plots(tmp_path):
+  for seed, size in ((0, 2000), (1, 3000), (2, 2500)):
+    path = tmp_path / 'mnist_lenet5_rate' / f'{seed}.json'
+    path.parent.mkdir(exist_ok=True)
+    rows = [
+      {'name': 'dense', 'bytes': 1000, 'ratio': 1.0, 'accuracy': 0.99},
+      {'name': 'rate', 'bytes': size, 'ratio': 5e3 / size, 'accuracy': 0.98},
+    ]
+    report = {
+      'seed': seed,
+      'accuracy': {'baseline': 0.99, 'final': 0.98},
+      'seconds': 60.0,
+      'device': '1 x cpu',
+      'command': 'python -m experiments.compress',
+      'memory': {
+        'dense_bytes': 5000,
+        'file_bytes': size,
+        'ratio': 5e3 / size,
+        'stages': rows,
+        'baselines': rows[:1],
+      },
+    }
+    path.write_text(json.dumps(report))
+  reproduce.rebuild(tmp_path)
+  text = (tmp_path / 'compression.md').read_text()
+  assert '| 1 | 1,000, 1.0x, 1.00% | 3,000, 1.7x, 2.00% |' in text
+  assert '| mean | 1,000, 1.0x, 1.00% | 2,500, 2.1x, 2.00% |' in text
+  assert '2,500 | 2.0x' in (tmp_path / 'summary.md').read_text()
+  plot = tmp_path / 'plots' / 'lenet5_rate_error.png'
+  assert plot.read_bytes().startswith(b'\x89PNG')
 
 
 def test_unknown_names_are_refused(capsys):
