@@ -7,6 +7,7 @@ dealt out by `bandwidth.collectives.resplit_workers`.
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -169,13 +170,14 @@ def read_network(path: pathlib.Path) -> dict[str, np.ndarray]:
     ValueError: two arrays have one name.
     Exception: of Orbax, for a malformed checkpoint.
   """
-  handler = ocp.PyTreeCheckpointHandler()
-  found = handler.metadata(path.absolute())
-  wanted = dict(getattr(found, 'tree', found))
-  is_run = set(TrainState._fields) <= set(wanted)
+  handler: Any = ocp.PyTreeCheckpointHandler()
+  found: Any = handler.metadata(path.absolute())
+  wanted: Any = getattr(found, 'tree', found)
+  keys = set(wanted) if isinstance(wanted, Mapping) else set()
+  is_run = keys >= set(TrainState._fields)
   if is_run:
     wanted = {key: wanted[key] for key in ('params', 'model_state')}
-  elif 'params' in wanted:
+  elif 'params' in keys:
     wanted = {k: v for k, v in wanted.items() if k not in _NO_WEIGHTS}
   restored = handler.restore(
     path.absolute(),

@@ -117,6 +117,11 @@ def meet_rate(
     if jnp.issubdtype(array.dtype, jnp.floating)
   )
   kept = sum(8 * a.nbytes for a in arrays.values() if a.ndim < 2)
+  if rate * weights <= kept:
+    raise ValueError(
+      f'rate={rate}: what is kept to the bit takes {kept / weights:.3g} bits a '
+      'weight'
+    )
   aim, best, at = 0.99 * rate - kept / weights, None, -8.0
   for _ in range(_TRIES):
     bits = max(aim, 1e-3) * weights

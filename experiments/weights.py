@@ -27,7 +27,7 @@ _SAFETENSORS_TYPES = {
 
 
 def read_weights(path: pathlib.Path) -> Arrays:
-  """Reads every array of a file, in its order, or of an Orbax checkpoint.
+  """Reads every array of a file, or of an Orbax checkpoint.
 
   Args:
     path: with one of the suffixes `READABLE`. A PyTorch file is a state
@@ -87,7 +87,7 @@ def _read_safetensors(path: pathlib.Path) -> Arrays:
 
   try:
     views = safetensors.deserialize(path.read_bytes())
-    return {name: _from_view(view) for name, view in views}
+    return {name: _from_view(view) for name, view in sorted(views)}
   except (safetensors.SafetensorError, ValueError, TypeError) as error:
     raise ValueError(_malformed(path, error)) from error
 

@@ -22,8 +22,8 @@ to the end of the payload the stream of `binary`. It holds
 3. the values of the non-zeros, by rows (`magnitudes`): zigzag levels by sign
    and magnitude, codes of a codebook of K entries as labels of ⌈log2 K⌉ bits.
 
-Time is bounded by 2^22 elements, 2^13 rows, and rows + columns ≤ 64 + 8·(bytes
-of the stream).
+Time is bounded by 2^22 elements, 2^13 rows, rows + columns ≤ 64 + 4·n and bits
+coded ≤ 2^16 + 2^11·n, where n are the bytes of the stream.
 """
 
 import math
@@ -93,7 +93,8 @@ def write(sink: wire.Sink, codes: np.ndarray, *, entries: int) -> bool:
   encoder = binary.Encoder()
   _code(encoder, shape, truth=matrix, head=head, entries=entries)
   data = encoder.getvalue()
-  if sum(shape) > _work_limit(len(data)):
+  stored = len(data)
+  if sum(shape) > _most_lines(stored) or len(encoder) > _most_bits(stored):
     return False
   if shape[1] > 1:
     first = len(head.strides) + 8 * head.row_flags + 16 * head.column_flags
@@ -116,10 +117,13 @@ def read(source: wire.Source, out: np.ndarray, *, entries: int) -> None:
     raise source.error(f'shape {out.shape} is beyond the adaptive coder')
   shape = matrix_shape(out.shape)
   head = _VECTOR_HEAD if shape[1] == 1 else _read_head(source)
-  if sum(shape) > _work_limit(source.remaining):
+  if sum(shape) > _most_lines(source.remaining):
     raise source.error(f'{source.remaining} bytes for shape {out.shape}')
   with source.guard('adaptive codes'):
-    decoder = binary.Decoder(source.take('codes', source.remaining))
+    stored = source.remaining
+    decoder = binary.Decoder(
+      source.take('codes', stored), most_bits=_most_bits(stored)
+    )
     matrix = _code(decoder, shape, truth=None, head=head, entries=entries)
     if matrix.max() > np.iinfo(out.dtype).max:
       raise ValueError(f'code {matrix.max()} exceeds {out.dtype}')
@@ -160,8 +164,13 @@ def _flags_pay(live: np.ndarray, length: int, density: float) -> bool:
   return flags < (1 - share) * length * -math.log2(1 - density)
 
 
-def _work_limit(stored: int) -> int:
-  return 64 + 8 * stored
+def _most_lines(stored: int) -> int:
+  """Rows and columns, each of which takes tens of microseconds."""
+  return 64 + 4 * stored
+
+
+def _most_bits(stored: int) -> int:
+  return (1 << 16) + (stored << 11)
 
 
 def _prior_byte(ones: int, trials: int) -> int:

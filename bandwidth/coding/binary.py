@@ -48,6 +48,10 @@ class Encoder:
     self._bits: list[np.ndarray] = []
     self._probabilities: list[np.ndarray] = []
 
+  def __len__(self) -> int:
+    """How many bits it holds."""
+    return sum(bits.size for bits in self._bits)
+
   def code(
     self, probabilities: np.ndarray, bits: np.ndarray | None
   ) -> np.ndarray:
@@ -104,7 +108,11 @@ def _shortest(words: np.ndarray, emitted: int, low: int, span: int) -> bytes:
 class Decoder:
   """Inverts `Encoder`, batch by batch."""
 
-  def __init__(self, data: bytes | memoryview) -> None:
+  def __init__(
+    self, data: bytes | memoryview, *, most_bits: int | None = None
+  ) -> None:
+    """Wraps a stream; `most_bits`: how many bits may be read, None for any."""
+    self._left = most_bits
     padded = bytes(data) + bytes(-len(data) % 4 + 8)
     words = np.frombuffer(padded, '>u4').astype(np.uint32)
     self._coder = stream.queue.RangeDecoder(words)
@@ -122,9 +130,13 @@ class Decoder:
       [n] int32, zeros and ones.
 
     Raises:
-      ValueError: a stream that no encoder makes.
+      ValueError: a stream that no encoder makes, or too many bits.
     """
     del bits
+    if self._left is not None:
+      self._left -= probabilities.size
+      if self._left < 0:
+        raise ValueError('range coder: more bits than so few bytes may hold')
     if not probabilities.size:
       return np.zeros(0, np.int32)
     try:

@@ -36,10 +36,10 @@ from the directory. `records` says what a payload is; what is in one is said by
 
 What is promised on malformed input: ValueError that names section and offset.
 A directory is at most 2^24 bytes, deflated or not, and the arrays of a file,
-with 512 bytes each for what surrounds them, take at most 2^28 + 4096·(file
-size) bytes in memory unless the reader raises that limit. Sizes are checked
-before anything is allocated; work grows linearly with the size of the file and
-of the arrays that its directory admits.
+with their names and 512 bytes each for what surrounds them, take at most 2^28 +
+4096·(file size) bytes in memory unless the reader raises that limit. Sizes are
+checked before anything is allocated; work grows linearly with the size of the
+file and of the arrays that its directory admits.
 
 Accounting: a table's bytes are the size of this file, biases, names, tables,
 checksums and all. A kilobyte is 1000 bytes. `Ledger` says where the bytes went;

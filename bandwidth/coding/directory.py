@@ -44,16 +44,17 @@ def default_limit(file_bytes: int) -> int:
 
 
 def claimed_bytes(entry: Entry) -> int:
-  """Returns what a tensor takes in memory: its array, and 512 bytes around it.
+  """Returns what a tensor takes in memory: array, name, 512 bytes around them.
 
   An axis of length 0 counts as 1.
   """
-  return _claim(entry.dtype, entry.shape)
+  name = len(entry.name.encode())
+  return ENTRY_BYTES + name + _array_bytes(entry.dtype, entry.shape)
 
 
-def _claim(dtype: str, shape: tuple[int, ...]) -> int:
+def _array_bytes(dtype: str, shape: tuple[int, ...]) -> int:
   itemsize = tensors.dtype_of(dtype).itemsize
-  return ENTRY_BYTES + math.prod(max(size, 1) for size in shape) * itemsize
+  return math.prod(max(size, 1) for size in shape) * itemsize
 
 
 def check_name(name: str) -> None:
@@ -156,7 +157,7 @@ def parse(
   # A tensor takes at least five bytes of directory.
   most = min(source.remaining // 5, limit // ENTRY_BYTES)
   count = source.varint('headers', limit=most)
-  names = _parse_names(source, count)
+  names = _parse_names(source, count, limit)
   kinds = [source.byte('headers') for _ in range(count)]
   types = [source.byte('headers') for _ in range(count)]
   if any(kind & 3 >= len(ledger.KINDS) for kind in kinds) or any(
@@ -165,12 +166,13 @@ def parse(
     raise source.error('an unknown kind of tensor')
   if any(place >= len(tensors.DTYPES) for place in types):
     raise source.error('an unknown dtype')
-  shapes, claimed = [], 0
+  shapes = []
+  claimed = sum(ENTRY_BYTES + len(name.encode()) for name in names)
   for kind, place in zip(kinds, types, strict=True):
     shape = tuple(
       source.varint('headers', limit=1 << 48) for _ in range(kind >> 2)
     )
-    claimed += _claim(tensors.DTYPES[place], shape)
+    claimed += _array_bytes(tensors.DTYPES[place], shape)
     if claimed > limit:
       raise source.error(
         f'arrays of {claimed} bytes exceed the limit of {limit}; '
@@ -205,13 +207,16 @@ def _parse_metadata(source: wire.Source) -> dict[str, Any]:
   return metadata
 
 
-def _parse_names(source: wire.Source, count: int) -> list[str]:
+def _parse_names(source: wire.Source, count: int, limit: int) -> list[str]:
   names: dict[str, None] = {}
-  last = b''
+  last, taken = b'', 0
   for _ in range(count):
     shared = source.varint('headers', limit=len(last))
     length = source.varint('headers', limit=MAX_NAME - shared)
     last = last[:shared] + bytes(source.take('headers', length))
+    taken += len(last)
+    if taken > limit:
+      raise source.error(f'names of {taken} bytes exceed the limit of {limit}')
     try:
       name = last.decode()
     except UnicodeDecodeError:

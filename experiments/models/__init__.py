@@ -7,10 +7,12 @@ from typing import Any
 import flax.linen as nn
 
 from bandwidth.base import unknown_name
+from experiments.models.efficientnet_lite import EfficientNetLite
 from experiments.models.lenet import LeNet5, LeNet300
 from experiments.models.resnet import ResNetCifar
 
 MODELS = {
+  'efficientnet_lite0': EfficientNetLite,
   'lenet300': LeNet300,
   'lenet5': LeNet5,
   'resnet20': partial(ResNetCifar, depth=20),

@@ -138,6 +138,21 @@ def test_work_is_bounded():
     adaptive.read(wire.Source(b'\0\0\0', section='x'), out, entries=0)
 
 
+def test_bits_are_bounded_by_bytes():
+  # All alike, so that a bit costs next to nothing: 78 of them for each value.
+  codes = np.full((400, 400), 2**32 - 1, np.uint32)
+  assert not adaptive.write(wire.Sink(), codes, entries=0)
+  encoder = binary.Encoder()
+  head = adaptive._Head([], 0, False, False)
+  matrix = codes.astype(np.int64)
+  adaptive._code(encoder, codes.shape, truth=matrix, head=head, entries=0)
+  data = encoder.getvalue()
+  assert len(encoder) > 2**16 + 2**11 * len(data)
+  source = wire.Source(b'\0\0' + data, section='x')
+  with pytest.raises(ValueError, match=r'x, byte \d+: .*more bits than so few'):
+    adaptive.read(source, np.zeros_like(codes), entries=0)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=60), st.booleans())
 def test_noise_is_read_or_refused(data, levels):

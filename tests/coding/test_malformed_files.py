@@ -142,6 +142,50 @@ def test_a_tiny_file_cannot_claim_gigabytes(entry, payload):
     coding.decode(with_directory([entry], payload))
 
 
+def test_names_count_as_memory():
+  # Each name is the one before and some bytes more.
+  names = ['x' * 4000 + f'{i:03}' for i in range(100)]
+  entries = [directory.Entry(n, 'raw', 'int8', (1,), 0) for n in names]
+  data = with_directory(entries)[:-4]
+  assert len(data) < 1000
+  claimed = sum(map(directory.claimed_bytes, entries))
+  assert claimed == 100 * (512 + 4003 + 1)
+  assert len(coding.decode(data, max_bytes=claimed)) == 100
+  for limit, match in ((claimed - 1, 'arrays of'), (100_000, 'names of')):
+    with pytest.raises(ValueError, match=rf', byte \d+: {match}'):
+      coding.decode(data, max_bytes=limit)
+
+
+@pytest.mark.parametrize('version', [0, 2, 255])
+def test_another_version_is_refused(version):
+  for file in files():
+    with pytest.raises(ValueError, match=f'header, byte 3: version {version};'):
+      coding.decode(file[:3] + bytes([version]) + file[4:])
+
+
+@pytest.mark.parametrize(
+  ('block', 'readable'),
+  [
+    ('000005', True),  # dense, constant 5
+    ('010100010005', True),  # sparse, a mask of ones, constant 5
+    ('010100010000', False),  # the same, constant 0
+    ('010100020005', False),  # a mask of twos
+    ('0104808040' + '0000' + '0005', True),  # 2^20 gaps of 0, constant 5
+    ('0104808040' + '0001' + '0005', False),  # gaps of 1: beyond the end
+    ('0003041100', True),  # rANS of two symbols in no bytes: the first
+    ('000204110000', False),  # Huffman codes of two symbols in no bits
+    ('000204110100', False),
+  ],
+)
+def test_a_block_in_a_few_bytes(block, readable):
+  payload = b'\0\0' + np.float32(1).tobytes() + bytes.fromhex(block)
+  entry = directory.Entry('w', 'uniform', 'float32', (1 << 20,), len(payload))
+  data = with_directory([entry], payload)
+  assert read_all(data) == readable
+  if readable:
+    assert len(np.unique(coding.decode(data).array('w'))) == 1
+
+
 def test_a_codebook_cannot_claim_more_than_its_tensor():
   # A codebook of 65536 entries for each of 2^20 elements.
   shape = (1 << 20,)

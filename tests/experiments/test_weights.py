@@ -102,7 +102,8 @@ def test_directories_without_a_network(tmp_path, params, capsys):
   assert run(tmp_path, tmp_path / 'm.bwz') == 2
   assert 'is a directory without an Orbax checkpoint' in error_of(capsys)
   with ocp.StandardCheckpointer() as saver:
-    saver.save(tmp_path / 'c', params)
+    # One array: of several, those still being read complain in the background.
+    saver.save(tmp_path / 'c', {'kernel': params['Dense_0']['kernel']})
   for file in (tmp_path / 'c').rglob('*'):
     if file.is_file() and '_METADATA' not in file.name:
       file.write_bytes(b'')

@@ -1,0 +1,206 @@
+import ast
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+from experiments.published import DEEP_COMPRESSION_STAGES
+
+EXECUTE = pathlib.Path(__file__).with_name('execute_notebook.py')
+ROOT = pathlib.Path(__file__).parents[3]
+COLABS = ROOT / 'experiments' / 'colabs'
+NOTEBOOKS = sorted(COLABS.glob('*.ipynb'))
+
+
+def read(path):
+  return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+
+
+def code_cells(notebook):
+  return [cell for cell in notebook.cells if cell.cell_type == 'code']
+
+
+def execute(notebook, folder, tmp_path):
+  """Runs a notebook in a folder; nothing is read or written in the home."""
+  environment = dict(os.environ)
+  for name in ('TMPDIR', 'IPYTHONDIR', 'MPLCONFIGDIR', 'JUPYTER_CONFIG_DIR',
+               'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR'):  # fmt: skip
+    environment[name] = str(tmp_path / name.lower())
+    os.mkdir(environment[name])
+  path = tmp_path / 'executed.ipynb'
+  nbformat.write(notebook, path)
+  done = subprocess.run(
+    [sys.executable, EXECUTE, path, folder],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return read(path)
+
+
+def outputs(notebook, kind):
+  return [
+    output
+    for cell in code_cells(notebook)
+    for output in cell.outputs
+    if output.output_type == kind
+  ]
+
+
+# Appended to deep_compression.ipynb: what its variables say.
+PROBE = """
+import json as _json
+
+_named = {
+  which: dict(tree.named_leaves(jax.device_get(params)))
+  for which, params in {'pruned': pruned, 'shared': shared}.items()
+}
+_back = coding.read_arrays(work / 'P+Q+H.bwz')
+print(_json.dumps({
+  'stages': [[s.name, s.bytes, s.ratio, s.accuracy] for s in stages],
+  'files': [(work / f'{s.name}.bwz').stat().st_size for s in stages],
+  'parts': left.tolist(),
+  'dense': dense_accuracy,
+  'restored': restored_accuracy,
+  'mine': [source.stat().st_size, small.stat().st_size],
+  'kept': [int(np.count_nonzero(_named['pruned'][n])) for n, _ in SPARSITY],
+  'still_kept': [
+    int(np.count_nonzero(_named['shared'][n])) for n, _ in SPARSITY
+  ],
+  'values': [len(np.unique(_named['shared'][n])) for n, _ in SPARSITY],
+  'trained': [
+    bool((codebooks[n].centroids != clustered.codebooks[n].centroids).any())
+    for n, _ in SPARSITY
+  ],
+  'decoded': all(
+    np.array_equal(array, _named['shared'][n]) for n, array in _back.items()
+  ),
+}))
+"""
+
+
+def check_deep_compression(found):
+  names, sizes, ratios, accuracies = zip(*found['stages'], strict=True)
+  assert names == ('P', 'P+Q', 'P+Q+H', 'P+Q+auto')
+  assert list(sizes) == found['files'] == found['parts']
+  assert list(sizes) == sorted(sizes, reverse=True)
+  published = DEEP_COMPRESSION_STAGES['lenet300']
+  for name, size, ratio in zip(names, sizes, ratios, strict=True):
+    assert ratio == pytest.approx(4 * 266_610 / size)
+    assert ratio > 0.9 * published.get(name, published['P+Q+H'])
+  assert found['dense'] > 0.975
+  # Half a percent: a run has one seed.
+  assert min(accuracies) > found['dense'] - 0.005
+  kept = [784 * 300 * 0.07, 300 * 100 * 0.08, 100 * 10 * 0.25]
+  np.testing.assert_allclose(found['kept'], kept, atol=1)
+  assert found['still_kept'] == found['kept']
+  assert max(found['values']) <= 32
+  assert found['trained'] == [True] * 3
+  assert found['decoded']
+  assert found['restored'] > found['dense'] - 0.01
+  assert found['mine'][0] > 10 * found['mine'][1]
+
+
+PROBES = {'deep_compression.ipynb': (PROBE, check_deep_compression, 5)}
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_shows_what_it_says(path, tmp_path):
+  probe, check, plots = PROBES[path.name]
+  notebook = read(path)
+  notebook.cells.append(nbformat.v4.new_code_cell(probe))
+  notebook = execute(notebook, COLABS, tmp_path)
+  check(json.loads(notebook.cells.pop().outputs[0].text))
+  shown = [
+    output
+    for kind in ('display_data', 'execute_result')
+    for output in outputs(notebook, kind)
+    if 'image/png' in output.data
+  ]
+  assert len(shown) == plots
+  errors = [o.text for o in outputs(notebook, 'stream') if o.name == 'stderr']
+  assert not errors
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_starts_at_the_root_too(path, tmp_path):
+  notebook = read(path)
+  notebook.cells = code_cells(notebook)[:2]
+  code = 'import bandwidth; print(bandwidth.__file__)'
+  notebook.cells.append(nbformat.v4.new_code_cell(code))
+  notebook = execute(notebook, ROOT, tmp_path)
+  found = notebook.cells[-1].outputs[0].text.strip()
+  assert found == str(ROOT / 'bandwidth' / '__init__.py')
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_stored_without_traces_of_a_run(path):
+  notebook = read(path)
+  assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+  nbformat.validate(notebook)
+  for cell in notebook.cells:
+    assert not cell.metadata
+    assert cell.source.strip()
+  for cell in code_cells(notebook):
+    assert cell.outputs == []
+    assert cell.execution_count is None
+  assert set(notebook.metadata) == {'kernelspec', 'language_info'}
+  assert notebook.metadata.kernelspec.name == 'python3'
+  assert notebook.metadata.language_info == {'name': 'python'}
+
+
+def first_cell(path):
+  """Returns the first code cell as plain Python."""
+  return TransformerManager().transform_cell(code_cells(read(path))[0].source)
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
+def test_first_cell_acts_only_in_colab(path):
+  *before, guarded = ast.parse(first_cell(path)).body
+  for statement in before:
+    assert isinstance(statement, ast.Import) or (
+      isinstance(statement, ast.Assign)
+      and ast.unparse(statement) == "REPOSITORY = ''"
+    )
+  assert isinstance(guarded, ast.If)
+  assert ast.unparse(guarded.test) == "'google.colab' in sys.modules"
+  assert not guarded.orelse
+
+
+class Shell:
+  """Takes the place of IPython's shell and runs nothing."""
+
+  def __init__(self):
+    self.commands = []
+
+  def system(self, command):
+    self.commands.append(command)
+
+  def run_line_magic(self, name, line):
+    self.commands.append(f'{name} {line}')
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
+def test_first_cell_in_colab(path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'google.colab', sys)
+  went = []
+  monkeypatch.setattr(os, 'chdir', lambda to: went.append(str(to)))
+  source = first_cell(path)
+  shell = Shell()
+  with pytest.raises(ValueError, match="REPOSITORY='': set it to the URL"):
+    exec(source, {'get_ipython': lambda: shell})
+  assert not shell.commands
+  assert not went
+  source = source.replace("REPOSITORY = ''", "REPOSITORY = 'URL'")
+  exec(source, {'get_ipython': lambda: shell})
+  clone, install = shell.commands
+  assert clone == 'git clone --depth 1 {REPOSITORY} {checkout}'
+  assert install == 'pip install -q -e "{checkout}[experiments]"'
+  assert went == ['/content/bandwidth']
