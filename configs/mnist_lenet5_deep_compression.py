@@ -47,9 +47,10 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 0.03
+  config.optimizer.learning_rate = 0.02
   config.optimizer.schedule = 'cosine'
   config.optimizer.momentum = 0.9
+  config.optimizer.warmup = 0.05
   config.optimizer.weight_decay = 5e-4
 
   config.stage_order = ('dense', 'prune', 'share')
