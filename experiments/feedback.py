@@ -113,11 +113,13 @@ def quantize_with_feedback(
     )
   if not np.isfinite(weights).all():
     raise ValueError('weights must be finite')
+  size = np.abs(weights)
   if plan.by_row:
     shared = float(np.exp(np.log(plan.cost).mean()))
-    steps = _round_steps(scale / np.sqrt(plan.rows * shared))[:, None]
+    steps = _steps(scale / np.sqrt(plan.rows * shared), size.max(1))[:, None]
   else:
-    steps = _round_steps(scale / np.sqrt(plan.level * plan.cost))[None]
+    largest = size.max(0)[plan.order]
+    steps = _steps(scale / np.sqrt(plan.level * plan.cost), largest)[None]
   ratio = plan.rows[:, None] * plan.cost[None] * (steps / scale) ** 2
   ordered = weights[:, plan.order].astype(np.float32)
   ratio = ratio.astype(np.float32)
@@ -128,7 +130,10 @@ def quantize_with_feedback(
   return coding.UniformTensor(levels[:, back].astype(np.int32), grid)
 
 
-def _round_steps(steps: np.ndarray) -> np.ndarray:
+def _steps(steps: np.ndarray, largest: np.ndarray) -> np.ndarray:
+  """Rounds steps; those of which too many would be needed are made larger."""
+  # What earlier columns leave to a weight may be larger than it was.
+  steps = np.maximum(steps, np.maximum(largest / (_HIGHEST / 4), 1e-30))
   exponent, half = np.divmod(np.rint(2 * np.log2(steps)), 2)
   return np.where(half > 0, 1.4140625, 1.0).astype(np.float32) * np.exp2(
     exponent
