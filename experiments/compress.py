@@ -3,6 +3,9 @@
     python -m experiments.compress --input model.safetensors --output model.bwz
     python -m experiments.compress --input model.bwz --output model.safetensors
     python -m experiments.compress --input runs/W --output model.bwz
+    python -m experiments.compress --config configs/… --workdir W
+
+The last form trains and compresses as a config says; see `compress_training`.
 
 Arrays of two or more axes and at least `--smallest` elements are pruned by
 magnitude (`--sparsity`) and share 2^bits values each (`--bits`, or as few bits
