@@ -7,7 +7,7 @@ besides, and what surrounds the optimizer. Loop and step know none of them.
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -174,7 +174,8 @@ def _share(
 
   def export(variables: Any, params: Params) -> Tensors:
     del variables
-    books = quantization.read_codebooks(params, share.init(params), pairs)
+    state = cast(quantization.ShareGradientsState, share.init(params))
+    books = quantization.read_codebooks(params, state, pairs)
     return {name: as_tensor(book) for name, book in books.items()}
 
   return Method(

@@ -188,7 +188,7 @@ def _uniform(array: np.ndarray, step: float) -> coding.UniformTensor:
   values = np.asarray(array, np.float32)
   if not step:
     return coding.UniformTensor(
-      np.zeros(array.shape, np.int32), np.float32(1), dtype=dtype
+      np.zeros(array.shape, np.int32), np.ones((), np.float32), dtype=dtype
     )
   step = max(step, float(np.abs(values).max(initial=0)) / 2**20)
   found = quantization.optimize_levels(

@@ -31,7 +31,7 @@ def _gradients(convolution: str, batch: int) -> Callable[[Any], Any]:
   model = LeNet5(convolution=convolution)
 
   def loss(params: Any) -> jax.Array:
-    logits = model.apply({'params': params}, images)
+    logits: Any = model.apply({'params': params}, images)
     chosen = jax.nn.log_softmax(logits)[jnp.arange(batch), labels]
     return -chosen.mean()
 

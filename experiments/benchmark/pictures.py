@@ -128,7 +128,7 @@ def _shift_depthwise(apply: Any, args: Any, kwargs: Any, context: Any) -> Any:
 
   XLA:CPU takes five times as long for the convolution.
   """
-  module = context.module
+  module: Any = context.module
   if not isinstance(module, nn.Conv) or module.feature_group_count == 1:
     return apply(*args, **kwargs)
   (x,) = args

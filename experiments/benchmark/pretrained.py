@@ -124,7 +124,7 @@ def _unused(array: np.ndarray) -> coding.Tensor:
   floating = jnp.issubdtype(array.dtype, jnp.floating)
   if array.ndim < 2 or array.size < 1024 or not floating:
     return coding.RawTensor(array)
-  step = np.float32(array.std() or 1)
+  step = np.asarray(array.std() or 1, np.float32)
   return coding.UniformTensor(np.rint(array / step).astype(np.int32), step)
 
 

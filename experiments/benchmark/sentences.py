@@ -229,7 +229,7 @@ def _batch_moments(
   def value(at: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
     nudged.update(at)
     with nn.intercept_methods(listen):
-      embedded = MiniLM().apply(variables, batch.tokens, batch.mask)
+      embedded: Any = MiniLM().apply(variables, batch.tokens, batch.mask)
     direction = jax.random.normal(key, embedded.shape)
     return (embedded * direction).sum(), dict(inputs)
 
