@@ -128,12 +128,13 @@ def _shift_depthwise(apply: Any, args: Any, kwargs: Any, context: Any) -> Any:
 
   XLA:CPU takes five times as long for the convolution.
   """
-  module: Any = context.module
+  module = context.module
   if not isinstance(module, nn.Conv) or module.feature_group_count == 1:
     return apply(*args, **kwargs)
   (x,) = args
   kernel = module.get_variable('params', 'kernel')
-  size, stride = kernel.shape[0], module.strides[0]
+  strides: Any = module.strides
+  size, stride = kernel.shape[0], strides[0]
   out = -(-x.shape[1] // stride)
   pad = max((out - 1) * stride + size - x.shape[1], 0)
   edges = (pad // 2, pad - pad // 2)
