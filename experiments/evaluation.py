@@ -22,6 +22,9 @@ class Evaluator:
     counts: `(params, model_state, batch) -> sums`, with `examples` among them.
     batches: of the split.
     workers: whose devices are used.
+
+  Attributes:
+    merge: the model state of all workers -> that of one network.
   """
 
   def __init__(
@@ -33,7 +36,7 @@ class Evaluator:
     everywhere = workers.sharding(REPLICATED)
     self._batches = batches
     self._counts = jax.jit(counts, out_shardings=everywhere)
-    self._merge = jax.jit(mean_over_workers, out_shardings=everywhere)
+    self.merge = jax.jit(mean_over_workers, out_shardings=everywhere)
 
   def __call__(self, params: Any, model_state: Any) -> dict[str, float]:
     """Returns `accuracy` and `loss`, means over the examples.
@@ -42,7 +45,7 @@ class Evaluator:
       params: replicated.
       model_state: with the workers along the first axis.
     """
-    model_state = self._merge(model_state)
+    model_state = self.merge(model_state)
     totals: dict[str, float] = {}
     for batch in self._batches:
       # One at a time: XLA:CPU deadlocks on many queued collective programs.

@@ -5,6 +5,7 @@ the arrays as they are; the others are those of `bandwidth.coding`. The last
 file of a run is its `model.bwz`.
 """
 
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from bandwidth import coding, tree
 from bandwidth.base import unknown_name
 from bandwidth.report import MemoryReport, MemoryStage, MemoryTensor
 from experiments.baselines import baselines
+from experiments.config import to_json
 from experiments.weights import read_weights, write_safetensors
 
 SAFETENSORS = 'safetensors'
@@ -55,6 +57,13 @@ def paths_of(
   if files and files[-1][1] != SAFETENSORS:
     paths[files[-1][0]] = directory / MODEL
   return paths
+
+
+def metadata_of(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what a file says of its network and data, and of no directory."""
+  places = ('data_dir', 'source', 'memory_limit')
+  dataset = {k: v for k, v in config['dataset'].items() if k not in places}
+  return json.loads(to_json({'model': config['model'], 'dataset': dataset}))
 
 
 def named_arrays(params: Any, model_state: Any) -> dict[str, np.ndarray]:

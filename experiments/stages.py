@@ -190,9 +190,10 @@ def next_state(
   dtype in the new stage goes on (momentum, step counts, residuals), and the
   rest begins anew. Learning-rate schedules always count the steps of the run.
   """
-  params = _variables(
-    stage, jax.device_get(jax.jit(before.method.decode)(state.params))
+  decode = jax.jit(
+    before.method.decode, out_shardings=workers.sharding(REPLICATED)
   )
+  params = _variables(stage, jax.device_get(decode(state.params)))
   reducer_state = _copies(stage.reducer.reducer.init(params), workers.count)
   opt_state = _carry_over(
     workers.place(stage.optimizer.init(params), REPLICATED), state.opt_state

@@ -11,7 +11,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,8 @@ from bandwidth import tree
 from bandwidth.report import MemoryReport, NetworkReport, Report
 from experiments import datasets, provenance, startup
 from experiments.checkpoints import Checkpoints
-from experiments.config import check_config, keep_config, resolve, to_json
-from experiments.evaluation import Evaluator, mean_over_workers
+from experiments.config import check_config, keep_config, resolve
+from experiments.evaluation import Evaluator
 from experiments.files import make_writable, replace_text
 from experiments.input import EvaluationInput, make_input
 from experiments.loop import CompiledStage, Job, Sinks, train
@@ -38,6 +38,7 @@ from experiments.model_files import (
   SAFETENSORS,
   check_shapes,
   memory_report,
+  metadata_of,
   named_arrays,
   paths_of,
   write_file,
@@ -118,14 +119,7 @@ class Built:
     stages = make_stages(
       config, steps_per_epoch=epoch, axis_name=workers.axis_name
     )
-    self.files = [pair for stage in stages for pair in stage.files]
-    if self.files and self.files[-1] not in stages[-1].files:
-      raise ValueError(
-        f'stages.{stages[-1].name}.files is empty: the last stage must write '
-        'the model'
-      )
-    if self.files and self.files[-1][1] == SAFETENSORS:
-      raise ValueError(f'files: the last one, {self.files[-1]}, must be a .bwz')
+    self.files = _files_of(stages)
     penalized = any(stage.method.penalty for stage in stages)
     self.metrics = ['accuracy', *(['penalty'] if penalized else [])]
     self.job = Job(
@@ -152,6 +146,19 @@ class Built:
       'eval_examples': len(evaluated),
       'evaluated_on': 'validation' if dataset.validation else 'test',
     }
+
+
+def _files_of(stages: Sequence[Stage]) -> list[tuple[str, str]]:
+  """Returns the files of a run in order, the model last."""
+  files = [pair for stage in stages for pair in stage.files]
+  if files and not stages[-1].files:
+    raise ValueError(
+      f'stages.{stages[-1].name}.files is empty: the last stage must write the '
+      'model'
+    )
+  if files and files[-1][1] == SAFETENSORS:
+    raise ValueError(f'files: the last one, {files[-1]}, must be a .bwz')
+  return files
 
 
 def _load(config: Mapping[str, Any]) -> datasets.Dataset:
@@ -262,6 +269,27 @@ def _run(
     if sinks.writer is not None:
       sinks.writer.close()
   checkpoints.wait()
+  report = _report(
+    config, built, directory, state, programs,
+    seconds=lambda: earlier + time.monotonic() - started,
+  )  # fmt: skip
+  if writes:
+    write_report(report, directory)
+    progress.say(report.to_markdown())
+  return report
+
+
+def _report(
+  config: Mapping[str, Any],
+  built: Built,
+  directory: pathlib.Path,
+  state: TrainState,
+  programs: list[CompiledStage],
+  *,
+  seconds: Callable[[], float],
+) -> Report:
+  """Measures what a run left."""
+  job = built.job
   params = jax.jit(
     job.stages[-1].method.decode,
     out_shardings=job.workers.sharding(REPLICATED),
@@ -269,12 +297,12 @@ def _run(
   result = job.evaluator(params, state.model_state)
   memory = _memory(config, built, directory)
   final = memory.stages[-1].accuracy if memory else result['accuracy']
-  report = Report(
+  return Report(
     config=json.loads((directory / 'config.json').read_text('utf-8')),
     command=provenance.command(),
     commit=provenance.commit(),
     device=provenance.device(),
-    seconds=earlier + time.monotonic() - started,
+    seconds=seconds(),
     seed=config['seed'],
     accuracy={
       'baseline': memory.stages[0].accuracy if memory else final,
@@ -290,10 +318,6 @@ def _run(
       'eval_loss': result['loss'],
     },
   )
-  if writes:
-    write_report(report, directory)
-    progress.say(report.to_markdown())
-  return report
 
 
 def _write_files(
@@ -308,14 +332,13 @@ def _write_files(
     return
   variables = jax.device_get(state.params)
   params = jax.device_get(jax.jit(stage.method.decode)(variables))
-  model_state = jax.device_get(mean_over_workers(state.model_state))
+  model_state = jax.device_get(built.job.evaluator.merge(state.model_state))
   if jax.process_index():
     return
   arrays = named_arrays(params, model_state)
   tensors = stage.method.export(variables, params)
   paths = paths_of(built.files, directory)
-  kept = {name: config[name] for name in ('model', 'dataset')}
-  metadata = json.loads(to_json(kept)) if config['metadata'] else None
+  metadata = metadata_of(config) if config['metadata'] else None
   for name, coder in stage.files:
     write_file(paths[name], coder, arrays, tensors, metadata)
 

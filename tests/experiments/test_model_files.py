@@ -223,6 +223,7 @@ def test_program_compresses_by_a_config(tmp_path):
       '--config=configs/mnist_lenet300_rate.py:runlocal',
       f'--workdir={tmp_path / "w"}',
       '--config.dataset.validation=1000',
+      '--config.baselines=False',
     ],
     capture_output=True,
     text=True,
