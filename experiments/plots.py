@@ -10,6 +10,7 @@ import io
 import itertools
 import pathlib
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -315,6 +316,7 @@ def _left_out(published: Sequence[PublishedPoint]) -> str:
   if not groups:
     return ''
   lines = [f'{kind}: {", ".join(names)}' for kind, names in groups.items()]
+  lines = [textwrap.fill(line, 120, subsequent_indent='  ') for line in lines]
   return '\n'.join(['Not drawn, for they count something else:', *lines])
 
 
