@@ -1,12 +1,11 @@
 """Convolution as a matrix product, for CPUs.
 
-XLA:CPU takes 20 times as long for the gradients of small convolutions as for
-the matrix products in them. Here images are the last axis, so that patches,
-pooling and sums are loops over contiguous memory, and a few images at a time,
-so that the patches stay in the cache. A training step of LeNet-5 on one core
-becomes five times as fast as `lax.conv_general_dilated` on the same core; see
-`python -m experiments.benchmark convolution`. On accelerators the ordinary
-convolution is the fast one.
+XLA:CPU takes twelve times as long for the gradients of LeNet-5 as a large matrix
+product takes for as many operations. Here images are the last axis, so that
+patches, pooling and sums are loops over contiguous memory, and a few images at a
+time, so that the patches stay in the cache: three and a half times as fast at
+batches of 128 and more, see `python -m experiments.benchmark convolution`. On
+accelerators the ordinary convolution is the fast one.
 """
 
 from collections.abc import Callable, Sequence
