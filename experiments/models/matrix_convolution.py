@@ -1,11 +1,11 @@
 """Convolution as a matrix product, for CPUs.
 
-XLA:CPU takes twelve times as long for the gradients of LeNet-5 as a large matrix
-product takes for as many operations. Here images are the last axis, so that
-patches, pooling and sums are loops over contiguous memory, and a few images at a
-time, so that the patches stay in the cache: three and a half times as fast at
-batches of 128 and more, see `python -m experiments.benchmark convolution`. On
-accelerators the ordinary convolution is the fast one.
+XLA:CPU takes twelve times as long for the gradients of LeNet-5 as a large
+matrix product takes for as many operations. Here images are the last axis, so
+that patches, pooling and sums are loops over contiguous memory, and a few
+images at a time, so that the patches stay in the cache: three and a half times
+as fast at batches of 128 and more, see `python -m experiments.benchmark
+convolution`. On accelerators the ordinary convolution is the fast one.
 """
 
 from collections.abc import Callable, Sequence
