@@ -143,6 +143,8 @@ class Report:
   def to_dict(self) -> dict[str, Any]:
     """Returns plain dictionaries, without the parts that are not there."""
     plain = dataclasses.asdict(self)
+    if self.memory is not None and not self.memory.baselines:
+      del plain['memory']['baselines']
     return {
       key: value
       for key, value in plain.items()
