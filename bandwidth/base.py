@@ -17,7 +17,7 @@ collective."""
 
 
 class GradientReducer(NamedTuple):
-  """A pair of pure functions that average gradients over workers.
+  """Pure functions that average gradients over workers.
 
   A reducer is no `optax.GradientTransformation`, because its state differs from
   worker to worker (residuals, local momentum) while the state of an optimizer
@@ -30,10 +30,23 @@ class GradientReducer(NamedTuple):
       each worker with its own gradients, inside `jax.pmap`, `jax.shard_map`
       (with `check_vma=False`) or `jax.vmap`, over the axis that the factory
       was given. `mean_grads` is the same on all workers.
+    wire_bytes: `(params, workers) -> int`, bytes that a worker sends in a call
+      of `reduce`, in closed form. `workers` are the sizes of the axes.
+    flush: `(state, params) -> (mean_grads, state)`, called as `reduce` is:
+      averages densely what is still pending in the workers' residuals, and
+      leaves none. None: nothing is ever pending.
+    resplit: `(state, params) -> state` on the host: deals the state of any
+      number of workers, which lie along the first axis, out to the workers that
+      this reducer was made for, so that the pending update is conserved. None:
+      the state's shapes don't depend on the number of workers, and
+      `bandwidth.collectives.resplit_workers` will do.
   """
 
   init: Callable[[Params], Any]
   reduce: Callable[..., tuple[Params, Any]]
+  wire_bytes: Callable[..., int] | None = None
+  flush: Callable[..., tuple[Params, Any]] | None = None
+  resplit: Callable[[Any, Params], Any] | None = None
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bandwidth.base import GradientReducer
 from bandwidth.collectives import accounting
 from experiments.checkpoints import Checkpoints
 from experiments.evaluation import Evaluator
@@ -119,7 +120,7 @@ def compile_stage(job: Job, stage: Stage, state: TrainState) -> CompiledStage:
   loss = wrap_loss_with_method(job.loss, stage.method)
   step = make_train_step(
     job.workers.local_gradients(jax.value_and_grad(loss, has_aux=True)),
-    stage.reducer.reducer,
+    stage.reducer,
     stage.optimizer,
     axis_name=job.workers.axis_name,
     seed=job.seed,
@@ -137,11 +138,18 @@ def compile_stage(job: Job, stage: Stage, state: TrainState) -> CompiledStage:
   return CompiledStage(
     call=compiled,
     seconds=time.monotonic() - start,
-    predicted_bytes=stage.reducer.wire_bytes(
-      state.params, workers=tuple(job.workers.axes.values())
-    ),
+    predicted_bytes=predicted_bytes(stage.reducer, state.params, job.workers),
     hlo_bytes=accounting.wire_bytes(compiled),
   )
+
+
+def predicted_bytes(
+  reducer: GradientReducer, params: Any, workers: Workers
+) -> int:
+  """Returns what a worker sends a step, in closed form."""
+  if reducer.wire_bytes is None:
+    return 0
+  return reducer.wire_bytes(params, workers=tuple(workers.axes.values()))
 
 
 def train(

@@ -1,56 +1,47 @@
-"""Gradient reducers by name, each with its closed form of bytes on the wire."""
+"""Gradient reducers by name."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from bandwidth.base import AxisName, GradientReducer, Params, unknown_name
-from bandwidth.collectives import accounting, dense_all_reduce
+from bandwidth import collectives
+from bandwidth.base import AxisName, GradientReducer, unknown_name
 
-
-class _Entry(NamedTuple):
-  factory: Callable[..., GradientReducer]
-  wire_bytes: Callable[..., int]
-  arguments: tuple[str, ...]
-
-
-REDUCERS = {
-  'dense_all_reduce': _Entry(
-    dense_all_reduce, accounting.dense_wire_bytes, ('dtype',)
-  ),
+REDUCERS: dict[str, Callable[..., GradientReducer]] = {
+  'dense_all_reduce': collectives.dense_all_reduce,
 }
 
 
-class ChosenReducer(NamedTuple):
-  """A reducer and what it costs.
-
-  Attributes:
-    reducer: the pair of functions.
-    wire_bytes: `(params, workers=sizes of the axes) -> int`, bytes that a
-      worker sends a step.
-  """
-
-  reducer: GradientReducer
-  wire_bytes: Callable[..., int]
-
-
 def make_reducer(
-  config: Mapping[str, Any], *, axis_name: AxisName
-) -> ChosenReducer:
+  config: Mapping[str, Any], *, axis_name: AxisName, workers: Sequence[int]
+) -> GradientReducer:
   """Builds a reducer from its name and its arguments.
 
+  Args:
+    config: `name`, and arguments of the reducer's factory.
+    axis_name: of the workers.
+    workers: sizes of the axes. Given to factories that ask for them, because
+      shapes of their states depend on it.
+
   Raises:
-    ValueError: the name or an argument is unknown, or out of range.
+    ValueError: the name or an argument is unknown, missing or out of range.
   """
   arguments = dict(config)
   name = arguments.pop('name')
   if name not in REDUCERS:
     raise ValueError(unknown_name('reducer.name', name, REDUCERS))
-  entry = REDUCERS[name]
+  factory = REDUCERS[name]
+  parameters = inspect.signature(factory).parameters
+  known = [key for key in parameters if key not in ('axis_name', 'workers')]
   for argument in arguments:
-    if argument not in entry.arguments:
-      raise ValueError(unknown_name('reducer', argument, entry.arguments))
-
-  def wire_bytes(params: Params, *, workers: tuple[int, ...]) -> int:
-    return entry.wire_bytes(params, workers=workers, **arguments)
-
-  return ChosenReducer(entry.factory(axis_name, **arguments), wire_bytes)
+    if argument not in known:
+      raise ValueError(unknown_name('reducer', argument, known))
+  for key in known:
+    if parameters[key].default is inspect.Parameter.empty:
+      if key not in arguments:
+        raise ValueError(f'reducer: {name!r} needs {key}')
+  if 'workers' in parameters:
+    sizes = tuple(workers)
+    arguments['workers'] = sizes if len(sizes) > 1 else math.prod(sizes)
+  return factory(axis_name, **arguments)

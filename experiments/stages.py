@@ -1,7 +1,7 @@
 """A run is a list of stages; a stage is what is static in a compiled step."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +9,12 @@ import numpy as np
 import optax
 
 from bandwidth import tree
-from bandwidth.base import AxisName, Params
+from bandwidth.base import AxisName, GradientReducer, Params
 from experiments.mapping import PER_WORKER, REPLICATED, Workers
 from experiments.methods import Method, make_method
 from experiments.model_files import check_files
 from experiments.optimizers import make_optimizer
-from experiments.reducers import ChosenReducer, make_reducer
+from experiments.reducers import make_reducer
 from experiments.step import TrainState, empty_window
 
 _FIELDS = ('epochs', 'steps', 'reducer', 'optimizer', 'method', 'files')
@@ -37,14 +37,18 @@ class Stage(NamedTuple):
   name: str
   first: int
   last: int
-  reducer: ChosenReducer
+  reducer: GradientReducer
   optimizer: optax.GradientTransformation
   method: Method = Method()
   files: tuple[tuple[str, str], ...] = ()
 
 
 def make_stages(
-  config: Mapping[str, Any], *, steps_per_epoch: int, axis_name: AxisName
+  config: Mapping[str, Any],
+  *,
+  steps_per_epoch: int,
+  axis_name: AxisName,
+  workers: Sequence[int],
 ) -> list[Stage]:
   """Builds the stages of a config.
 
@@ -80,7 +84,9 @@ def make_stages(
         first=first,
         last=last,
         reducer=make_reducer(
-          stage.get('reducer', config['reducer']), axis_name=axis_name
+          stage.get('reducer', config['reducer']),
+          axis_name=axis_name,
+          workers=workers,
         ),
         optimizer=_chain(make_optimizer(optimizer, span=span), method),
         method=method,
@@ -153,7 +159,7 @@ def first_state(
   """
   params = _variables(stage, params)
   per_worker = (
-    stage.reducer.reducer.init(params),
+    stage.reducer.init(params),
     model_state,
     empty_window(['loss', *metrics]),
   )
@@ -194,7 +200,7 @@ def next_state(
     before.method.decode, out_shardings=workers.sharding(REPLICATED)
   )
   params = _variables(stage, jax.device_get(decode(state.params)))
-  reducer_state = _copies(stage.reducer.reducer.init(params), workers.count)
+  reducer_state = _copies(stage.reducer.init(params), workers.count)
   opt_state = _carry_over(
     workers.place(stage.optimizer.init(params), REPLICATED), state.opt_state
   )

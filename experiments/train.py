@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import tree
+from bandwidth.collectives import accounting
 from bandwidth.report import MemoryReport, NetworkReport, Report
 from experiments import datasets, provenance, startup
 from experiments.checkpoints import Checkpoints
@@ -26,7 +27,13 @@ from experiments.config import check_config, keep_config, resolve
 from experiments.evaluation import Evaluator
 from experiments.files import make_writable, replace_text
 from experiments.input import EvaluationInput, make_input
-from experiments.loop import CompiledStage, Job, Sinks, train
+from experiments.loop import (
+  CompiledStage,
+  Job,
+  Sinks,
+  predicted_bytes,
+  train,
+)
 from experiments.mapping import (
   PER_WORKER,
   REPLICATED,
@@ -50,7 +57,6 @@ from experiments.objectives import (
   make_classification_loss,
   make_preprocess,
 )
-from experiments.reducers import make_reducer
 from experiments.stages import Stage, first_state, make_stages, stage_of
 from experiments.startup import InputError
 from experiments.step import TrainState
@@ -117,7 +123,10 @@ class Built:
     self.model_state = variables
     epoch = data.steps_per_epoch
     stages = make_stages(
-      config, steps_per_epoch=epoch, axis_name=workers.axis_name
+      config,
+      steps_per_epoch=epoch,
+      axis_name=workers.axis_name,
+      workers=tuple(workers.axes.values()),
     )
     self.files = _files_of(stages)
     penalized = any(stage.method.penalty for stage in stages)
@@ -406,10 +415,8 @@ def _network(
   job: Job, params: Any, programs: list[CompiledStage]
 ) -> NetworkReport:
   workers = tuple(job.workers.axes.values())
-  dense = make_reducer(
-    {'name': 'dense_all_reduce', 'dtype': 'float32'}, axis_name=None
-  ).wire_bytes(params, workers=workers)
-  sent = [s.reducer.wire_bytes(params, workers=workers) for s in job.stages]
+  dense = accounting.dense_wire_bytes(params, workers=workers)
+  sent = [predicted_bytes(s.reducer, params, job.workers) for s in job.stages]
   steps = [stage.last - stage.first for stage in job.stages]
   total = sum(bytes_ * n for bytes_, n in zip(sent, steps, strict=True))
   return NetworkReport(

@@ -7,16 +7,9 @@ layouts on a TPU is not included.
 """
 
 import math
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-from jax.typing import DTypeLike
-
-from bandwidth import tree
-from bandwidth.base import Params, unknown_name
-from bandwidth.collectives.dense import WIRE_DTYPES, chunk_size
 from bandwidth.collectives.hlo import collectives, sent_fraction
 
 
@@ -97,94 +90,3 @@ def wire_table(
     WireRow(*key[:4], count=count, bytes=float(sent), between_slices=key[4])
     for key, (count, sent) in totals.items()
   ]
-
-
-def dense_wire_bytes(
-  params: Params,
-  *,
-  workers: int | Sequence[int],
-  dtype: DTypeLike = jnp.float32,
-) -> int:
-  """Returns the bytes that a worker sends in a step of `dense_all_reduce`.
-
-  With n elements and P workers, `2 (P-1)/P · 4 n` in float32. In 16 bits the
-  vector is padded to P chunks of `c = chunk_size(n, P)` elements, and each of
-  two phases, all-to-all and all-gather, sends P-1 chunks: `2 (P-1) · 2 c`. Over
-  several axes, the last one goes first, and the next one carries its chunks.
-
-  Args:
-    params: a tree; the leaves may be abstract, and their dtypes don't matter.
-    workers: P, or the sizes of several mesh axes.
-    dtype: on the wire: float32, bfloat16 or float16.
-
-  Raises:
-    ValueError: `workers` is not positive, or `dtype` none of the three.
-
-  >>> dense_wire_bytes({'w': jnp.zeros(4096)}, workers=8)
-  28672
-  >>> dense_wire_bytes({'w': jnp.zeros(10)}, workers=4, dtype=jnp.bfloat16)
-  36
-  """
-  sizes = (workers,) if isinstance(workers, int) else tuple(workers)
-  if any(p < 1 for p in sizes):
-    raise ValueError(f'workers={workers} is not positive')
-  dtype = jnp.dtype(dtype)
-  if dtype.name not in WIRE_DTYPES:
-    raise ValueError(unknown_name('dtype', dtype.name, WIRE_DTYPES))
-  n, itemsize = tree.size(params), dtype.itemsize
-  if itemsize == 4:
-    return all_reduce_bytes(n * itemsize, math.prod(sizes))
-  sent = 0
-  for p in reversed(sizes):
-    n = chunk_size(n, p)
-    sent += all_to_all_bytes(p * n * itemsize, p)
-    sent += all_gather_bytes(n * itemsize, p)
-  return sent
-
-
-def all_reduce_bytes(payload: int, workers: int) -> int:
-  """Returns 2 (P-1)/P times the payload, rounded up.
-
-  Args:
-    payload: bytes of the array that each worker has, and of the sum.
-    workers: P.
-
-  >>> all_reduce_bytes(1000, 4)
-  1500
-  """
-  return -(-2 * (workers - 1) * payload // workers)
-
-
-def reduce_scatter_bytes(payload: int, workers: int) -> int:
-  """Returns (P-1)/P times the payload, rounded up.
-
-  Args:
-    payload: bytes of the array that each worker has, and of which it keeps the
-      sum of one P-th.
-    workers: P.
-  """
-  return -(-(workers - 1) * payload // workers)
-
-
-def all_to_all_bytes(payload: int, workers: int) -> int:
-  """Returns (P-1)/P times the payload, rounded up.
-
-  Args:
-    payload: bytes of the array that each worker has, one P-th for each worker,
-      itself included.
-    workers: P.
-  """
-  return -(-(workers - 1) * payload // workers)
-
-
-def all_gather_bytes(payload: int, workers: int) -> int:
-  """Returns P-1 times the payload.
-
-  Args:
-    payload: bytes that each worker contributes, a P-th of the result.
-    workers: P.
-
-  >>> all_gather_bytes(128, 8)
-  896
-  """
-  return (workers - 1) * payload

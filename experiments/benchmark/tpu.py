@@ -137,7 +137,9 @@ def build_step(
     first=0,
     last=1,
     reducer=make_reducer(
-      {'name': 'dense_all_reduce', 'dtype': dtype}, axis_name=workers.axis_name
+      {'name': 'dense_all_reduce', 'dtype': dtype},
+      axis_name=workers.axis_name,
+      workers=tuple(workers.axes.values()),
     ),
     optimizer=optax.named_chain(
       ('optimizer', make_optimizer(_OPTIMIZER, span=(0, 1)))
@@ -190,7 +192,7 @@ def _state(
     step=everywhere(jax.ShapeDtypeStruct((), jnp.int32)),
     params=everywhere(params),
     opt_state=everywhere(jax.eval_shape(stage.optimizer.init, params)),
-    reducer_state=each(jax.eval_shape(stage.reducer.reducer.init, params)),
+    reducer_state=each(jax.eval_shape(stage.reducer.init, params)),
     model_state=each(model_state),
     window=each(jax.eval_shape(lambda: empty_window(['loss', 'accuracy']))),
   )

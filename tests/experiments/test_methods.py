@@ -32,7 +32,9 @@ def stages_of(*methods, **optimizer):
     },
     'optimizer': {'learning_rate': 0.05, **optimizer},
   }
-  return make_stages(resolve(config), steps_per_epoch=10, axis_name='data')
+  return make_stages(
+    resolve(config), steps_per_epoch=10, axis_name='data', workers=(2,)
+  )
 
 
 def steps(stage, state, count=6):

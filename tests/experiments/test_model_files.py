@@ -173,7 +173,10 @@ def test_bad_files(files, message):
   stages = {'train': {'steps': 1, 'files': files}}
   with pytest.raises(ValueError, match=message):
     make_stages(
-      resolve({'stages': stages}), steps_per_epoch=1, axis_name='data'
+      resolve({'stages': stages}),
+      steps_per_epoch=1,
+      axis_name='data',
+      workers=(2,),
     )
 
 

@@ -12,7 +12,9 @@ PARAMS = {'w': np.ones((2, 2), np.float32)}
 
 
 def stages_of(**fields):
-  return make_stages(resolve(fields), steps_per_epoch=10, axis_name='data')
+  return make_stages(
+    resolve(fields), steps_per_epoch=10, axis_name='data', workers=(2,)
+  )
 
 
 def test_lengths_in_steps_and_epochs():
