@@ -38,9 +38,9 @@ def make_reducer(
     if argument not in known:
       raise ValueError(unknown_name('reducer', argument, known))
   for key in known:
-    if parameters[key].default is inspect.Parameter.empty:
-      if key not in arguments:
-        raise ValueError(f'reducer: {name!r} needs {key}')
+    required = parameters[key].default is inspect.Parameter.empty
+    if required and key not in arguments:
+      raise ValueError(f'reducer: {name!r} needs {key}')
   if 'workers' in parameters:
     sizes = tuple(workers)
     arguments['workers'] = sizes if len(sizes) > 1 else math.prod(sizes)

@@ -10,7 +10,25 @@ import math
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from bandwidth.collectives.closed_forms import (
+  all_gather_bytes,
+  all_reduce_bytes,
+  all_to_all_bytes,
+  reduce_scatter_bytes,
+)
+from bandwidth.collectives.dense import dense_wire_bytes
 from bandwidth.collectives.hlo import collectives, sent_fraction
+
+__all__ = [
+  'WireRow',
+  'all_gather_bytes',
+  'all_reduce_bytes',
+  'all_to_all_bytes',
+  'dense_wire_bytes',
+  'reduce_scatter_bytes',
+  'wire_bytes',
+  'wire_table',
+]
 
 
 class WireRow(NamedTuple):
