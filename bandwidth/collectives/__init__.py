@@ -1,15 +1,50 @@
 """Gradient reducers, and the bytes that they send."""
 
+from bandwidth.collectives.aligned import random_k, shared_mask
+from bandwidth.collectives.deep_gradient_compression import (
+  WARM_UP_DENSITIES,
+  clip_local,
+  deep_gradient_compression,
+)
 from bandwidth.collectives.dense import dense_all_reduce
+from bandwidth.collectives.elias_fano import EliasFano
+from bandwidth.collectives.hierarchical import hierarchical
+from bandwidth.collectives.memory import (
+  Memory,
+  error_feedback,
+  momentum_correction,
+  no_memory,
+)
 from bandwidth.collectives.message import Packed, pack
 from bandwidth.collectives.ordered import ordered_psum, pairwise_sum
+from bandwidth.collectives.selection import top_k_indices
+from bandwidth.collectives.sparse import sparse_all_reduce
+from bandwidth.collectives.sparse_message import Entries, SparseMessage
+from bandwidth.collectives.value_formats import ValueFormat, value_format
 from bandwidth.collectives.workers import resplit_workers
 
 __all__ = [
+  'WARM_UP_DENSITIES',
+  'EliasFano',
+  'Entries',
+  'Memory',
   'Packed',
+  'SparseMessage',
+  'ValueFormat',
+  'clip_local',
+  'deep_gradient_compression',
   'dense_all_reduce',
+  'error_feedback',
+  'hierarchical',
+  'momentum_correction',
+  'no_memory',
   'ordered_psum',
   'pack',
   'pairwise_sum',
+  'random_k',
   'resplit_workers',
+  'shared_mask',
+  'sparse_all_reduce',
+  'top_k_indices',
+  'value_format',
 ]

@@ -30,10 +30,9 @@ def dense_all_reduce(
   All leaves travel as one message. In float32 that is one all-reduce. In 16
   bits it is a reduce-scatter and an all-gather of 16-bit words with the sum
   between them in float32: a 16-bit `psum` would round after every addition, and
-    XLA:CPU
-  would widen it to 32 bits on the wire. Each element is then rounded twice,
-  once on its worker and once after the mean. Elements beyond the range of
-  float16 (65,504) become infinite; bfloat16 has the range of float32.
+  XLA:CPU would widen it to 32 bits on the wire. Each element is then rounded
+  twice, once on its worker and once after the mean. Elements beyond the range
+  of float16 (65,504) become infinite; bfloat16 has the range of float32.
 
   Args:
     axis_name: mapped axis, or axes, of the workers, the slowest link first.
@@ -52,7 +51,7 @@ def dense_all_reduce(
   Array([[2., 4.],
          [2., 4.]], dtype=float32)
   """
-  wire_dtype = _wire_dtype(dtype)
+  on_wire = wire_dtype(dtype)
   axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
 
   def init(params: Params) -> tuple[()]:
@@ -68,25 +67,30 @@ def dense_all_reduce(
     if axes and mean.size:
       mean = (
         ordered_psum(mean, axes) / lax.axis_size(axes)
-        if wire_dtype == jnp.float32
-        else _two_phase_mean(mean, axes, wire_dtype)
+        if on_wire == jnp.float32
+        else _two_phase_mean(mean, axes, on_wire)
       )
     return packed.unpack(mean), state
 
   return GradientReducer(
-    init, reduce, functools.partial(dense_wire_bytes, dtype=wire_dtype)
+    init, reduce, functools.partial(dense_wire_bytes, dtype=on_wire)
   )
 
 
-def _wire_dtype(dtype: DTypeLike) -> jnp.dtype:
+def wire_dtype(dtype: DTypeLike) -> jnp.dtype:
+  """Returns a dtype of elements on the wire.
+
+  Raises:
+    ValueError: it is none of `WIRE_DTYPES`.
+  """
   known = f'known: {", ".join(WIRE_DTYPES)}'
   try:
-    wire_dtype = jnp.dtype(dtype)
+    found = jnp.dtype(dtype)
   except TypeError:
     raise ValueError(f'dtype={dtype!r} is no dtype; {known}') from None
-  if wire_dtype.name not in WIRE_DTYPES:
-    raise ValueError(f'dtype={wire_dtype.name!r} is not for the wire; {known}')
-  return wire_dtype
+  if found.name not in WIRE_DTYPES:
+    raise ValueError(f'dtype={found.name!r} is not for the wire; {known}')
+  return found
 
 
 def dense_wire_bytes(

@@ -42,11 +42,7 @@ def pack(grads: Params) -> Packed:
   >>> packed.vector.shape
   (5,)
   """
-  for name, leaf in tree.named_leaves(grads):
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      raise ValueError(
-        f'grads: {name} is {leaf.dtype}; a gradient is floating-point'
-      )
+  check_floating(grads)
   leaves, structure = jax.tree.flatten(grads)
   shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
   flat = [jnp.ravel(leaf).astype(jnp.float32) for leaf in leaves]
@@ -61,3 +57,17 @@ def pack(grads: Params) -> Packed:
     return jax.tree.unflatten(structure, out)
 
   return Packed(vector, unpack)
+
+
+def check_floating(grads: Params) -> None:
+  """Raises a `ValueError` that names a leaf which is not floating-point."""
+  for name, leaf in tree.named_leaves(grads):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise ValueError(
+        f'grads: {name} is {leaf.dtype}; a gradient is floating-point'
+      )
+
+
+def cast(update: Params, like: Params) -> Params:
+  """Gives leaves the dtypes of another tree."""
+  return jax.tree.map(lambda u, g: u.astype(g.dtype), update, like)

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from jax import lax
 
+from bandwidth.base import AxisName
+
 
 def ordered_psum(x: jax.Array, axes: Sequence[str]) -> jax.Array:
   """Sums over workers; simulated ones are added in the order of XLA:CPU.
@@ -77,3 +79,41 @@ def pairwise_sum(rows: jax.Array) -> jax.Array:
     rest = rows[2 * half :]
     rows = jax.numpy.concatenate([added, rest]) if rest.shape[0] else added
   return rows[0]
+
+
+def axis_size(axis: AxisName) -> int:
+  """Returns the number of workers along mapped axes; one where there is none.
+
+  Raises:
+    ValueError: an axis is not bound.
+  """
+  if not axis:
+    return 1
+  try:
+    return lax.axis_size(axis)
+  except NameError:
+    raise ValueError(
+      f'axis_name={axis!r} is not bound: call reduce inside jax.pmap, '
+      'jax.shard_map or jax.vmap over it'
+    ) from None
+
+
+def fixed_order_sum(x: jax.Array) -> jax.Array:
+  """Sums a vector, in one pass over memory and an order that is written down.
+
+  Rows of 128 elements are added up by halves, then rows of 128 of such sums.
+
+  >>> fixed_order_sum(jax.numpy.arange(1000.0))
+  Array(499500., dtype=float32)
+  """
+  while x.size > 1:
+    width = min(_ROW, 1 << (x.size - 1).bit_length())
+    rows = jax.numpy.pad(x, (0, -x.size % width)).reshape(-1, width)
+    while rows.shape[1] > 1:
+      half = rows.shape[1] // 2
+      rows = rows[:, :half] + rows[:, half:]
+    x = rows.ravel()
+  return x.reshape(-1)[0] if x.size else jax.numpy.zeros((), x.dtype)
+
+
+_ROW = 128
