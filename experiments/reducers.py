@@ -1,5 +1,6 @@
 """Gradient reducers by name."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,8 +9,35 @@ from typing import Any
 from bandwidth import collectives
 from bandwidth.base import AxisName, GradientReducer, unknown_name
 
+_MEMORIES = {
+  'error_feedback': collectives.error_feedback,
+  'momentum_correction': collectives.momentum_correction,
+  'none': collectives.no_memory,
+}
+
+
+def _with_named_memory(
+  factory: Callable[..., GradientReducer],
+) -> Callable[..., GradientReducer]:
+  """Lets `memory` be a name."""
+
+  @functools.wraps(factory)
+  def named(
+    axis_name: AxisName, *, memory: str = 'error_feedback', **arguments: Any
+  ) -> GradientReducer:
+    if memory not in _MEMORIES:
+      raise ValueError(unknown_name('reducer.memory', memory, _MEMORIES))
+    return factory(axis_name, memory=_MEMORIES[memory](), **arguments)
+
+  return named
+
+
 REDUCERS: dict[str, Callable[..., GradientReducer]] = {
   'dense_all_reduce': collectives.dense_all_reduce,
+  'deep_gradient_compression': collectives.deep_gradient_compression,
+  'top_k': _with_named_memory(collectives.sparse_all_reduce),
+  'random_k': _with_named_memory(collectives.random_k),
+  'shared_mask': _with_named_memory(collectives.shared_mask),
 }
 
 

@@ -21,13 +21,13 @@ def pack_bits(bits: jax.Array) -> jax.Array:
   """
   padded = jnp.pad(bits, (0, -bits.size % WORD)).reshape(-1, WORD)
   weights = jnp.uint32(1) << jnp.arange(WORD, dtype=jnp.uint32)
-  return jnp.sum(padded * weights, axis=1, dtype=jnp.uint32)
+  return jnp.sum(padded * weights[None, :], axis=1, dtype=jnp.uint32)
 
 
 def unpack_bits(words: jax.Array, count: int) -> jax.Array:
   """Returns the first `count` bits of words, bool [count]."""
   places = jnp.arange(WORD, dtype=jnp.uint32)
-  bits = (words[:, None] >> places) & 1
+  bits = (words[:, None] >> places[None, :]) & 1
   return bits.reshape(-1)[:count].astype(bool)
 
 

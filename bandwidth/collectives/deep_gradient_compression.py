@@ -9,7 +9,11 @@ import jax.numpy as jnp
 from bandwidth.base import AxisName, GradientReducer, Params
 from bandwidth.collectives.hierarchical import hierarchical
 from bandwidth.collectives.memory import momentum_correction
-from bandwidth.collectives.ordered import axis_size, fixed_order_sum
+from bandwidth.collectives.ordered import (
+  axis_size,
+  fixed_order_sum,
+  rounded,
+)
 from bandwidth.collectives.sparse import sparse_all_reduce
 
 WARM_UP_DENSITIES = (0.25, 0.0625, 0.015625, 0.004)
@@ -206,15 +210,15 @@ class _Decay(NamedTuple):
       if w.ndim < 2:
         return d
       pull = self.weight * w.astype(jnp.float32)
-      return self.momentum * (d + (pull if self.nesterov else 0.0)) + (
-        0.0 if self.nesterov else pull
-      )
+      if self.nesterov:
+        return rounded(self.momentum * (d + rounded(pull)))
+      return self.momentum * d + rounded(pull)
 
     def added(m: jax.Array, d: jax.Array, w: jax.Array) -> jax.Array:
       if w.ndim < 2:
         return m
       if self.nesterov:
-        d = d + self.weight * w.astype(jnp.float32)
+        d = d + rounded(self.weight * w.astype(jnp.float32))
       return (m.astype(jnp.float32) + d).astype(m.dtype)
 
     state = jax.tree.map(step, params, state)

@@ -67,7 +67,7 @@ class EliasFano(NamedTuple):
     if not self.words:
       return jnp.zeros(0, jnp.uint32)
     places = jnp.arange(self.low_bits, dtype=jnp.int32)
-    low = (indices[:, None] >> places) & 1
+    low = (indices[:, None] >> places[None, :]) & 1
     high = (indices >> self.low_bits) + jnp.arange(self.count, dtype=jnp.int32)
     bitmap = jnp.zeros(self._high_bits, bool)
     bitmap = bitmap.at[high].set(
@@ -86,7 +86,7 @@ class EliasFano(NamedTuple):
     bits = unpack_bits(low_words, self.count * self.low_bits)
     places = jnp.arange(self.low_bits, dtype=jnp.int32)
     low = jnp.sum(
-      bits.reshape(self.count, self.low_bits) << places,
+      bits.reshape(self.count, self.low_bits) << places[None, :],
       axis=1,
       dtype=jnp.int32,
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bandwidth.base import Params
 from bandwidth.collectives.message import cast, pack
-from bandwidth.collectives.ordered import axis_size, ordered_psum
+from bandwidth.collectives.ordered import axis_size, ordered_psum, rounded
 from bandwidth.collectives.units import Units
 
 
@@ -105,7 +105,7 @@ def momentum_correction(
 
   def correct(gradient: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
     if nesterov:
-      u = momentum * (u + gradient)
+      u = rounded(momentum * (u + gradient))
       return u + gradient, u
     u = momentum * u + gradient
     return u, u

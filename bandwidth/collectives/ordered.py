@@ -5,7 +5,7 @@ of its choosing. Where simulated and real workers must agree to the bit, the
 order is written down.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -117,3 +117,88 @@ def fixed_order_sum(x: jax.Array) -> jax.Array:
 
 
 _ROW = 128
+
+
+def rounded(product: jax.Array) -> jax.Array:
+  """Returns its argument, which no compiler contracts with a sum behind it.
+
+  A product and the sum that it goes into may become a multiply-add that rounds
+  once, not twice, and whether they do depends on what else uses the product and
+  so on the mapping. A selection between them is in the way.
+  """
+  return jax.numpy.where(product == product, product, jax.numpy.nan)
+
+
+def in_turns(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Gives a function the same bits under `jax.vmap` as without it.
+
+  `jax.vmap` turns a product of matrices, or a reduction, into a batched one,
+  which adds in another order. Here the batch elements go through `fn` one after
+  another, so that the operations compiled are those of one element; and no
+  compiler fuses them with what comes before and after, which may change their
+  rounding too.
+
+  Args:
+    fn: from trees of arrays to a tree of floating-point arrays. If the first
+      element of its first floating-point argument is NaN, so is all of the
+      result.
+
+  >>> total = in_turns(lambda x: jax.numpy.sum(x))
+  >>> jax.vmap(total)(jax.numpy.ones((2, 3)))
+  Array([3., 3.], dtype=float32)
+  """
+  turns = jax.custom_batching.custom_vmap(lambda *args: _apart(fn, args))
+
+  @turns.def_vmap
+  def rule(size: int, in_batched: Any, *args: Any) -> tuple[Any, Any]:
+    del size
+    leaves, structure = jax.tree.flatten(args)
+    batched = jax.tree.leaves(in_batched)
+
+    def one(rows: list[jax.Array]) -> Any:
+      of_element = iter(rows)
+      mine = [
+        next(of_element) if is_batched else leaf
+        for leaf, is_batched in zip(leaves, batched, strict=True)
+      ]
+      return turns(*jax.tree.unflatten(structure, mine))
+
+    pairs = zip(leaves, batched, strict=True)
+    out = lax.map(one, [leaf for leaf, is_batched in pairs if is_batched])
+    return out, jax.tree.map(lambda _: True, out)
+
+  return turns
+
+
+def _apart(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+  """Calls a function where no compiler fuses it with anything else.
+
+  XLA:CPU drops an `optimization_barrier` too early, so there the function is
+  the branch of a conditional whose outcome no compiler knows.
+  """
+  if not any(_has_floats(leaf) for leaf in jax.tree.leaves(args)):
+    return fn(*args)
+
+  def branch(*args: Any) -> Any:
+    probe = next(leaf for leaf in jax.tree.leaves(args) if _has_floats(leaf))
+    unknown = jax.numpy.isnan(probe.ravel()[0])
+    return lax.cond(unknown, _not_a_number(fn), fn, *args)
+
+  def behind_barriers(*args: Any) -> Any:
+    return lax.optimization_barrier(fn(*lax.optimization_barrier(args)))
+
+  return lax.platform_dependent(*args, cpu=branch, default=behind_barriers)
+
+
+def _has_floats(leaf: jax.Array) -> bool:
+  return jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) and leaf.size > 0
+
+
+def _not_a_number(fn: Callable[..., Any]) -> Callable[..., Any]:
+  def all_nan(*args: Any) -> Any:
+    return jax.tree.map(
+      lambda leaf: jax.numpy.full(leaf.shape, jax.numpy.nan, leaf.dtype),
+      jax.eval_shape(fn, *args),
+    )
+
+  return all_nan

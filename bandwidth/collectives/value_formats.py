@@ -44,7 +44,7 @@ def value_format(name: str) -> ValueFormat:
   largest value is in range (2 bytes a value, relative error 2^-11); 'float8',
   sign, four bits of exponent and three of mantissa below the largest value of
   the segment (1 byte, 2^-4; what is 2^15 times smaller becomes zero); 'sign',
-  the sign times the segment's mean magnitude (1 bit).
+  the sign times the segment's mean magnitude in bfloat16 (1 bit).
 
   Raises:
     ValueError: the name is none of these.
@@ -166,18 +166,23 @@ def _encode_sign(values: jax.Array, segments: Segments) -> jax.Array:
   scales = jnp.stack(
     [pairwise_sum(p) / p.size if p.size else jnp.float32(0) for p in parts]
   )
-  return jnp.concatenate([to_bytes(scales), to_bytes(pack_bits(values < 0))])
+  # Rounded explicitly, as above; then no compiler can contract a product of
+  # the scale with a sum that it goes into.
+  coarse = lax.reduce_precision(scales, 8, 7).astype(jnp.bfloat16)
+  return jnp.concatenate([to_bytes(coarse), to_bytes(pack_bits(values < 0))])
 
 
 def _decode_sign(data: jax.Array, segments: Segments) -> jax.Array:
-  scales, words = jnp.split(data, [4 * len(segments)])
+  scales, words = jnp.split(data, [2 * len(segments)])
   negative = unpack_bits(from_bytes(words, jnp.uint32), sum(segments))
-  magnitude = _spread(from_bytes(scales, jnp.float32), segments)
+  magnitude = _spread(
+    from_bytes(scales, jnp.bfloat16).astype(jnp.float32), segments
+  )
   return jnp.where(negative, -magnitude, magnitude)
 
 
 def _sign_bytes(segments: Segments) -> int:
-  return 4 * len(segments) + 4 * -(-sum(segments) // WORD)
+  return 2 * len(segments) + 4 * -(-sum(segments) // WORD)
 
 
 def _fixed(segments: Segments, *, width: int, scale: int) -> int:
