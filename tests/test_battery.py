@@ -107,7 +107,7 @@ def test_init_on_abstract_shapes(name):
 def test_shapes_dtypes_and_state_stay(name, dtype):
   reducer, params = REDUCERS[name]('data'), make_params(dtype)
   state, grads = make_state(reducer, params), make_grads(dtype)
-  mean, new_state = all_workers(reducer, params)(grads, state)
+  mean, new_state = jax.jit(all_workers(reducer, params))(grads, state)
   for before, after in ((grads, mean), (state, new_state)):
     assert jax.tree.structure(before) == jax.tree.structure(after)
     for old, new in zip(
@@ -141,7 +141,7 @@ def test_jit_equals_no_jit_and_does_not_recompile(name):
 @every_reducer
 def test_all_workers_get_the_same_mean(name):
   reducer, params = REDUCERS[name]('data'), make_params()
-  mean, _ = all_workers(reducer, params)(
+  mean, _ = jax.jit(all_workers(reducer, params))(
     make_grads(), make_state(reducer, params)
   )
   for leaf in jax.tree.leaves(mean):
@@ -167,14 +167,16 @@ def test_same_bits_under_pmap_shard_map_and_vmap(name):
   without = functools.partial(jax.tree.map, lambda leaf: leaf[0])
   within = functools.partial(jax.tree.map, lambda leaf: leaf[None])
   mapped = {
-    'vmap': jax.vmap(one, axis_name='data'),
+    'vmap': jax.jit(jax.vmap(one, axis_name='data')),
     'pmap': jax.pmap(one, axis_name='data'),
-    'shard_map': jax.shard_map(
-      lambda grads, state: within(one(without(grads), without(state))),
-      mesh=mesh,
-      in_specs=P('data'),
-      out_specs=P('data'),
-      check_vma=False,
+    'shard_map': jax.jit(
+      jax.shard_map(
+        lambda grads, state: within(one(without(grads), without(state))),
+        mesh=mesh,
+        in_specs=P('data'),
+        out_specs=P('data'),
+        check_vma=False,
+      )
     ),
   }
   out = {kind: jax.device_get(fn(grads, state)) for kind, fn in mapped.items()}

@@ -178,7 +178,8 @@ def clip_local(grads: Params, limit: float) -> Params:
   # A norm that is not finite makes everything so.
   scale = jnp.where(norm <= limit, 1.0, limit / norm)
   return jax.tree.map(
-    lambda leaf: (leaf.astype(jnp.float32) * scale).astype(leaf.dtype), grads
+    lambda leaf: rounded(leaf.astype(jnp.float32) * scale).astype(leaf.dtype),
+    grads,
   )
 
 

@@ -88,12 +88,10 @@ def qsgd(
     ValueError: an argument is out of range; at `reduce`, a gradient is not
       floating-point or an axis not bound.
 
-  >>> reducer = qsgd('data', bits=8)
-  >>> grads = jnp.array([[3.0, -4.0], [3.0, -4.0]])
-  >>> state = reducer.init(grads[0])
-  >>> mean, _ = jax.vmap(reducer.reduce, ('data', None), axis_name='data')(
-  ...   grads, state
-  ... )  # doctest: +SKIP
+  >>> reducer = qsgd(None, bits=4)
+  >>> mean, _ = reducer.reduce(jnp.array([3.0, -4.0, 0.0]), reducer.init(()))
+  >>> mean * 7 / 5  # the norm is 5
+  Array([ 4., -6.,  0.], dtype=float32)
   """
   if bits not in BITS:
     raise ValueError(f'bits={bits} is not in {BITS}')
@@ -133,7 +131,7 @@ def terngrad(
   probability `|g_i| / s`, and s the largest `|g_i|` of all workers (scaler
   sharing), so that `E g̃ = g`. Before that, magnitudes are clipped at
   `c σ`, which biases a few large elements and lets s be smaller. (Wen et al.
-  2017, arXiv 1705.07878, equations 1, 3 and 13.) A worker sends five ternary
+  2017, arXiv 1705.07878, sections 3.1 and 3.3.) A worker sends five ternary
   digits a byte, after an all-reduce of the scales.
 
   A gradient that is not finite comes out as a mean that is not finite, in its
@@ -163,21 +161,22 @@ def terngrad(
   ) -> jax.Array:
     borders = np.cumsum(sizes)[:-1].tolist()
     leaves = jnp.split(vector, borders)
-    scales = jnp.stack([_ternary_scale(leaf, clip) for leaf in leaves])
-    scales = lax.pmax(scales, axes) if axes else scales
-    scale = jnp.concatenate(
-      [jnp.broadcast_to(scales[i], (n,)) for i, n in enumerate(sizes)]
+    own = jnp.stack([_ternary_scale(leaf, clip) for leaf in leaves])
+    scale = _spread(lax.pmax(own, axes) if axes else own, sizes)
+    clipped = jnp.minimum(jnp.abs(vector), _spread(own, sizes))
+    digits = jnp.where(
+      _draw(clipped, scale, key), jnp.where(vector < 0, 0, 2), 1
     )
-    gathered = gather_workers(pack_trits(_trits(vector, scale, key)), axes)
+    gathered = gather_workers(pack_trits(digits.astype(jnp.uint8)), axes)
 
     def add(p: jax.Array, total: jax.Array) -> jax.Array:
       return total + unpack_trits(gathered[p], vector.size).astype(jnp.int32)
 
     workers = gathered.shape[0]
-    digits = lax.fori_loop(
+    signs = lax.fori_loop(
       0, workers, add, jnp.full(vector.size, -workers, jnp.int32)
     )
-    return scale * (digits.astype(jnp.float32) / workers)
+    return scale * (signs.astype(jnp.float32) / workers)
 
   def wire_bytes(params: Params, *, workers: int | Sequence[int]) -> int:
     count = count_workers(workers)
@@ -272,8 +271,13 @@ def _ternary_scale(leaf: jax.Array, clip: float | None) -> jax.Array:
   return jnp.where(jnp.isfinite(largest), scale, jnp.inf)
 
 
-def _trits(vector: jax.Array, scale: jax.Array, key: jax.Array) -> jax.Array:
-  """Draws digits 0, 1 and 2 for -s, 0 and s; uint8 [n]."""
-  chance = jnp.abs(vector) / jnp.where(scale == 0, 1, scale)
-  drawn = jax.random.uniform(key, vector.shape) < chance
-  return jnp.where(drawn, jnp.where(vector < 0, 0, 2), 1).astype(jnp.uint8)
+def _spread(scales: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+  return jnp.concatenate(
+    [jnp.broadcast_to(scales[i], (n,)) for i, n in enumerate(sizes)]
+  )
+
+
+def _draw(magnitude: jax.Array, scale: jax.Array, key: jax.Array) -> jax.Array:
+  """True with probability `magnitude / scale`."""
+  chance = magnitude / jnp.where(scale == 0, 1, scale)
+  return jax.random.uniform(key, magnitude.shape) < chance
