@@ -7,7 +7,7 @@ dealt out by `bandwidth.collectives.resplit_workers`.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -87,7 +87,14 @@ class Checkpoints:
     return self._manager.restore(step, args=args)['info']
 
   def restore(
-    self, step: int, state: TrainState, *, workers: Workers, saved_workers: int
+    self,
+    step: int,
+    state: TrainState,
+    *,
+    workers: Workers,
+    saved_workers: int,
+    saved_reducer_state: Any = None,
+    resplit: Callable[[Any, Any], Any] | None = None,
   ) -> TrainState:
     """Restores a state onto the devices.
 
@@ -97,6 +104,9 @@ class Checkpoints:
         restored one shall have.
       workers: that the restored state is for.
       saved_workers: that the checkpoint was written by.
+      saved_reducer_state: shapes of the reducer's state as it was saved, for
+        all workers; None: that of `state` for `saved_workers`.
+      resplit: of the reducer, see `GradientReducer`; None: `resplit_workers`.
     """
     same = saved_workers == workers.count
 
@@ -113,17 +123,34 @@ class Checkpoints:
       return jax.tree.map(leaf_template, subtree)
 
     target = jax.tree.map(template, STATE_KINDS, state)
+    if saved_reducer_state is not None and not same:
+      everywhere = workers.sharding(REPLICATED)
+      target = target._replace(
+        reducer_state=jax.tree.map(
+          lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=everywhere
+          ),
+          saved_reducer_state,
+        )
+      )
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target._asdict()))
     restored = TrainState(**self._manager.restore(step, args=args)['state'])
     if same:
       return restored
+    if resplit is not None:
+      params = jax.device_get(restored.params)
+      state_of_all = jax.device_get(restored.reducer_state)
+      reducer_state = resplit(state_of_all, params)
+      dealt = workers.place(jax.device_get(reducer_state), PER_WORKER)
+      restored = restored._replace(reducer_state=())
 
     def deal_out(kind: str, subtree: Any) -> Any:
       if kind == PER_WORKER:
         subtree = resplit_workers(jax.device_get(subtree), workers.count)
       return workers.place(subtree, kind)
 
-    return jax.tree.map(deal_out, STATE_KINDS, restored)
+    out = jax.tree.map(deal_out, STATE_KINDS, restored)
+    return out if resplit is None else out._replace(reducer_state=dealt)
 
   def wait(self) -> None:
     """Returns when everything that was begun is on disk."""

@@ -28,6 +28,7 @@ from experiments.step import (
   STATE_KINDS,
   TrainState,
   Window,
+  make_flush,
   make_train_step,
   wrap_train_step_with_input,
   wrap_train_step_with_log,
@@ -194,6 +195,18 @@ def train(
   return state, programs
 
 
+def flush_pending(job: Job, stage: Stage, state: TrainState) -> TrainState:
+  """Applies what is still pending in the workers' residuals, in one update."""
+  reducer = stage.reducer
+  if reducer.flush is None:
+    return state
+  apply = make_flush(reducer, stage.optimizer)
+  compiled = job.workers.compile(
+    apply, (state,), kinds=(STATE_KINDS,), out_kinds=STATE_KINDS, donate=(0,)
+  )
+  return compiled(state)
+
+
 def _describe(stage: Stage, program: CompiledStage) -> str:
   return (
     f'stage {stage.name}: steps {stage.first + 1} to {stage.last}, compiled in '
@@ -225,6 +238,8 @@ def run_steps(
       between.steps(current, window)
       flying = None
     if between.is_due(current):
+      if current == stage.last and stage.flush:
+        state = flush_pending(job, stage, state)
       between.checkpoint_and_evaluate(current, state)
   if flying is not None:
     between.steps(until, flying)

@@ -1,6 +1,7 @@
 """A run is a list of stages; a stage is what is static in a compiled step."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,15 @@ from experiments.optimizers import make_optimizer
 from experiments.reducers import make_reducer
 from experiments.step import TrainState, empty_window
 
-_FIELDS = ('epochs', 'steps', 'reducer', 'optimizer', 'method', 'files')
+_FIELDS = (
+  'epochs',
+  'steps',
+  'reducer',
+  'optimizer',
+  'method',
+  'files',
+  'flush',
+)
 
 
 class Stage(NamedTuple):
@@ -28,10 +37,13 @@ class Stage(NamedTuple):
     first: steps done before the stage.
     last: steps done after it.
     reducer: averages gradients.
+    reducer_config: what it was built from.
     optimizer: a named chain: a state goes on into the next stage by its names.
     method: what the stage does to the parameters.
     files: what is written when the stage is done: pairs (name, coder), see
       `model_files`.
+    flush: whether what is still pending in the residuals is applied when the
+      stage is done, in one update more.
   """
 
   name: str
@@ -41,6 +53,8 @@ class Stage(NamedTuple):
   optimizer: optax.GradientTransformation
   method: Method = Method()
   files: tuple[tuple[str, str], ...] = ()
+  reducer_config: Mapping[str, Any] = {}
+  flush: bool = False
 
 
 def make_stages(
@@ -73,6 +87,7 @@ def make_stages(
     stage, last = given[name], first + lengths[name]
     span = (first, last) if 'optimizer' in stage else (0, total)
     optimizer = {**config['optimizer'], **stage.get('optimizer', {})}
+    chosen = stage.get('reducer', config['reducer'])
     with _naming(f'stages.{name}'):
       method = make_method(
         stage.get('method', {'name': 'none'}), steps=last - first
@@ -83,19 +98,31 @@ def make_stages(
         name=name,
         first=first,
         last=last,
-        reducer=make_reducer(
-          stage.get('reducer', config['reducer']),
-          axis_name=axis_name,
-          workers=workers,
-        ),
+        reducer=_reducer(name, chosen, axis_name, workers),
         optimizer=_chain(make_optimizer(optimizer, span=span), method),
         method=method,
         files=files,
+        reducer_config=chosen,
+        flush=bool(stage.get('flush', False)),
       )
     )
     first = last
   _check_names_of_files(stages)
   return stages
+
+
+def _reducer(
+  stage: str,
+  config: Mapping[str, Any],
+  axis_name: AxisName,
+  workers: Sequence[int],
+) -> GradientReducer:
+  try:
+    return make_reducer(config, axis_name=axis_name, workers=workers)
+  except ValueError as error:
+    if 'reducer' in str(error):
+      raise
+    raise ValueError(f'stages.{stage}.reducer.{error}') from None
 
 
 def _chain(
@@ -139,6 +166,29 @@ def _length(name: str, stage: Mapping[str, Any], steps_per_epoch: int) -> int:
 def stage_of(stages: list[Stage], step: int) -> int:
   """Returns the index of the stage that made step `step`, 1 being the first."""
   return next(i for i, stage in enumerate(stages) if step <= stage.last)
+
+
+def saved_reducer_state(
+  stage: Stage, variables: Any, axes: Mapping[str, int]
+) -> Any:
+  """Returns the shapes of a reducer's state for other workers.
+
+  Args:
+    stage: whose reducer it is.
+    variables: that the stage trains; may be abstract.
+    axes: names and sizes of the axes of the workers.
+  """
+  names, sizes = tuple(axes), tuple(axes.values())
+  reducer = make_reducer(
+    stage.reducer_config,
+    axis_name=names if len(names) > 1 else names[0],
+    workers=sizes,
+  )
+  count = math.prod(sizes)
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype),
+    jax.eval_shape(reducer.init, variables),
+  )
 
 
 def first_state(

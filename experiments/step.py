@@ -113,6 +113,35 @@ def make_train_step(
   return train_step
 
 
+def make_flush(
+  reducer: GradientReducer, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState], TrainState]:
+  """Returns `state -> state` that applies what a reducer has pending.
+
+  Args:
+    reducer: with a `flush`.
+    optimizer: makes an update of it, as of a gradient.
+  """
+  optimizer = optax.with_extra_args_support(optimizer)
+  flush = reducer.flush
+  if flush is None:
+    return lambda state: state
+
+  def apply(state: TrainState) -> TrainState:
+    mean, reducer_state = flush(state.reducer_state, state.params)
+    mean = jax.lax.optimization_barrier(mean)
+    updates, opt_state = optimizer.update(
+      mean, state.opt_state, state.params, grads=mean
+    )
+    return state._replace(
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+      reducer_state=reducer_state,
+    )
+
+  return apply
+
+
 def _add(window: Window, step: jax.Array, metrics: dict[str, Any]) -> Window:
   bad = jnp.where(jnp.isfinite(metrics['loss']), NEVER, step)
   return Window(

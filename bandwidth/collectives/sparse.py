@@ -378,7 +378,9 @@ def _resplit(
   kept, owned = state
   old = jax.tree.leaves(state)[0].shape[0] if jax.tree.leaves(state) else 1
   if owned:
-    units = options._replace(workers=old).units(params)
+    units = options._replace(
+      exchange='owner_sharded', workers=old
+    ).units(params)
     kept = jax.vmap(lambda s, owner: owned_into_residual(units, s, owner))(
       state, jnp.arange(old, dtype=jnp.int32)
     )
