@@ -4,12 +4,15 @@ Every field is in `DEFAULTS`, with its meaning. A config file sets what differs.
 """
 
 import difflib
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_collections
+import numpy as np
 
 from experiments.files import replace_text
 
@@ -188,4 +191,26 @@ def _check_same(path: pathlib.Path, config: Mapping[str, Any]) -> None:
     raise ValueError(
       f'workdir={str(path.parent)!r} holds a run of another config: '
       f'{"; ".join(differences)}. Use another --workdir or the old values'
+    )
+
+
+def same_in_all_processes(config: Mapping[str, Any]) -> None:
+  """Checks that all processes of a run were given one config.
+
+  Programs that differ would wait for each other's collectives for ever.
+
+  Raises:
+    ValueError: another process has another config.
+  """
+  if jax.process_count() == 1:
+    return
+  from jax.experimental import multihost_utils
+
+  text = to_json(config).encode('utf-8')
+  mine = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+  all_digests = multihost_utils.process_allgather(mine)
+  different = np.flatnonzero((all_digests != all_digests[:1]).any(axis=1))
+  if different.size:
+    raise ValueError(
+      f'config: process {different[0]} was given another one than process 0'
     )

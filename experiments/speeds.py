@@ -1,5 +1,4 @@
-"""`exchange: auto`: what is fastest on these workers, measured before step
-1."""
+"""`exchange: auto`: what is fastest on these workers, by measurement."""
 
 import functools
 import json
@@ -7,7 +6,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,30 +37,43 @@ _ELEMENTS = 2**22
 _ARGUMENTS = ('values', 'scope', 'dense_rules', 'forward')
 
 
+class Settled(NamedTuple):
+  """A config whose exchanges are chosen.
+
+  Attributes:
+    config: without `exchange: auto`.
+    chosen: the exchange of each reducer that had it, by stage; 'run': of the
+      reducer that all other stages share.
+    lines: what was predicted, for people.
+  """
+
+  config: dict[str, Any]
+  chosen: dict[str, str]
+  lines: list[str]
+
+
 def settle_exchanges(
   config: Mapping[str, Any],
   workers: Workers,
   params: Params,
   *,
   directory: pathlib.Path | None = None,
-) -> tuple[dict[str, Any], list[str]]:
+) -> Settled:
   """Replaces `exchange: auto` of all reducers of a config.
 
   Args:
     config: of a run.
     workers: that will exchange.
     params: of the network.
-    directory: where choices are kept, so that a run which is resumed by as many
-      workers goes on with the exchange that it began with. None: nowhere.
-
-  Returns:
-    The config, and a line for each choice.
+    directory: where `keep_exchanges` may have kept earlier choices: a run that
+      is resumed by as many workers goes on with the exchange that it began
+      with.
 
   Raises:
     ValueError: an argument of a reducer is out of range.
   """
   settled = {**config, 'stages': dict(config['stages'])}
-  known = _read(directory, workers.count)
+  known = saved_exchanges(directory, workers.count)
   lines: list[str] = []
   settle = functools.partial(_settle, workers, params, known, lines)
   settled['reducer'] = settle('run', config['reducer'])
@@ -69,9 +81,7 @@ def settle_exchanges(
     if 'reducer' in stage:
       reducer = settle(name, stage['reducer'])
       settled['stages'][name] = {**stage, 'reducer': reducer}
-  if lines:
-    _write(directory, workers.count, known)
-  return settled, lines
+  return Settled(settled, known, lines)
 
 
 def _settle(
@@ -204,19 +214,23 @@ def _agreed(value: float) -> float:
   return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
-def _read(directory: pathlib.Path | None, workers: int) -> dict[str, str]:
+def saved_exchanges(
+  directory: pathlib.Path | None, workers: int
+) -> dict[str, str]:
+  """Returns what `keep_exchanges` kept for so many workers."""
   path = None if directory is None else directory / _FILE
   if path is None or not path.exists():
     return {}
   return dict(json.loads(path.read_text('utf-8')).get(str(workers), {}))
 
 
-def _write(
-  directory: pathlib.Path | None, workers: int, known: Mapping[str, str]
+def keep_exchanges(
+  directory: pathlib.Path, workers: int, chosen: Mapping[str, str]
 ) -> None:
-  if directory is None or jax.process_index():
-    return
+  """Writes the choices for so many workers beside those for others."""
   path = directory / _FILE
+  if not chosen:
+    return
   text = path.read_text('utf-8') if path.exists() else '{}'
-  content = {**json.loads(text), str(workers): dict(known)}
+  content = {**json.loads(text), str(workers): dict(chosen)}
   replace_text(path, json.dumps(content, indent=2) + '\n')

@@ -169,7 +169,10 @@ def stage_of(stages: list[Stage], step: int) -> int:
 
 
 def saved_reducer_state(
-  stage: Stage, variables: Any, axes: Mapping[str, int]
+  stage: Stage,
+  variables: Any,
+  axes: Mapping[str, int],
+  exchanges: Mapping[str, str],
 ) -> Any:
   """Returns the shapes of a reducer's state for other workers.
 
@@ -177,10 +180,15 @@ def saved_reducer_state(
     stage: whose reducer it is.
     variables: that the stage trains; may be abstract.
     axes: names and sizes of the axes of the workers.
+    exchanges: that were chosen for these workers, by stage, or for the 'run'.
   """
+  chosen = exchanges.get(stage.name, exchanges.get('run'))
+  config = dict(stage.reducer_config)
+  if chosen and 'exchange' in config:
+    config['exchange'] = chosen
   names, sizes = tuple(axes), tuple(axes.values())
   reducer = make_reducer(
-    stage.reducer_config,
+    config,
     axis_name=names if len(names) > 1 else names[0],
     workers=sizes,
   )

@@ -23,7 +23,12 @@ from bandwidth.collectives import accounting
 from bandwidth.report import MemoryReport, NetworkReport, Report
 from experiments import datasets, provenance, startup
 from experiments.checkpoints import Checkpoints
-from experiments.config import check_config, keep_config, resolve
+from experiments.config import (
+  check_config,
+  keep_config,
+  resolve,
+  same_in_all_processes,
+)
 from experiments.evaluation import Evaluator
 from experiments.files import make_writable, replace_text
 from experiments.input import EvaluationInput, make_input
@@ -57,7 +62,18 @@ from experiments.objectives import (
   make_classification_loss,
   make_preprocess,
 )
-from experiments.stages import Stage, first_state, make_stages, stage_of
+from experiments.speeds import (
+  keep_exchanges,
+  saved_exchanges,
+  settle_exchanges,
+)
+from experiments.stages import (
+  Stage,
+  first_state,
+  make_stages,
+  saved_reducer_state,
+  stage_of,
+)
 from experiments.startup import InputError
 from experiments.step import TrainState
 
@@ -92,9 +108,15 @@ class Built:
     facts: what is logged before step 1.
     files: that the run writes, pairs (name, coder) in order.
     metrics: that a step returns beside the loss.
+    exchanges: chosen for these workers, where the config leaves them open.
   """
 
-  def __init__(self, config: Mapping[str, Any]):
+  def __init__(
+    self,
+    config: Mapping[str, Any],
+    *,
+    directory: pathlib.Path | None = None,
+  ):
     for field in ('log_every', 'eval_batch_size', 'keep_checkpoints'):
       _positive(config, field)
     if config['seed'] < 0:
@@ -122,6 +144,10 @@ class Built:
     self.params = variables.pop('params')
     self.model_state = variables
     epoch = data.steps_per_epoch
+    self.exchanges = settle_exchanges(
+      config, workers, self.params, directory=directory
+    )
+    config = self.exchanges.config
     stages = make_stages(
       config,
       steps_per_epoch=epoch,
@@ -229,7 +255,8 @@ def run(
   started = time.monotonic() if started is None else started
   try:
     config = resolve(config)
-    built = Built(config)
+    same_in_all_processes(config)
+    built = Built(config, directory=pathlib.Path(workdir))
     directory = make_writable(workdir)
     check_config(directory, config)
   except (ValueError, OSError) as error:
@@ -237,6 +264,7 @@ def run(
   first = jax.process_index() == 0
   if first:
     keep_config(directory, config)
+    keep_exchanges(directory, built.job.workers.count, built.exchanges.chosen)
   checkpoints = Checkpoints(
     directory / 'checkpoints', keep=config['keep_checkpoints']
   )
@@ -258,7 +286,7 @@ def _run(
   writes: bool,
 ) -> Report:
   job = built.job
-  state, step, earlier = _begin(built, checkpoints)
+  state, step, earlier = _begin(built, checkpoints, directory)
   progress = Progress(steps=job.stages[-1].last, step=step, silent=not writes)
   _announce(built, progress, step)
   sinks = Sinks(
@@ -267,6 +295,7 @@ def _run(
     progress=progress,
     info=lambda: {
       'workers': job.workers.count,
+      'axes': dict(job.workers.axes),
       'seconds': earlier + time.monotonic() - started,
     },
     done=functools.partial(_write_files, config, built, directory),
@@ -379,7 +408,9 @@ def _memory(
 
 
 def _begin(
-  built: Built, checkpoints: Checkpoints
+  built: Built,
+  checkpoints: Checkpoints,
+  directory: pathlib.Path | None = None,
 ) -> tuple[TrainState, int, float]:
   """Returns the state to start from, its step, and the seconds spent before."""
   job = built.job
@@ -392,7 +423,17 @@ def _begin(
     return state, 0, 0.0
   info = checkpoints.info(step)
   state = checkpoints.restore(
-    step, state, workers=job.workers, saved_workers=info['workers']
+    step,
+    state,
+    workers=job.workers,
+    saved_workers=info['workers'],
+    saved_reducer_state=saved_reducer_state(
+      stage,
+      state.params,
+      info.get('axes', {'data': info['workers']}),
+      saved_exchanges(directory, info['workers']),
+    ),
+    resplit=stage.reducer.resplit,
   )
   return state, step, info['seconds']
 
@@ -407,6 +448,8 @@ def _announce(built: Built, progress: Progress, step: int) -> None:
     f'{workers.count} workers{simulated} ({workers.mapping}), '
     f'{built.job.data.steps_per_epoch} steps an epoch'
   )
+  for line in built.exchanges.lines:
+    progress.say(line)
   if step:
     progress.say(f'resumed after step {step}')
 
