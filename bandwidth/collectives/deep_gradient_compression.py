@@ -13,6 +13,7 @@ from bandwidth.collectives.ordered import (
   axis_size,
   fixed_order_sum,
   rounded,
+  same_on_all,
 )
 from bandwidth.collectives.sparse import sparse_all_reduce
 
@@ -134,6 +135,7 @@ def deep_gradient_compression(
       grads = clip_local(grads, clip_norm * axis_size(slow) ** 0.5)
     mean, sparse = inner.reduce(grads, state.sparse, params)
     mean, decay = decays.add(mean, state.decay, params)
+    mean = jax.tree.map(lambda leaf: same_on_all(leaf, axis_name), mean)
     return mean, DeepGradientCompressionState(sparse, decay)
 
   def flush(

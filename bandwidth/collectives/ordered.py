@@ -81,6 +81,41 @@ def pairwise_sum(rows: jax.Array) -> jax.Array:
   return rows[0]
 
 
+def same_on_all(x: jax.Array, axis: AxisName) -> jax.Array:
+  """Returns its argument, which is the same on all workers.
+
+  Nothing is sent, and nothing is checked. `jax.vmap` can't know that values
+  which come from the workers' own states are equal; here the first worker's
+  stand for all, so that what follows is computed once.
+
+  Args:
+    x: equal on all workers.
+    axis: mapped axes.
+  """
+  axes = (axis,) if isinstance(axis, str) else tuple(axis or ())
+  if not axes:
+    return x
+
+  @jax.custom_batching.custom_vmap
+  def same(x: jax.Array, *indices: jax.Array) -> jax.Array:
+    del indices
+    return x
+
+  @same.def_vmap
+  def rule(
+    size: int, in_batched: Any, x: jax.Array, *indices: jax.Array
+  ) -> tuple[jax.Array, bool]:
+    del size
+    x_batched, *index_batched = in_batched
+    if not any(index_batched):
+      return same(x, *indices), x_batched
+    mine = axes[index_batched.index(True)]
+    others = tuple(other for other in axes if other != mine)
+    return same_on_all(x[0] if x_batched else x, others), False
+
+  return same(x, *(lax.axis_index(name) for name in axes))
+
+
 def axis_size(axis: AxisName) -> int:
   """Returns the number of workers along mapped axes; one where there is none.
 

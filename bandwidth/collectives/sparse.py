@@ -21,7 +21,7 @@ from bandwidth.collectives.memory import (
   retain,
 )
 from bandwidth.collectives.message import cast, check_floating
-from bandwidth.collectives.ordered import axis_size
+from bandwidth.collectives.ordered import axis_size, same_on_all
 from bandwidth.collectives.selection import striped_top_k
 from bandwidth.collectives.sparse_message import Entries
 from bandwidth.collectives.units import Units, check_scope, plan_units
@@ -245,7 +245,8 @@ def _dense_update(
     return [memory.dense(m, None)[0] for m in mean], kept
   pairs = [memory.dense(m, u) for m, u in zip(mean, kept.momentum, strict=True)]
   momentum = [p[1] for p in pairs]
-  return [p[0] for p in pairs], kept._replace(momentum=momentum)
+  update = [same_on_all(p[0], axis) for p in pairs]
+  return update, kept._replace(momentum=momentum)
 
 
 def _sparse_update(
@@ -269,6 +270,7 @@ def _sparse_update(
   if kept.momentum is not None:
     dense_momentum = units.dense_vector(kept.momentum)
   dense, dense_momentum = memory.dense(done.dense, dense_momentum)
+  dense = same_on_all(dense, axis)
   new = retain(
     memory, units, kept, candidates, momenta, places, rests, dense_momentum
   )
@@ -378,9 +380,9 @@ def _resplit(
   kept, owned = state
   old = jax.tree.leaves(state)[0].shape[0] if jax.tree.leaves(state) else 1
   if owned:
-    units = options._replace(
-      exchange='owner_sharded', workers=old
-    ).units(params)
+    units = options._replace(exchange='owner_sharded', workers=old).units(
+      params
+    )
     kept = jax.vmap(lambda s, owner: owned_into_residual(units, s, owner))(
       state, jnp.arange(old, dtype=jnp.int32)
     )
