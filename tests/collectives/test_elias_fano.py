@@ -26,7 +26,7 @@ def test_round_trip(data):
 
 def transcribed(indices, size):
   """The two parts of the code, bit by bit."""
-  low = int(math.floor(math.log2(size / len(indices))))
+  low = math.floor(math.log2(size / len(indices)))
   bits = [(i >> b) & 1 for i in indices for b in range(low)]
   bits += [0] * (-len(bits) % 32)
   high = [0] * (len(indices) + (size >> low) + 1)
