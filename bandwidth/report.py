@@ -120,6 +120,8 @@ class Report:
     seed: of the run.
     accuracy: `baseline` (the dense network of the run) and `final`, as
       fractions of the evaluated split.
+    perplexity: likewise, of a language model, whose accuracy is that of the
+      next token.
     network: gradient bytes, where workers exchanged any.
     memory: model bytes, where the run compressed its model.
     details: further facts (parameters, FLOPs, compile seconds, …).
@@ -133,6 +135,7 @@ class Report:
   seconds: float
   seed: int
   accuracy: Mapping[str, float]
+  perplexity: Mapping[str, float] | None = None
   network: NetworkReport | None = None
   memory: MemoryReport | None = None
   details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -154,6 +157,7 @@ class Report:
   def to_markdown(self) -> str:
     """Returns the report as Markdown."""
     rows = [
+      *_perplexity(self.perplexity),
       ('accuracy', f'{self.accuracy["final"]:.2%}'),
       ('accuracy of the dense baseline', f'{self.accuracy["baseline"]:.2%}'),
       *((key.replace('_', ' '), _show(v)) for key, v in self.details.items()),
@@ -169,6 +173,15 @@ class Report:
     if self.memory is not None:
       parts += _memory_markdown(self.memory)
     return '\n\n'.join(parts) + '\n'
+
+
+def _perplexity(values: Mapping[str, float] | None) -> list[tuple[str, str]]:
+  if values is None:
+    return []
+  return [
+    ('perplexity', f'{values["final"]:.2f}'),
+    ('perplexity of the dense baseline', f'{values["baseline"]:.2f}'),
+  ]
 
 
 def _memory_markdown(memory: MemoryReport) -> list[str]:

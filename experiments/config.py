@@ -35,11 +35,13 @@ DEFAULTS: dict[str, Any] = {
   'eval_batch_size': 1000,
   'dataset': {
     'name': 'mnist',
-    # auto, bundled or tfds.
+    # auto, bundled, tfds or text.
     'source': 'auto',
-    # Of tensorflow-datasets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    # Of tensorflow-datasets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets. Of
+    # a text, its own folder will do.
     'data_dir': '',
     # Training examples held out; evaluation is on them instead of the test set.
+    # A text has a validation set of its own, which any number but 0 stands for.
     'validation': 0,
     # Shorter side after resizing, then a center crop; 0: as stored.
     'image_size': 0,
@@ -48,6 +50,9 @@ DEFAULTS: dict[str, Any] = {
     # Of inputs in [0, 1], one number or one a channel.
     'mean': 0.0,
     'std': 1.0,
+    # Of a text: tokens that are told apart, and tokens in a window.
+    'vocabulary': 10_000,
+    'window': 35,
   },
   # Random shifts by up to `pad` pixels; mirroring.
   'augment': {'pad': 0, 'flip': False},

@@ -1,12 +1,13 @@
-"""Accuracy of a network on a whole split, on all devices of a run."""
+"""Scores of a network on a whole split, on all devices of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from experiments.input import EvaluationInput
 from experiments.mapping import REPLICATED, Workers
+from experiments.objectives import classification_scores
 
 
 class Evaluator:
@@ -22,6 +23,7 @@ class Evaluator:
     counts: `(params, model_state, batch) -> sums`, with `examples` among them.
     batches: of the split.
     workers: whose devices are used.
+    scores: of the sums over the whole split.
 
   Attributes:
     merge: the model state of all workers -> that of one network.
@@ -32,14 +34,17 @@ class Evaluator:
     counts: Callable[..., dict[str, jax.Array]],
     batches: EvaluationInput,
     workers: Workers,
+    scores: Callable[
+      [Mapping[str, float]], dict[str, float]
+    ] = classification_scores,
   ):
     everywhere = workers.sharding(REPLICATED)
-    self._batches = batches
+    self._batches, self._scores = batches, scores
     self._counts = jax.jit(counts, out_shardings=everywhere)
     self.merge = jax.jit(mean_over_workers, out_shardings=everywhere)
 
   def __call__(self, params: Any, model_state: Any) -> dict[str, float]:
-    """Returns `accuracy` and `loss`, means over the examples.
+    """Returns the scores: `accuracy` and `loss`, means over the examples.
 
     Args:
       params: replicated.
@@ -52,10 +57,7 @@ class Evaluator:
       sums = jax.device_get(self._counts(params, model_state, batch))
       for name, value in sums.items():
         totals[name] = totals.get(name, 0.0) + float(value)
-    return {
-      'accuracy': totals['correct'] / totals['examples'],
-      'loss': totals['loss'] / totals['examples'],
-    }
+    return self._scores(totals)
 
 
 def mean_over_workers(model_state: Any) -> Any:

@@ -61,8 +61,9 @@ def paths_of(
 
 def metadata_of(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what a file says of its network and data, and of no directory."""
-  places = ('data_dir', 'source', 'memory_limit')
-  dataset = {k: v for k, v in config['dataset'].items() if k not in places}
+  # The last two are of texts, whose networks are not written.
+  silent = ('data_dir', 'source', 'memory_limit', 'vocabulary', 'window')
+  dataset = {k: v for k, v in config['dataset'].items() if k not in silent}
   return json.loads(to_json({'model': config['model'], 'dataset': dataset}))
 
 

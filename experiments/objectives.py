@@ -1,9 +1,10 @@
 """What a network is trained for, and how well it does it.
 
 Also how a batch of stored images becomes the input of a network. All of it runs
-on the device, inside the step.
+on the device, inside the step, but for the scores that are made of sums.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -123,3 +124,79 @@ def make_classification_counts(
     }
 
   return counts
+
+
+def make_language_loss(model: nn.Module) -> Callable[..., Any]:
+  """Returns the mean cross-entropy of a token, written for `value_and_grad`.
+
+  Returns:
+    `(params, model_state, batch, key) -> (loss, (model_state, metrics))`, with
+    a batch of `image` and `label`, int32 [N, T]: tokens, and those that follow
+    them. Nats.
+  """
+
+  def loss(
+    params: Any, model_state: Any, batch: Any, key: jax.Array
+  ) -> tuple[jax.Array, Any]:
+    logits, model_state = model.apply(
+      {'params': params, **model_state},
+      batch['image'],
+      train=True,
+      mutable=list(model_state),
+      rngs={'dropout': key},
+    )
+    losses, hits = _token_scores(logits, batch['label'])
+    return losses.mean(), (model_state, {'accuracy': hits.mean()})
+
+  return loss
+
+
+def make_language_counts(model: nn.Module) -> Callable[..., Any]:
+  """Returns sums over the tokens of a batch, as for classification.
+
+  Returns:
+    `(params, model_state, batch) -> {'correct', 'loss', 'examples'}`, float32
+    scalars, where an example is a token. The batch's `weight` [N] is 1 for
+    windows and 0 for padding.
+  """
+
+  def counts(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
+    variables = {'params': params, **model_state}
+    logits: Any = model.apply(variables, batch['image'])
+    losses, hits = _token_scores(logits, batch['label'])
+    weight = batch['weight'][:, None]
+    return {
+      'correct': (hits * weight).sum(),
+      'loss': (losses * weight).sum(),
+      'examples': weight.sum() * losses.shape[1],
+    }
+
+  return counts
+
+
+def _token_scores(
+  logits: jax.Array, label: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropies, and 1 where no token is likelier, of [N, T, V], [N, T]."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  found = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+  # A third of a training step on a CPU would go to the argmax of 10,000 logits.
+  return losses, (found >= logits.max(-1)).astype(jnp.float32)
+
+
+def classification_scores(totals: Mapping[str, float]) -> dict[str, float]:
+  """Returns `accuracy`, a fraction, and `loss`, in nats, of sums."""
+  return {
+    'accuracy': totals['correct'] / totals['examples'],
+    'loss': totals['loss'] / totals['examples'],
+  }
+
+
+def language_scores(totals: Mapping[str, float]) -> dict[str, float]:
+  """Returns also `perplexity`, `exp(loss)`; infinite where that overflows."""
+  scores = classification_scores(totals)
+  try:
+    perplexity = math.exp(scores['loss'])
+  except OverflowError:
+    perplexity = math.inf
+  return {**scores, 'perplexity': perplexity}

@@ -8,8 +8,9 @@ from experiments.datasets import images, order
 from experiments.datasets.originals import ORIGINALS, read_originals
 from experiments.datasets.splits import ImageShape, Split
 from experiments.datasets.streamed import StreamedSplit
+from experiments.datasets.text import is_text
 
-SOURCES = ('auto', 'bundled', 'tfds')
+SOURCES = ('auto', 'bundled', 'tfds', 'text')
 BUNDLED = ('mnist',)
 
 
@@ -43,7 +44,7 @@ def load(
   image_size: int = 0,
   memory_limit: int = 2**28,
 ) -> Dataset:
-  """Loads a data set.
+  """Loads a data set of images.
 
   Args:
     name: 'mnist', 'fashion_mnist', 'cifar10', or any image classification set
@@ -76,6 +77,10 @@ def load(
     image_size=image_size,
     memory_limit=memory_limit,
   )
+  if is_text(name=name, source=source):
+    raise ValueError(
+      f'dataset.name={name!r} is text, no image classification set'
+    )
   if source == 'auto':
     source = 'bundled' if name in BUNDLED and not data_dir else 'tfds'
   if source == 'bundled':

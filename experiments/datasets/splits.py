@@ -64,3 +64,35 @@ class Split:
   def take(self, indices: np.ndarray) -> 'Split':
     """Returns a copy of the examples at `indices`, integer [M]."""
     return Split(image=self.image[indices], label=self.label[indices])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenSplit(Split):
+  """Windows of a text, held in memory.
+
+  To the input a window is an example like an image.
+
+  Attributes:
+    image: int32 [N, T], tokens.
+    label: int32 [N, T], the token that follows each.
+  """
+
+  def __post_init__(self) -> None:
+    for name, array in (('image', self.image), ('label', self.label)):
+      if array.dtype != np.int32 or array.ndim != 2:
+        raise ValueError(
+          f'{name} is {array.dtype} {array.shape}, not int32 [N, T]'
+        )
+    if self.image.shape != self.label.shape:
+      raise ValueError(
+        f'label is {self.label.shape}, and image {self.image.shape}'
+      )
+
+  @property
+  def window(self) -> int:
+    """Tokens of a window, T."""
+    return self.image.shape[1]
+
+  def take(self, indices: np.ndarray) -> 'TokenSplit':
+    """Returns a copy of the windows at `indices`, integer [M]."""
+    return TokenSplit(image=self.image[indices], label=self.label[indices])

@@ -9,6 +9,7 @@ import flax.linen as nn
 from bandwidth.base import unknown_name
 from experiments.models.efficientnet_lite import EfficientNetLite
 from experiments.models.lenet import LeNet5, LeNet300
+from experiments.models.lstm import LSTM
 from experiments.models.resnet import ResNetCifar
 
 MODELS = {
@@ -20,9 +21,11 @@ MODELS = {
   'resnet110': partial(ResNetCifar, depth=110),
 }
 
+LANGUAGE_MODELS = {'lstm': LSTM}
+
 
 def make_model(config: Mapping[str, Any], *, num_classes: int) -> nn.Module:
-  """Builds a network.
+  """Builds a network that classifies images.
 
   Args:
     config: `name`, and arguments of the network's constructor.
@@ -31,13 +34,34 @@ def make_model(config: Mapping[str, Any], *, num_classes: int) -> nn.Module:
   Raises:
     ValueError: the name is unknown, or the network has no such argument.
   """
+  return _make(MODELS, config, num_classes=num_classes)
+
+
+def make_language_model(
+  config: Mapping[str, Any], *, vocabulary: int
+) -> nn.Module:
+  """Builds a network that predicts tokens; as `make_model`.
+
+  Args:
+    config: `name`, and arguments of the network's constructor.
+    vocabulary: tokens.
+
+  Raises:
+    ValueError: the name is unknown, or the network has no such argument.
+  """
+  return _make(LANGUAGE_MODELS, config, vocabulary=vocabulary)
+
+
+def _make(
+  models: Mapping[str, Any], config: Mapping[str, Any], **sizes: int
+) -> nn.Module:
   arguments = dict(config)
   name = arguments.pop('name', None)
-  if name not in MODELS:
-    raise ValueError(unknown_name('model.name', name, MODELS))
-  fields = MODELS[name]().__dataclass_fields__
-  known = {f for f in fields if f not in ('parent', 'name', 'num_classes')}
+  if name not in models:
+    raise ValueError(unknown_name('model.name', name, models))
+  fields = models[name]().__dataclass_fields__
+  known = {f for f in fields if f not in ('parent', 'name', *sizes)}
   for argument in arguments:
     if argument not in known:
       raise ValueError(unknown_name('model', argument, known))
-  return MODELS[name](num_classes=num_classes, **arguments)
+  return models[name](**sizes, **arguments)
