@@ -137,6 +137,7 @@ class Checkpoints:
     restored = TrainState(**self._manager.restore(step, args=args)['state'])
     if same:
       return restored
+    dealt: Any = None
     if resplit is not None:
       params = jax.device_get(restored.params)
       state_of_all = jax.device_get(restored.reducer_state)

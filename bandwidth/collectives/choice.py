@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from bandwidth import tree
-from bandwidth.base import Params
+from bandwidth.base import GradientReducer, Params
 from bandwidth.collectives.sparse import sparse_all_reduce
 
 CANDIDATES = ('dense', 'all_gather', 'owner_sharded')
@@ -61,6 +61,19 @@ class Choice(NamedTuple):
   seconds: Mapping[str, float]
 
 
+def wire_bytes_of(
+  reducer: GradientReducer, params: Params, workers: int
+) -> int:
+  """Returns the closed form of a reducer.
+
+  Raises:
+    ValueError: it has none.
+  """
+  if reducer.wire_bytes is None:
+    raise ValueError('reducer: it has no closed form of its bytes')
+  return reducer.wire_bytes(params, workers=workers)
+
+
 def choose_exchange(
   params: Params,
   *,
@@ -93,7 +106,7 @@ def choose_exchange(
     reducer = sparse_all_reduce(
       None, density=density, exchange=name, workers=workers, **arguments
     )
-    sent = reducer.wire_bytes(params, workers=workers)
+    sent = wire_bytes_of(reducer, params, workers)
     if name == 'dense':
       seconds[name] = speeds.all_reduce(sent) + speeds.update(elements)
     else:

@@ -40,8 +40,8 @@ class Memory(NamedTuple):
 
   name: str
   init: Callable[[Params], Kept]
-  accumulate: Callable[..., tuple[jax.Array, jax.Array | None]]
-  dense: Callable[..., tuple[jax.Array, jax.Array | None]]
+  accumulate: Callable[..., tuple[jax.Array, Any]]
+  dense: Callable[..., tuple[jax.Array, Any]]
   masks_momentum: bool
 
 

@@ -12,7 +12,9 @@ from bandwidth.base import unknown_name
 BENCHMARKS = {
   'coding': 'coding and decoding 25 million weights, beside zstandard',
   'convolution': 'gradients of LeNet-5 by XLA and by matrix products',
+  'bytes': 'bytes a step at the shapes of AlexNet, ResNet-50, an LSTM',
   'fuzz': 'hostile files for the reader of .bwz',
+  'gradient': 'compressing a gradient beside the momentum update',
   'loop': 'overhead of the training loop and of its input',
   'pretrained': 'files and fidelity of pretrained networks, not retrained',
   'sensitivity': 'what pruning one layer alone does to a network',
