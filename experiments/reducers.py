@@ -38,6 +38,11 @@ REDUCERS: dict[str, Callable[..., GradientReducer]] = {
   'top_k': _with_named_memory(collectives.sparse_all_reduce),
   'random_k': _with_named_memory(collectives.random_k),
   'shared_mask': _with_named_memory(collectives.shared_mask),
+  'qsgd': collectives.qsgd,
+  'terngrad': collectives.terngrad,
+  'two_phase_quantized': collectives.two_phase_quantized,
+  'sign_error_feedback': collectives.sign_error_feedback,
+  'power_sgd': collectives.power_sgd,
 }
 
 

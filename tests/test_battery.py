@@ -12,9 +12,14 @@ from bandwidth.collectives import (
   dense_all_reduce,
   momentum_correction,
   no_memory,
+  power_sgd,
+  qsgd,
   random_k,
   shared_mask,
+  sign_error_feedback,
   sparse_all_reduce,
+  terngrad,
+  two_phase_quantized,
 )
 
 WORKERS = 4
@@ -53,6 +58,16 @@ REDUCERS = {
   'shared_mask': functools.partial(
     shared_mask, density=0.3, memory=momentum_correction()
   ),
+  'qsgd': functools.partial(qsgd, bits=4, bucket=8),
+  'qsgd_two_bits': functools.partial(qsgd, bits=2),
+  'terngrad': terngrad,
+  'terngrad_unclipped': functools.partial(terngrad, clip=None),
+  'two_phase_int8': functools.partial(two_phase_quantized, workers=WORKERS),
+  'two_phase_int4': functools.partial(
+    two_phase_quantized, format='int4', bucket=3, workers=WORKERS
+  ),
+  'sign': functools.partial(sign_error_feedback, workers=WORKERS, bucket=4),
+  'power_sgd': functools.partial(power_sgd, rank=1),
 }
 LOSSLESS = ('dense_bfloat16', 'dense_float16', 'dense_float32', 'dgc_dense')
 

@@ -17,9 +17,15 @@ from bandwidth.collectives.memory import (
 )
 from bandwidth.collectives.message import Packed, pack
 from bandwidth.collectives.ordered import ordered_psum, pairwise_sum
+from bandwidth.collectives.power_sgd import power_sgd
+from bandwidth.collectives.quantized import qsgd, terngrad
 from bandwidth.collectives.selection import top_k_indices
 from bandwidth.collectives.sparse import sparse_all_reduce
 from bandwidth.collectives.sparse_message import Entries, SparseMessage
+from bandwidth.collectives.two_phase import (
+  sign_error_feedback,
+  two_phase_quantized,
+)
 from bandwidth.collectives.value_formats import ValueFormat, value_format
 from bandwidth.collectives.workers import resplit_workers
 
@@ -41,10 +47,15 @@ __all__ = [
   'ordered_psum',
   'pack',
   'pairwise_sum',
+  'power_sgd',
+  'qsgd',
   'random_k',
   'resplit_workers',
   'shared_mask',
+  'sign_error_feedback',
   'sparse_all_reduce',
+  'terngrad',
   'top_k_indices',
+  'two_phase_quantized',
   'value_format',
 ]
