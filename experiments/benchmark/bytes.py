@@ -4,9 +4,9 @@
 
 Everything is counted: indices, values, scales, biases and norms. `upload` is
 the message of one worker, as papers count it; `sent` is what a worker sends in
-a step with so many workers, in closed form. The ratio of a run counts the warm-up
-of four epochs, `WARM_UP_DENSITIES`, among 90. Second table: bytes as the number
-of workers grows, with what the compiled program of as many CPU devices sends.
+a step with so many workers, in closed form. The ratio of a run counts the
+warm-up of four epochs, `WARM_UP_DENSITIES`, among 90. Second table: bytes as
+the number of workers grows, with what the program of as many CPU devices sends.
 """
 
 import argparse
