@@ -1,12 +1,16 @@
 """LeNet-300-100 on MNIST, four workers: the first thing to run.
 
 Trains, prunes, shares weights and ends with a compressed file, `model.bwz`, and
-its table: P (pruned), P+Q (shared as well), P+Q+H (Huffman-coded as well).
+its table: P (pruned), P+Q (shared as well), P+Q+H (Huffman-coded as well). On
+the way the workers send a thousandth of their gradients (Deep Gradient
+Compression), after one epoch of warm-up.
 
 python -m experiments.train --config configs/quickstart.py --workdir W
 """
 
 import ml_collections
+
+WARM_UP = (0.25, 0.0625, 0.015625, 0.004)
 
 
 def get_config(mode: str = '') -> ml_collections.ConfigDict:
@@ -32,22 +36,33 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict()
   config.model.name = 'lenet300'
 
+  # Momentum and weight decay are in the reducer.
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'sgd'
   config.optimizer.learning_rate = 0.1
   config.optimizer.schedule = 'cosine'
-  config.optimizer.momentum = 0.9
-  config.optimizer.nesterov = False
-  config.optimizer.weight_decay = 1e-4
+  config.optimizer.momentum = 0.0
+  config.optimizer.weight_decay = 0.0
 
   config.reducer = ml_collections.ConfigDict()
-  config.reducer.name = 'dense_all_reduce'
-  config.reducer.dtype = 'float32'
+  config.reducer.name = 'deep_gradient_compression'
+  config.reducer.density = 1e-3
+  config.reducer.momentum = 0.9
+  config.reducer.weight_decay = 1e-4
+  config.reducer.values = 'float8'
+  config.reducer.exchange = 'all_gather'
 
-  config.stage_order = ('dense', 'prune', 'share')
   config.stages = ml_collections.ConfigDict()
+  for i, density in enumerate(WARM_UP):
+    stage = ml_collections.ConfigDict({'epochs': 0.25})
+    stage.reducer = config.reducer.copy_and_resolve_references()
+    stage.reducer.density = density
+    config.stages[f'warm_up_{i + 1}'] = stage
+  config.stage_order = ('warm_up_1', 'warm_up_2', 'warm_up_3', 'warm_up_4')
+  config.stage_order += ('dense', 'prune', 'share')
+
   config.stages.dense = ml_collections.ConfigDict()
-  config.stages.dense.epochs = 12.0
+  config.stages.dense.epochs = 11.0
   config.stages.dense.optimizer = ml_collections.ConfigDict()
   config.stages.dense.files = (('dense', 'safetensors'),)
 
@@ -63,7 +78,8 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.stages.share.epochs = 2.0
   config.stages.share.optimizer = ml_collections.ConfigDict()
   config.stages.share.optimizer.learning_rate = 0.01
-  config.stages.share.optimizer.weight_decay = 0.0
+  config.stages.share.reducer = config.reducer.copy_and_resolve_references()
+  config.stages.share.reducer.weight_decay = 0.0
   config.stages.share.method = ml_collections.ConfigDict()
   config.stages.share.method.name = 'share'
   config.stages.share.method.rules = (('.*/kernel', 5), ('.*', None))
@@ -78,6 +94,9 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.checkpoint_every_epochs = 1.0
 
   if mode == 'runlocal':
+    for i in range(len(WARM_UP)):
+      config.stages[f'warm_up_{i + 1}'].epochs = 0.0
+      config.stages[f'warm_up_{i + 1}'].steps = 2
     config.stages.dense.epochs = 0.0
     config.stages.dense.steps = 20
     config.stages.prune.epochs = 0.0

@@ -33,6 +33,7 @@ from bandwidth.collectives.accounting import dense_wire_bytes
 from bandwidth.collectives.dense import WIRE_DTYPES
 from bandwidth.collectives.hlo_text import Instruction, parse
 from experiments.benchmark import table
+from experiments.benchmark.shapes import NETWORKS
 from experiments.loop import CompiledStage, Job, compile_stage
 from experiments.mapping import PER_WORKER, REPLICATED, Workers
 from experiments.models import MODELS, make_model
@@ -153,7 +154,7 @@ def build_step(
     'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
   }
   # Compiling needs no more of the two than this.
-  data: Any = _AbstractInput(_abstract(batch, workers, PER_WORKER))
+  data: Any = _AbstractInput(abstract_state(batch, workers, PER_WORKER))
   evaluator: Any = None
   job = Job(
     workers=workers,
@@ -183,10 +184,10 @@ def _state(
   stage: Stage, params: Any, model_state: Any, workers: Workers
 ) -> TrainState:
   def everywhere(tree: Any) -> Any:
-    return _abstract(tree, workers, REPLICATED)
+    return abstract_state(tree, workers, REPLICATED)
 
   def each(tree: Any) -> Any:
-    return _abstract(tree, workers, PER_WORKER)
+    return abstract_state(tree, workers, PER_WORKER)
 
   return TrainState(
     step=everywhere(jax.ShapeDtypeStruct((), jnp.int32)),
@@ -198,7 +199,8 @@ def _state(
   )
 
 
-def _abstract(tree: Any, workers: Workers, kind: str) -> Any:
+def abstract_state(tree: Any, workers: Workers, kind: str) -> Any:
+  """Returns shapes of arrays of a kind, of all workers and where they lie."""
   axis = () if kind == REPLICATED else (workers.count,)
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
@@ -258,7 +260,7 @@ def measure(model: str, pod: Pod, *, dtype: str, batch_size: int) -> table.Row:
   compiled = program.call
   memory: Any = compiled.memory_analysis()
   costs: Any = compiled.cost_analysis()
-  sent = _sent(compiled, workers.mesh)
+  sent = sent_by(compiled, workers.mesh)
   closed_form = dense_wire_bytes(
     _network(model)[2]['params'],
     workers=tuple(workers.axes.values()),
@@ -287,7 +289,7 @@ def measure(model: str, pod: Pod, *, dtype: str, batch_size: int) -> table.Row:
   }
 
 
-def _sent(compiled: Any, mesh: Mesh) -> list[dict[str, Any]]:
+def sent_by(compiled: Any, mesh: Mesh) -> list[dict[str, Any]]:
   """A row for each collective; bytes are those of one chip and one step."""
   rows = []
   for c in hlo.collectives(compiled):
@@ -352,18 +354,41 @@ def main(argv: list[str]) -> int:
     pods = [make_pod(arguments.topology)]
     if arguments.slices > 1:
       pods.append(make_pod(arguments.slice_topology, slices=arguments.slices))
-    rows = [
-      measure(model, pod, dtype=dtype, batch_size=arguments.batch)
-      for model in arguments.model
-      for pod in pods
-      for dtype in arguments.dtype
-    ]
-    show(rows)
+    if arguments.exchanges:
+      rows = _exchange_rows(arguments.exchanges, pods)
+    else:
+      rows = [
+        measure(model, pod, dtype=dtype, batch_size=arguments.batch)
+        for model in arguments.model
+        for pod in pods
+        for dtype in arguments.dtype
+      ]
+      show(rows)
     if arguments.output:
       table.write(arguments.output, NAME, rows)
   except ValueError as error:
     return _fail(str(error))
   return 0
+
+
+def _exchange_rows(
+  networks: Sequence[str], pods: Sequence[Pod]
+) -> list[table.Row]:
+  from experiments.benchmark import tpu_exchange
+
+  rows = []
+  for network in networks:
+    for pod in pods:
+      several = pod.slices > 1
+      names = tpu_exchange.ON_SLICES if several else tpu_exchange.EXCHANGES
+      for name in names:
+        rows.append(tpu_exchange.measure_exchange(name, network, pod))
+  rows = tpu_exchange.with_ratios(rows)
+  table.show(rows)
+  for row in rows:
+    print(f'\n{row["network"]}, {row["pod"]}, {row["reducer"]}')
+    table.show(row['sent'])
+  return rows
 
 
 def _allow_parallel_compilers() -> None:
@@ -395,6 +420,12 @@ def _parser() -> argparse.ArgumentParser:
   add('--model', nargs='+', choices=sorted(MODELS), default=['lenet300'])
   add('--dtype', nargs='+', choices=WIRE_DTYPES, default=list(WIRE_DTYPES))
   add('--batch', type=_positive, default=64, help='examples of a chip')
+  add(
+    '--exchanges',
+    nargs='+',
+    choices=sorted(NETWORKS),
+    help='reducers alone, at the shapes of these networks',
+  )
   add('--output', help='JSON file')
   return parser
 
