@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bandwidth import tree
-from experiments.models import make_model
+from experiments.models import make_language_model, make_model
 
 
 def init(config, shape):
@@ -49,6 +49,25 @@ def test_published_parameter_counts(name, millions):
   assert tree.size(variables['params']) / 1e6 == pytest.approx(
     millions, abs=0.05
   )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'parameters'),
+  [
+    # Lin et al., 1712.01887, send 194.68 MB, dense.
+    ({'hidden': 1500}, 51_034_000),
+    ({'hidden': 1500, 'tied': False}, 51_034_000 + 10_000 * 1500),
+    ({'hidden': 8, 'layers': 1}, 10_000 * 9 + 4 * 8 * (8 + 8 + 2)),
+  ],
+)
+def test_parameter_counts_of_the_language_model(arguments, parameters):
+  model = make_language_model({'name': 'lstm', **arguments}, vocabulary=10_000)
+  variables = jax.eval_shape(
+    model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32)
+  )
+  assert tree.size(variables['params']) == parameters
+  if parameters == 51_034_000:
+    assert 4 * parameters / 2**20 == pytest.approx(194.68, abs=0.005)
 
 
 def test_layers_of_resnets():
