@@ -351,11 +351,11 @@ def main(argv: list[str]) -> int:
   jax.config.update('jax_platforms', 'cpu')
   _allow_parallel_compilers()
   try:
-    pods = [make_pod(arguments.topology)]
+    pods = [] if arguments.slices_only else [make_pod(arguments.topology)]
     if arguments.slices > 1:
       pods.append(make_pod(arguments.slice_topology, slices=arguments.slices))
     if arguments.exchanges:
-      rows = _exchange_rows(arguments.exchanges, pods)
+      rows = _exchange_rows(arguments.exchanges, pods, arguments.reducers)
     else:
       rows = [
         measure(model, pod, dtype=dtype, batch_size=arguments.batch)
@@ -372,7 +372,7 @@ def main(argv: list[str]) -> int:
 
 
 def _exchange_rows(
-  networks: Sequence[str], pods: Sequence[Pod]
+  networks: Sequence[str], pods: Sequence[Pod], reducers: Sequence[str]
 ) -> list[table.Row]:
   from experiments.benchmark import tpu_exchange
 
@@ -381,6 +381,7 @@ def _exchange_rows(
     for pod in pods:
       several = pod.slices > 1
       names = tpu_exchange.ON_SLICES if several else tpu_exchange.EXCHANGES
+      names = [name for name in names if not reducers or name in reducers]
       for name in names:
         rows.append(tpu_exchange.measure_exchange(name, network, pod))
   rows = tpu_exchange.with_ratios(rows)
@@ -416,6 +417,7 @@ def _parser() -> argparse.ArgumentParser:
   add = parser.add_argument
   add('--topology', default='v5e:16x16', help='of the single slice')
   add('--slices', type=_positive, default=2, help='1: the single slice only')
+  add('--slices_only', action='store_true', help='no single slice')
   add('--slice_topology', default='v5e:16x16', help='of several slices, each')
   add('--model', nargs='+', choices=sorted(MODELS), default=['lenet300'])
   add('--dtype', nargs='+', choices=WIRE_DTYPES, default=list(WIRE_DTYPES))
@@ -426,6 +428,7 @@ def _parser() -> argparse.ArgumentParser:
     choices=sorted(NETWORKS),
     help='reducers alone, at the shapes of these networks',
   )
+  add('--reducers', nargs='+', default=(), help='some of --exchanges alone')
   add('--output', help='JSON file')
   return parser
 
