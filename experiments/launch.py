@@ -5,9 +5,14 @@
 What follows `--` goes to `experiments.train`. The processes find each other
 through `jax.distributed` on a free port of this machine and exchange gradients
 over sockets (gloo on CPUs). Each has its share of `config.cpu_devices`.
+
+With `--rate 100mbit` each process has a network interface of that rate, and
+none besides; what it sent is printed at the end. See `experiments.links`.
 """
 
 import argparse
+import contextlib
+import os
 import pathlib
 import signal
 import socket
@@ -15,15 +20,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from typing import IO, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, NamedTuple
 
-_GRACE_SECONDS = 10.0
+from experiments.links import Links, parse_rate, shaped_links
+
+# To die of a first Ctrl-C; and of a failure elsewhere, when a process may hang
+# in a collective that never completes, and JAX may have taken SIGTERM as notice
+# of a preemption that it looks at between steps.
+_INTERRUPTED_SECONDS, _FAILED_SECONDS = 10.0, 1.0
+_RESUME = (
+  'the same command, also with another --processes, resumes from the last '
+  'checkpoint'
+)
 
 
 class _Process(NamedTuple):
   child: subprocess.Popen[bytes]
   errors: IO[bytes] | None  # of all but process 0, whose errors are shown
+
+
+class _Signaled(BaseException):
+  """This program was asked to stop."""
+
+  def __init__(self, number: int):
+    self.number = number
 
 
 def free_port() -> int:
@@ -33,15 +54,26 @@ def free_port() -> int:
     return probe.getsockname()[1]
 
 
-def _start(arguments: Sequence[str], count: int) -> list[_Process]:
-  coordinator = f'localhost:{free_port()}'
+def _start(
+  processes: list[_Process],
+  arguments: Sequence[str],
+  count: int,
+  links: Links | None,
+) -> None:
+  """Starts processes and appends them, so that an interruption misses none."""
+  coordinator = links.coordinator if links else f'localhost:{free_port()}'
   root = pathlib.Path(__file__).parent.parent
-  processes = []
+  directory = os.getcwd() if _importable() else str(root)
   for index in range(count):
     # Open until the process has ended.
     errors = tempfile.TemporaryFile() if index else None  # noqa: SIM115
+    # A prefix enters a mount namespace, and comes out in another directory.
+    enter = (
+      [*links.prefixes[index], 'env', f'--chdir={directory}'] if links else []
+    )
     child = subprocess.Popen(
       [
+        *enter,
         sys.executable,
         '-m',
         'experiments.train',
@@ -52,10 +84,9 @@ def _start(arguments: Sequence[str], count: int) -> list[_Process]:
       ],
       stdout=None if index == 0 else subprocess.DEVNULL,
       stderr=errors,
-      cwd=None if _importable() else root,
+      cwd=directory,
     )
     processes.append(_Process(child, errors))
-  return processes
 
 
 def _importable() -> bool:
@@ -66,44 +97,117 @@ def _wait(processes: list[_Process]) -> int:
   """Waits for all; when one fails the others, which would wait for it, end."""
   running = list(range(len(processes)))
   while running:
-    for index in list(running):
-      status = processes[index].child.poll()
-      if status is None:
-        continue
-      running.remove(index)
-      if status:
-        return _stop(processes, index, status)
+    ended = [i for i in running if processes[i].child.poll() is not None]
+    failed = [i for i in ended if processes[i].child.returncode]
+    if failed:
+      return _fail(processes, min(failed, key=lambda i: _rank(processes[i])))
+    running = [i for i in running if i not in ended]
     time.sleep(0.05)
   return 0
 
 
-def _stop(processes: list[_Process], failed: int, status: int) -> int:
+def _rank(process: _Process) -> bool:
+  """Puts what a killed process did to the others behind it.
+
+  They abort, or end with an exception, when they lose it.
+  """
+  status = process.child.returncode
+  return status > 0 or status == -signal.SIGABRT
+
+
+def _fail(processes: list[_Process], failed: int) -> int:
+  """Stops all because one failed; says how, and returns the exit status."""
+  status = processes[failed].child.returncode
   # The others may be about to fail for the same reason, and say it better.
-  deadline = time.monotonic() + (1.0 if status == 2 else 0.0)
-  for process in processes:
-    try:
-      process.child.wait(max(deadline - time.monotonic(), 0.0))
-    except subprocess.TimeoutExpired:
-      process.child.terminate()
-  deadline = time.monotonic() + _GRACE_SECONDS
-  for process in processes:
-    try:
-      process.child.wait(max(deadline - time.monotonic(), 0.1))
-    except subprocess.TimeoutExpired:
-      process.child.kill()
-      process.child.wait()
+  _join(processes, 1.0 if status == 2 else 0.0)
+  _stop(processes, signal.SIGTERM, _FAILED_SECONDS)
   errors = processes[failed].errors
   if errors is not None and processes[0].child.returncode != status:
     errors.seek(0)
     tail = errors.read().decode('utf-8', 'replace').splitlines()[-20:]
     print('\n'.join(tail), file=sys.stderr)
-  how = f'signal {-status}' if status < 0 else f'status {status}'
+  how = f'status {status}' if status > 0 else _signal_name(-status)
+  # Status 2: what the user gave can't be used, and won't be the next time.
+  hint = '' if status == 2 else f'; {_RESUME}'
   print(
     f'launch: error: process {failed} of {len(processes)} ended with {how}; '
-    'the others were stopped',
+    f'the others were stopped{hint}',
     file=sys.stderr,
   )
   return status if status > 0 else 128 - status
+
+
+def _signal_name(number: int) -> str:
+  try:
+    return f'signal {number} ({signal.Signals(number).name})'
+  except ValueError:
+    return f'signal {number}'
+
+
+def _join(processes: list[_Process], seconds: float) -> bool:
+  """Waits for all processes; returns whether they ended in time."""
+  deadline = time.monotonic() + seconds
+  for process in processes:
+    try:
+      process.child.wait(max(deadline - time.monotonic(), 0.0))
+    except subprocess.TimeoutExpired:
+      return False
+  return True
+
+
+def _stop(processes: list[_Process], number: int, seconds: float) -> None:
+  """Signals all processes, and kills those that don't end in time."""
+  for process in processes:
+    process.child.send_signal(number)
+  if not _join(processes, seconds):
+    for process in processes:
+      process.child.kill()
+    for process in processes:
+      process.child.wait()
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+  """Lets an end by a signal clean up, as an end by an exception does."""
+
+  def stop(number: int, frame: Any) -> None:
+    del frame
+    raise _Signaled(number)
+
+  numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+  before = [(number, signal.signal(number, stop)) for number in numbers]
+  try:
+    yield
+  finally:
+    for number, handler in before:
+      signal.signal(number, handler)
+
+
+def _run(arguments: Sequence[str], count: int, links: Links | None) -> int:
+  """Runs the processes; returns the exit status of the first to fail."""
+  processes: list[_Process] = []
+  try:
+    _start(processes, arguments, count, links)
+    return _wait(processes)
+  except _Signaled as signaled:
+    _stop(processes, signaled.number, _INTERRUPTED_SECONDS)
+    print(
+      f'launch: error: stopped by {_signal_name(signaled.number)}; {_RESUME}',
+      file=sys.stderr,
+    )
+    return 128 + signaled.number
+
+
+def _run_on_links(arguments: Sequence[str], count: int, rate: str) -> int:
+  with shaped_links(count, parse_rate(rate)) as links:
+    status = _run(arguments, count, links)
+    if status == 0:
+      for index, traffic in enumerate(links.traffic()):
+        print(
+          f'launch: process {index} sent {traffic.sent:,} bytes, received '
+          f'{traffic.received:,} ({rate})'
+        )
+    return status
 
 
 def main(argv: Sequence[str]) -> int:
@@ -112,22 +216,30 @@ def main(argv: Sequence[str]) -> int:
     prog='launch', description='Several processes of experiments.train.'
   )
   parser.add_argument('--processes', type=int, required=True)
+  parser.add_argument(
+    '--rate',
+    help="of each process's link, like 100mbit, 1gbit or unshaped; needs root",
+  )
   parser.add_argument('arguments', nargs=argparse.REMAINDER, metavar='-- …')
   parsed = parser.parse_args(argv)
-  if parsed.processes < 1:
-    parser.error(f'argument --processes: {parsed.processes} is not positive')
-  arguments = parsed.arguments
+  count, arguments = parsed.processes, parsed.arguments
+  if count < 1:
+    parser.error(f'argument --processes: {count} is not positive')
   if arguments[:1] == ['--']:
     arguments = arguments[1:]
   if not arguments:
     parser.error('after -- the arguments of experiments.train are missing')
-  processes = _start(arguments, parsed.processes)
   try:
-    return _wait(processes)
-  except KeyboardInterrupt:
-    for process in processes:
-      process.child.send_signal(signal.SIGINT)
-    return _stop(processes, 0, -signal.SIGINT)
+    with _signals_raise():
+      if parsed.rate is None:
+        return _run(arguments, count, None)
+      return _run_on_links(arguments, count, parsed.rate)
+  except ValueError as error:
+    print(f'launch: error: {error}', file=sys.stderr)
+    return 2
+  except _Signaled as signaled:
+    # While links were made or removed.
+    return 128 + signaled.number
 
 
 if __name__ == '__main__':

@@ -243,8 +243,8 @@ def _shape(holder: int, interface: str, rate: int) -> None:
   segments = min(_SEGMENTS, bucket * 8 // 9)
   _run(
     holder,
-    f'ip link set {interface} gso_max_size {segments} '
-    f'gso_ipv4_max_size {segments}',
+    # Below 64 KiB the kernel sets the limit of IPv4 along with it.
+    f'ip link set {interface} gso_max_size {segments}',
   )
   _run(
     holder,

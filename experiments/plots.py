@@ -61,7 +61,7 @@ def plot_sensitivity(
   if not rows:
     raise ValueError('rows=[]: nothing to plot')
   names = list(dict.fromkeys(row.name for row in rows))
-  with _figure(path, (7.0, 4.2)) as figure:
+  with figure_at(path, (7.0, 4.2)) as figure:
     axes = figure.add_subplot()
     styles = itertools.cycle(itertools.product(_LINES, _COLORS))
     for name, (line, color) in zip(names, styles, strict=False):
@@ -108,7 +108,7 @@ def plot_stages(
   """
   if not stages:
     raise ValueError('stages=[]: nothing to plot')
-  with _figure(path, (6.4, 4.2)) as figure:
+  with figure_at(path, (6.4, 4.2)) as figure:
     axes = figure.add_subplot()
     for place, stage in enumerate(stages):
       both = stage.name in published
@@ -164,7 +164,7 @@ def plot_rate_error(
     raise ValueError('points=[], published=[]: nothing to plot')
   for point in (*points, dense):
     _check_point(point)
-  with _figure(path, (7.4, 5.0)) as figure:
+  with figure_at(path, (7.4, 5.0)) as figure:
     axes = figure.add_subplot()
     axes.set_xscale('log')
     _draw_dense(axes, dense)
@@ -180,7 +180,7 @@ def plot_rate_error(
 
 
 @contextlib.contextmanager
-def _figure(
+def figure_at(
   path: str | pathlib.Path, size: tuple[float, float]
 ) -> Iterator[Figure]:
   """Gives a figure to draw on, then writes it to the path."""

@@ -77,9 +77,12 @@ def _each(values: jax.Array, segments: Segments) -> list[jax.Array]:
 
 def _spread(scales: jax.Array, segments: Segments) -> jax.Array:
   """Repeats the scale of each segment along it."""
-  return jnp.repeat(
-    scales, jnp.array(segments, jnp.int32), total_repeat_length=sum(segments)
-  )
+  # Not `jnp.repeat`: XLA folds its sums over constants, slowly.
+  parts = [
+    jnp.broadcast_to(scale, (length,))
+    for scale, length in zip(scales, segments, strict=True)
+  ]
+  return jnp.concatenate(parts) if parts else scales
 
 
 def _exponents(values: jax.Array, segments: Segments) -> jax.Array:

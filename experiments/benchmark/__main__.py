@@ -19,6 +19,7 @@ BENCHMARKS = {
   'pretrained': 'files and fidelity of pretrained networks, not retrained',
   'sensitivity': 'what pruning one layer alone does to a network',
   'tpu': 'what the TPU compiler makes of a step on a pod',
+  'wire': 'reducers on real links of several rates',
 }
 
 

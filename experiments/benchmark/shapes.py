@@ -70,10 +70,16 @@ def vector() -> Shapes:
   return {'vector': (25_600_000,)}
 
 
+def small() -> Shapes:
+  """A matrix and a vector, for a quick look."""
+  return {'kernel': (300, 200), 'bias': (200,)}
+
+
 NETWORKS: dict[str, Callable[[], Shapes]] = {
   'alexnet': alexnet,
   'resnet50': resnet50,
   'ptb_lstm': ptb_lstm,
+  'small': small,
   'vector': vector,
 }
 """By name."""

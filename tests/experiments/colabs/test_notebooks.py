@@ -108,7 +108,40 @@ def check_deep_compression(found):
   assert found['mine'][0] > 10 * found['mine'][1]
 
 
-PROBES = {'deep_compression.ipynb': (PROBE, check_deep_compression, 5)}
+# Appended to gradient_compression.ipynb.
+GRADIENT_PROBE = """
+import json as _json
+
+print(_json.dumps({
+  'errors': [dense['error'], sparse['error']],
+  'sent': [[sum(run['sent']), run['sent'][-1]] for run in (dense, sparse)],
+  'message': message.nbytes,
+  'residual': sparse['residual'][-1],
+  'selected': sum(counts),
+}))
+"""
+
+
+def check_gradient_compression(found):
+  (dense_run, dense_step), (sparse_run, sparse_step) = found['sent']
+  assert dense_step == 2 * 3 * 266_610 * 4 // 4
+  assert sparse_step == 3 * found['message']
+  # The paper: 600 times fewer bytes with float32 and runs of zeros.
+  assert dense_step > 700 * sparse_step
+  assert dense_run > 30 * sparse_run
+  assert found['selected'] == 236 + 1 + 30 + 1 + 1 + 1
+  assert found['residual'] > 0
+  assert max(found['errors']) < 0.04
+
+
+PROBES = {
+  'deep_compression.ipynb': (PROBE, check_deep_compression, 5),
+  'gradient_compression.ipynb': (
+    GRADIENT_PROBE,
+    check_gradient_compression,
+    1,
+  ),
+}
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
