@@ -33,9 +33,9 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 1.0
+  config.optimizer.learning_rate = 40.0
   config.optimizer.schedule = 'cosine'
-  config.optimizer.momentum = 0.9
+  config.optimizer.momentum = 0.0
   config.optimizer.weight_decay = 0.0
   config.optimizer.clip_norm = 0.25
 

@@ -34,7 +34,7 @@ from bandwidth.collectives.memory import (
   retain,
 )
 from bandwidth.collectives.message import cast, check_floating
-from bandwidth.collectives.ordered import axis_size
+from bandwidth.collectives.ordered import axis_size, same_on_all
 from bandwidth.collectives.selection import top_k_indices
 from bandwidth.collectives.units import Units, check_scope, plan_units
 
@@ -224,7 +224,8 @@ def _aligned(
     kept = Leaves.of(state.kept, structure)
     candidates, momenta = accumulate(memory, units, leaves, kept)
     counts = units.counts(density)
-    places = choose(candidates, counts, state.step)
+    step = same_on_all(state.step, axes)
+    places = choose(candidates, counts, step)
     picked = [v[at] for v, at in zip(candidates, places, strict=True)]
     sent = [_on_wire(v, wire) for v in picked]
     means, _ = mean_of.reduce(sent, ())
