@@ -1,4 +1,21 @@
-"""A two-layer LSTM on the Brown corpus, four workers, dense gradients."""
+"""A two-layer LSTM on the Brown corpus, four workers, dense gradients.
+
+The dense baseline of language modeling: tied embeddings, windows of 35 tokens,
+each from a zero state, a vocabulary of 10,000 with `<unk>`; plain SGD with
+gradient clipping, as in Zaremba et al., arXiv 1409.2329. About 14,000 tokens a
+second, 70 seconds an epoch, on two idle CPU cores.
+
+    python -m experiments.train --config configs/brown_lstm.py --workdir W \\
+      --config.dataset.data_dir=DIR
+
+DIR holds train.txt, valid.txt and test.txt: of the 500 documents of the corpus
+in the order of their names, a sentence a line, number i is in valid.txt where
+i % 10 is 8, in test.txt where it is 9, else in train.txt.
+
+The learning rate was chosen on valid.txt (`--config.dataset.validation=1`), one
+epoch each: perplexity 204 with 20, 181 with 40; 247 with 1 and momentum 0.9.
+After two epochs with 40: 144.
+"""
 
 import ml_collections
 
