@@ -1,11 +1,11 @@
-"""A two-layer LSTM on the Brown corpus, four workers, dense gradients.
+r"""A two-layer LSTM on the Brown corpus, four workers, dense gradients.
 
 The dense baseline of language modeling: tied embeddings, windows of 35 tokens,
 each from a zero state, a vocabulary of 10,000 with `<unk>`; plain SGD with
 gradient clipping, as in Zaremba et al., arXiv 1409.2329. About 14,000 tokens a
-second, 70 seconds an epoch, on two idle CPU cores.
+second, 70 seconds an epoch, on two CPU cores with nothing else to do.
 
-    python -m experiments.train --config configs/brown_lstm.py --workdir W \\
+    python -m experiments.train --config configs/brown_lstm.py --workdir W \
       --config.dataset.data_dir=DIR
 
 DIR holds train.txt, valid.txt and test.txt: of the 500 documents of the corpus
