@@ -376,20 +376,21 @@ def _exchange_rows(
 ) -> list[table.Row]:
   from experiments.benchmark import tpu_exchange
 
-  rows = []
+  rows: list[dict[str, Any]] = []
   for network in networks:
     for pod in pods:
       several = pod.slices > 1
       names = tpu_exchange.ON_SLICES if several else tpu_exchange.EXCHANGES
       names = [name for name in names if not reducers or name in reducers]
       for name in names:
-        rows.append(tpu_exchange.measure_exchange(name, network, pod))
+        row = tpu_exchange.measure_exchange(name, network, pod)
+        rows.append(dict(row))
   rows = tpu_exchange.with_ratios(rows)
   table.show(rows)
   for row in rows:
     print(f'\n{row["network"]}, {row["pod"]}, {row["reducer"]}')
     table.show(row['sent'])
-  return rows
+  return list(rows)
 
 
 def _allow_parallel_compilers() -> None:
