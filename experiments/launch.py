@@ -40,13 +40,6 @@ class _Process(NamedTuple):
   errors: IO[bytes] | None  # of all but process 0, whose errors are shown
 
 
-class _Signaled(BaseException):
-  """This program was asked to stop."""
-
-  def __init__(self, number: int):
-    self.number = number
-
-
 def free_port() -> int:
   """Returns a port of this machine on which nothing listens."""
   with socket.socket() as probe:
@@ -55,15 +48,12 @@ def free_port() -> int:
 
 
 def _start(
-  processes: list[_Process],
-  arguments: Sequence[str],
-  count: int,
-  links: Links | None,
-) -> None:
-  """Starts processes and appends them, so that an interruption misses none."""
+  arguments: Sequence[str], count: int, links: Links | None
+) -> list[_Process]:
   coordinator = links.coordinator if links else f'localhost:{free_port()}'
   root = pathlib.Path(__file__).parent.parent
   directory = os.getcwd() if _importable() else str(root)
+  processes = []
   for index in range(count):
     # Open until the process has ended.
     errors = tempfile.TemporaryFile() if index else None  # noqa: SIM115
@@ -87,16 +77,24 @@ def _start(
       cwd=directory,
     )
     processes.append(_Process(child, errors))
+  return processes
 
 
 def _importable() -> bool:
   return pathlib.Path('experiments', 'train.py').exists()
 
 
-def _wait(processes: list[_Process]) -> int:
-  """Waits for all; when one fails the others, which would wait for it, end."""
+def _wait(processes: list[_Process], signals: Sequence[int] = ()) -> int:
+  """Waits for all; when one fails the others, which would wait for it, end.
+
+  Args:
+    processes: that were started.
+    signals: that this program has received; it may grow meanwhile.
+  """
   running = list(range(len(processes)))
   while running:
+    if signals:
+      return _interrupt(processes, signals[0])
     ended = [i for i in running if processes[i].child.poll() is not None]
     failed = [i for i in ended if processes[i].child.returncode]
     if failed:
@@ -166,41 +164,61 @@ def _stop(processes: list[_Process], number: int, seconds: float) -> None:
       process.child.wait()
 
 
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-  """Lets an end by a signal clean up, as an end by an exception does."""
+def _interrupt(processes: list[_Process], number: int) -> int:
+  """Passes a signal on to all; says so, and returns the exit status."""
+  _stop(processes, number, _INTERRUPTED_SECONDS)
+  print(
+    f'launch: error: stopped by {_signal_name(number)}; {_RESUME}',
+    file=sys.stderr,
+  )
+  return 128 + number
 
-  def stop(number: int, frame: Any) -> None:
+
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+  """Yields a list to which the signals that ask for an end are added.
+
+  An exception could come between the start of a process and the note of it,
+  and leave the process behind.
+  """
+  received: list[int] = []
+
+  def note(number: int, frame: Any) -> None:
     del frame
-    raise _Signaled(number)
+    received.append(number)
 
   numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-  before = [(number, signal.signal(number, stop)) for number in numbers]
+  before = [(number, signal.signal(number, note)) for number in numbers]
   try:
-    yield
+    yield received
   finally:
     for number, handler in before:
       signal.signal(number, handler)
 
 
-def _run(arguments: Sequence[str], count: int, links: Links | None) -> int:
-  """Runs the processes; returns the exit status of the first to fail."""
-  processes: list[_Process] = []
+def _start_and_wait(
+  arguments: Sequence[str],
+  count: int,
+  links: Links | None,
+  signals: Sequence[int],
+) -> int:
+  processes = _start(arguments, count, links)
   try:
-    _start(processes, arguments, count, links)
-    return _wait(processes)
-  except _Signaled as signaled:
-    _stop(processes, signaled.number, _INTERRUPTED_SECONDS)
-    print(
-      f'launch: error: stopped by {_signal_name(signaled.number)}; {_RESUME}',
-      file=sys.stderr,
-    )
-    return 128 + signaled.number
+    return _wait(processes, signals)
+  finally:
+    for process in processes:
+      if process.errors is not None:
+        process.errors.close()
 
 
-def _run_on_links(arguments: Sequence[str], count: int, rate: str) -> int:
+def _run(
+  arguments: Sequence[str], count: int, rate: str | None, signals: list[int]
+) -> int:
+  """Runs the processes; returns the exit status of the first to fail."""
+  if rate is None:
+    return _start_and_wait(arguments, count, None, signals)
   with shaped_links(count, parse_rate(rate)) as links:
-    status = _run(arguments, count, links)
+    status = _start_and_wait(arguments, count, links, signals)
     if status == 0:
       for index, traffic in enumerate(links.traffic()):
         print(
@@ -229,17 +247,13 @@ def main(argv: Sequence[str]) -> int:
     arguments = arguments[1:]
   if not arguments:
     parser.error('after -- the arguments of experiments.train are missing')
-  try:
-    with _signals_raise():
-      if parsed.rate is None:
-        return _run(arguments, count, None)
-      return _run_on_links(arguments, count, parsed.rate)
-  except ValueError as error:
-    print(f'launch: error: {error}', file=sys.stderr)
-    return 2
-  except _Signaled as signaled:
-    # While links were made or removed.
-    return 128 + signaled.number
+  with _noted_signals() as signals:
+    try:
+      return _run(arguments, count, parsed.rate, signals)
+    except ValueError as error:
+      print(f'launch: error: {error}', file=sys.stderr)
+      # A Ctrl-C may have hit the commands that make links.
+      return 128 + signals[0] if signals else 2
 
 
 if __name__ == '__main__':

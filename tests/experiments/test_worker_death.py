@@ -179,3 +179,19 @@ def test_a_signal_to_the_launcher_ends_all(start, tmp_path, number):
   assert run.returncode == 128 + number
   assert f'launch: error: stopped by signal {number.value}' in err
   assert not processes_of(workdir)
+
+
+def test_a_signal_while_processes_start_leaves_none_behind(monkeypatch, capsys):
+  children = []
+  real = subprocess.Popen
+
+  def interrupted(command, **options):
+    del command
+    children.append(real(['sleep', '600'], **options))
+    os.kill(os.getpid(), signal.SIGTERM)
+    return children[-1]
+
+  monkeypatch.setattr(launch.subprocess, 'Popen', interrupted)
+  assert launch.main(['--processes=2', '--', '--workdir=w']) == 143
+  assert [child.returncode for child in children] == [-signal.SIGTERM] * 2
+  assert 'stopped by signal 15 (SIGTERM)' in capsys.readouterr().err
