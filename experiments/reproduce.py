@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bandwidth.base import unknown_name
-from experiments import compression_results
+from experiments import compression_results, gradient_results
 from experiments.files import replace_text
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -115,6 +115,7 @@ def rebuild(results: pathlib.Path) -> None:
   """Writes the summary, the tables of files and the plots anew."""
   replace_text(results / 'summary.md', summarize(results))
   replace_text(results / 'compression.md', compression_results.tables(results))
+  replace_text(results / 'gradient.md', gradient_results.tables(results))
   compression_results.plot(results)
 
 

@@ -1,0 +1,118 @@
+"""The table of gradient compression: ours, paired with dense, and published."""
+
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class _Pair(NamedTuple):
+  """Runs of one network: results/NAME, NAME-dense and NAME-top_k.
+
+  Attributes:
+    name: of the config.
+    network: in words.
+    published: what the paper has of its own network.
+  """
+
+  name: str
+  network: str
+  published: str
+
+
+PAIRS = (
+  _Pair(
+    'mnist_lenet5_dgc',
+    'LeNet-5, MNIST, 4 simulated workers, 12 epochs: test error, %',
+    'ResNet-110, CIFAR-10, 4 workers: 6.25 dense, 7.25 gradient dropping, 6.13 '
+    'DGC (one run each)',
+  ),
+  _Pair(
+    'brown_lstm_dgc',
+    'LSTM-128 (2 layers, tied), Brown, 4 simulated workers, 2 epochs: test '
+    'perplexity',
+    'LSTM-1500, PTB, 4 workers: 72.30 dense, 72.24 DGC, 462x (one run each)',
+  ),
+)
+_WAYS = (('', 'DGC'), ('-dense', 'dense'), ('-top_k', 'plain top-k'))
+
+
+def _score(report: dict[str, Any]) -> float:
+  if 'perplexity' in report:
+    return report['perplexity']['final']
+  return 100 * (1 - report['accuracy']['final'])
+
+
+def _reports(directory: pathlib.Path) -> dict[int, dict[str, Any]]:
+  files = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
+  return {int(p.stem): json.loads(p.read_text('utf-8')) for p in files}
+
+
+def standard_error(values: Sequence[float]) -> float:
+  """Returns the standard error of a mean; NaN for fewer than two values."""
+  if len(values) < 2:
+    return math.nan
+  return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def tables(results: pathlib.Path) -> str:
+  """Returns Markdown made of the reports below a directory.
+
+  Differences are paired: a run and the dense run of its seed. Positive is
+  worse than dense.
+  """
+  parts = ['# Gradient compression: accuracy']
+  for pair in PAIRS:
+    dense = _reports(results / f'{pair.name}-dense')
+    rows = [
+      row
+      for suffix, way in _WAYS
+      if (row := _row(way, _reports(results / f'{pair.name}{suffix}'), dense))
+    ]
+    if not rows:
+      continue
+    header = [
+      'training', 'seeds', 'mean', 'min to max', 'minus dense, paired',
+      'bytes a step', 'ratio', 'ratio of the run', 'minutes', 'command',
+    ]  # fmt: skip
+    lines = [header, ['---'] * len(header), *rows]
+    parts += [
+      f'## {pair.network}',
+      f'Published: {pair.published}.',
+      '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines),
+    ]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _row(
+  way: str, reports: dict[int, Any], dense: dict[int, Any]
+) -> list[str] | None:
+  if not reports:
+    return None
+  scores = [_score(r) for r in reports.values()]
+  differences = [
+    _score(r) - _score(dense[seed])
+    for seed, r in reports.items()
+    if seed in dense
+  ]
+  first = next(iter(reports.values()))
+  network = first['network']
+  minutes = statistics.median(r['seconds'] / 60 for r in reports.values())
+  paired = ''
+  if way != 'dense' and differences:
+    mean, error = statistics.mean(differences), standard_error(differences)
+    paired = f'{mean:+.3f} ± {error:.3f}'
+  return [
+    way,
+    ' '.join(map(str, reports)),
+    f'{statistics.mean(scores):.3f} ± {standard_error(scores):.3f}',
+    f'{min(scores):.2f} to {max(scores):.2f}',
+    paired,
+    f'{network["sent_bytes_per_step"]:,}',
+    f'{network["ratio_steady"]:.0f}x',
+    f'{network["ratio_run"]:.1f}x',
+    f'{minutes:.1f}',
+    f'`{first["command"]}`',
+  ]
