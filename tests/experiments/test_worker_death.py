@@ -25,7 +25,7 @@ def get_config():
     'model': {{'name': 'lenet300', 'features': (8,)}},
     'reducer': {{'name': 'deep_gradient_compression', 'density': 0.05}},
     'stages': {{'train': {{'steps': {STEPS}}}}},
-    'checkpoint_every_epochs': 20 / 937, 'eval_every_epochs': 0.0,
+    'checkpoint_every_epochs': 60 / 937, 'eval_every_epochs': 0.0,
   }})
 """
 
