@@ -2,8 +2,8 @@ r"""A two-layer LSTM on the Brown corpus, four workers, dense gradients.
 
 The dense baseline of language modeling: tied embeddings, windows of 35 tokens,
 each from a zero state, a vocabulary of 10,000 with `<unk>`; plain SGD with
-gradient clipping, as in Zaremba et al., arXiv 1409.2329. About 14,000 tokens a
-second, 70 seconds an epoch, on two CPU cores with nothing else to do.
+gradient clipping, as in Zaremba et al., arXiv 1409.2329. Its five epochs have
+not been run yet.
 
     python -m experiments.train --config configs/brown_lstm.py --workdir W \
       --config.dataset.data_dir=DIR

@@ -1,7 +1,7 @@
 """An MLP of 11.6 million parameters on MNIST: what a slow link costs.
 
 Four processes, a worker each, over links of a chosen rate (root needed), with a
-thousandth of the gradient or all of it. Measured: results/mnist_mlp_dgc*/.
+thousandth of the gradient or all of it. Not measured yet.
 
     python -m experiments.launch --processes 4 --rate 1gbit -- --config configs/mnist_mlp_dgc.py --workdir W
     python -m experiments.launch --processes 4 --rate 1gbit -- --config configs/mnist_mlp_dgc.py:dense …

@@ -27,7 +27,7 @@ KEEP_MEMORY = {
 
 On CPUs XLA allocates every result anew, and glibc gets large ones from the
 kernel, page by page: of an update of 25 million elements that is most of the
-time (58 to 18 ms for momentum, 123 to 73 ms for Deep Gradient Compression).
+time.
 """
 
 

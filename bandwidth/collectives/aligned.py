@@ -3,10 +3,10 @@
 Where all workers send the same coordinates, values alone are added up, by a
 dense all-reduce of k elements: no traffic that grows with the number of
 workers, no second selection. The coordinates are random, from a key that all
-share, or the choice of a leader, the workers taking turns.
+share, or the choice of a leader, the workers taking turns. A gradient that is
+not finite is seen by all when its place is sent, not before.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bandwidth.base import AxisName, GradientReducer, Params
+from bandwidth.collectives.axes import axis_names, count_workers
 from bandwidth.collectives.closed_forms import all_reduce_bytes
 from bandwidth.collectives.dense import (
   dense_all_reduce,
@@ -149,7 +150,7 @@ def shared_mask(
   Raises:
     ValueError: an argument is out of range or unknown.
   """
-  axes = _axes(axis_name)
+  axes = axis_names(axis_name)
 
   def choose(
     candidates: list[jax.Array], counts: Sequence[int], step: jax.Array
@@ -188,10 +189,6 @@ def shared_mask(
   )
 
 
-def _axes(axis_name: AxisName) -> tuple[str, ...]:
-  return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
-
-
 def _aligned(
   axis_name: AxisName,
   choose: _Choose,
@@ -207,7 +204,7 @@ def _aligned(
   if not 0 < density <= 1:
     raise ValueError(f'density={density} is not in (0, 1]')
   check_scope(scope)
-  axes, wire = _axes(axis_name), wire_dtype(dtype)
+  axes, wire = axis_names(axis_name), wire_dtype(dtype)
   mean_of = dense_all_reduce(axes or None, dtype=wire)
 
   def init(params: Params) -> AlignedState:
@@ -230,10 +227,7 @@ def _aligned(
     sent = [_on_wire(v, wire) for v in picked]
     means, _ = mean_of.reduce(sent, ())
     if scaled:
-      means = [
-        m * _widths(n, k)
-        for m, n, k in zip(means, units.sizes, counts, strict=True)
-      ]
+      means = _by_widths(means, units, counts)
     mean = [
       put(jnp.zeros(n, jnp.float32), at, m)
       for n, at, m in zip(units.sizes, places, means, strict=True)
@@ -249,10 +243,9 @@ def _aligned(
   def wire_bytes(params: Params, *, workers: int | Sequence[int]) -> int:
     units = plan_units(params, scope=scope)
     counts = units.counts(density)
-    total = workers if isinstance(workers, int) else math.prod(workers)
     values = jax.ShapeDtypeStruct((sum(counts),), jnp.float32)
-    return index_bytes(units, counts, total) + dense_wire_bytes(
-      values, workers=workers, dtype=wire
+    return index_bytes(units, counts, count_workers(workers)) + (
+      dense_wire_bytes(values, workers=workers, dtype=wire)
     )
 
   def flush(state: AlignedState, params: Params) -> tuple[Params, AlignedState]:
@@ -262,8 +255,14 @@ def _aligned(
   return GradientReducer(init, reduce, wire_bytes, flush)
 
 
-def _widths(size: int, count: int) -> jax.Array:
-  return jnp.diff(strata(size, count)).astype(jnp.float32)
+def _by_widths(
+  means: list[jax.Array], units: Units, counts: Sequence[int]
+) -> list[jax.Array]:
+  """Multiplies what was drawn by the size of its stratum."""
+  return [
+    m * jnp.diff(strata(n, k)).astype(jnp.float32)
+    for m, n, k in zip(means, units.sizes, counts, strict=True)
+  ]
 
 
 def _on_wire(values: jax.Array, wire: jnp.dtype) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bandwidth.base import AxisName, GradientReducer, Params
+from bandwidth.collectives.axes import axis_names
 from bandwidth.collectives.hierarchical import hierarchical
 from bandwidth.collectives.memory import momentum_correction
 from bandwidth.collectives.ordered import (
@@ -115,52 +116,66 @@ def deep_gradient_compression(
       workers=count,
     )
 
-  axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+  axes = axis_names(axis_name)
   if len(axes) > 1:
     sizes = () if isinstance(workers, int) else workers
     inner = hierarchical(axes, between, workers=sizes)
   else:
     count = workers if isinstance(workers, int) else workers[0]
     inner = between(axes[0] if axes else None, count)
-  slow = axes[0] if axes else None
-  decays = _Decay(weight_decay, momentum, nesterov)
+  parts = _Parts(
+    inner, axes, clip_norm, _Decay(weight_decay, momentum, nesterov)
+  )
+  return GradientReducer(
+    parts.init, parts.reduce, inner.wire_bytes, parts.flush, parts.resplit
+  )
 
-  def init(params: Params) -> DeepGradientCompressionState:
-    return DeepGradientCompressionState(inner.init(params), decays.init(params))
+
+class _Parts(NamedTuple):
+  """What a step is made of: clipping, sparse all-reduce, decay."""
+
+  inner: GradientReducer
+  axes: tuple[str, ...]  # the slow one first
+  clip_norm: float
+  decay: '_Decay'
+
+  def init(self, params: Params) -> DeepGradientCompressionState:
+    return DeepGradientCompressionState(
+      self.inner.init(params), self.decay.init(params)
+    )
 
   def reduce(
-    grads: Params, state: DeepGradientCompressionState, params: Params = None
+    self,
+    grads: Params,
+    state: DeepGradientCompressionState,
+    params: Params = None,
   ) -> tuple[Params, DeepGradientCompressionState]:
-    if clip_norm:
-      grads = clip_local(grads, clip_norm * axis_size(slow) ** 0.5)
-    mean, sparse = inner.reduce(grads, state.sparse, params)
-    mean, decay = decays.add(mean, state.decay, params)
-    mean = jax.tree.map(lambda leaf: same_on_all(leaf, axis_name), mean)
+    if self.clip_norm:
+      limit = self.clip_norm * axis_size(self.axes[:1]) ** 0.5
+      grads = clip_local(grads, limit)
+    mean, sparse = self.inner.reduce(grads, state.sparse, params)
+    mean, decay = self.decay.add(mean, state.decay, params)
+    mean = jax.tree.map(lambda leaf: same_on_all(leaf, self.axes), mean)
     return mean, DeepGradientCompressionState(sparse, decay)
 
   def flush(
-    state: DeepGradientCompressionState, params: Params
+    self, state: DeepGradientCompressionState, params: Params
   ) -> tuple[Params, DeepGradientCompressionState]:
-    mean, sparse = _have(inner.flush)(state.sparse, params)
+    flush: Any = self.inner.flush
+    mean, sparse = flush(state.sparse, params)
     return mean, state._replace(sparse=sparse)
 
   def resplit(
-    state: DeepGradientCompressionState, params: Params
+    self, state: DeepGradientCompressionState, params: Params
   ) -> DeepGradientCompressionState:
-    sparse = _have(inner.resplit)(state.sparse, params)
+    resplit: Any = self.inner.resplit
+    sparse = resplit(state.sparse, params)
     count = jax.tree.leaves(sparse)[0].shape[0]
     # The same on all workers.
     decay = jax.tree.map(
       lambda leaf: leaf[:1].repeat(count, axis=0), jax.device_get(state.decay)
     )
     return DeepGradientCompressionState(sparse, decay)
-
-  return GradientReducer(init, reduce, inner.wire_bytes, flush, resplit)
-
-
-def _have(function: Any) -> Any:
-  """The sparse reducers beneath have a flush and a resplit."""
-  return function
 
 
 def clip_local(grads: Params, limit: float) -> Params:

@@ -19,15 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bandwidth.collectives.axes import axis_names, gather_workers
 from bandwidth.collectives.closed_forms import (
   all_gather_bytes,
   all_to_all_bytes,
 )
-from bandwidth.collectives.ordered import (
-  axis_size,
-  pairwise_sum,
-  same_on_all,
-)
+from bandwidth.collectives.ordered import pairwise_sum
 from bandwidth.collectives.selection import top_k_indices
 from bandwidth.collectives.sparse_message import Entries, SparseMessage
 from bandwidth.collectives.units import Units
@@ -75,7 +72,7 @@ def all_gather(
     axis: of the workers.
   """
   data = message.encode(entries, dense)
-  gathered = _from_all(data, axis)
+  gathered = gather_workers(data, axis_names(axis))
   workers = gathered.shape[0]
 
   def add(p: jax.Array, sums: Vectors) -> Vectors:
@@ -88,20 +85,6 @@ def all_gather(
     dense=_dense_mean(gathered, message),
     owned=(),
   )
-
-
-def _from_all(data: jax.Array, axis: str | None) -> jax.Array:
-  """The messages of all workers, [workers, bytes].
-
-  An all-to-all of copies sends what an all-gather sends. Of short messages the
-  TPU compiler makes an all-reduce of the gathered array instead, which sends
-  twice as much, in tiles of a kilobyte; an all-to-all stays one.
-  """
-  if axis is None:
-    return data[None]
-  copies = jnp.broadcast_to(data[None], (axis_size(axis), data.size))
-  received = lax.all_to_all(copies, axis, split_axis=0, concat_axis=0)
-  return same_on_all(received, axis)
 
 
 def owner_messages(
@@ -172,7 +155,7 @@ def owner_sharded(
     )
   ]
   message = to_all.encode(chosen, chunk)
-  gathered = _from_all(message, axis)
+  gathered = gather_workers(message, axis_names(axis))
   return Exchanged(
     mean=_joined_means(gathered, to_all, units),
     dense=_dense_part(gathered, to_all).reshape(-1)[: dense.size],

@@ -7,7 +7,6 @@ the same stripe, and the group puts the stripes together. What a group sends
 over the slow link is thereby sent once, and not by each of its chips.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,7 +84,16 @@ def hierarchical(
   def wire_bytes(params: Params, *, workers: Sequence[int]) -> int:
     return hierarchical_wire_bytes(inner, params, workers=workers)
 
-  return GradientReducer(init, reduce, wire_bytes, flush, resplit=None)
+  return GradientReducer(init, reduce, wire_bytes, flush, _refuse_to_resplit)
+
+
+def _refuse_to_resplit(state: Any, params: Params) -> Any:
+  """Stripes of other groups are not dealt out."""
+  del state, params
+  raise ValueError(
+    'workers: the state of two axes cannot be dealt out to other workers; '
+    'resume with as many as before'
+  )
 
 
 def _plan(params: Params, owners: int) -> Units:
@@ -165,12 +173,3 @@ def hierarchical_wire_bytes(
     return inside
   stripes = stripe_shapes(params, fast)
   return inside + between.wire_bytes(stripes, workers=slow)
-
-
-def group_bytes(params: Params, *, workers: Sequence[int]) -> int:
-  """Returns what a worker sends over the slow axis in a dense all-reduce.
-
-  `2 (S-1)/S 4n / F`, each of the F workers of a group sending its share.
-  """
-  slow, fast = workers
-  return math.ceil(all_reduce_bytes(4 * tree.size(params), slow) / fast)

@@ -1,6 +1,5 @@
 """Sparse gradient all-reduce: selection, memory, value format, exchange."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 
 from bandwidth.base import AxisName, GradientReducer, Params, unknown_name
 from bandwidth.collectives import exchange as exchanges
+from bandwidth.collectives.axes import count_workers
 from bandwidth.collectives.dense import dense_wire_bytes
 from bandwidth.collectives.memory import (
   Kept,
@@ -324,7 +324,7 @@ def _exchange(
 def _wire_bytes(
   options: SparseOptions, params: Params, workers: int | Sequence[int]
 ) -> int:
-  count = workers if isinstance(workers, int) else math.prod(workers)
+  count = count_workers(workers)
   if options.is_dense:
     return dense_wire_bytes(params, workers=count)
   if options.is_sharded:

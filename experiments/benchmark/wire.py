@@ -9,6 +9,7 @@ the bytes of the closed form over the rate. Needs root.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import subprocess
@@ -71,19 +72,33 @@ def run_workers(
     for index, prefix in enumerate(links.prefixes)
   ]  # fmt: skip
   try:
-    outputs = [child.communicate() for child in children]
+    outputs = _outputs(children)
   finally:
     for child in children:
       child.kill()
-  for index, (child, (_, err)) in enumerate(
-    zip(children, outputs, strict=True)
-  ):
-    if child.returncode:
-      last = err.strip().splitlines()[-1:] or ['no word']
-      raise ValueError(f'process {index} of {len(children)}: {last[0]}')
   # gloo says something too.
-  lines = outputs[0][0].splitlines()
+  lines = outputs[0].splitlines()
   return [json.loads(line) for line in lines if line.startswith('{')]
+
+
+def _outputs(children: Sequence[subprocess.Popen[str]]) -> list[str]:
+  """What the workers print; when one fails, the others would wait for it."""
+
+  def finish(child: subprocess.Popen[str]) -> tuple[str, str]:
+    said = child.communicate()
+    if child.returncode:
+      for other in children:
+        other.kill()
+    return said
+
+  with concurrent.futures.ThreadPoolExecutor(len(children)) as pool:
+    said = list(pool.map(finish, children))
+  failed = [i for i, child in enumerate(children) if child.returncode > 0]
+  failed += [i for i, child in enumerate(children) if child.returncode < 0]
+  if failed:
+    last = said[failed[0]][1].strip().splitlines()[-1:] or ['no word']
+    raise ValueError(f'process {failed[0]} of {len(children)}: {last[0]}')
+  return [out for out, _ in said]
 
 
 def _rows(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -110,7 +125,7 @@ def _rows(given: argparse.Namespace) -> list[dict[str, Any]]:
           'framing': round(
             row['interface_bytes'] / max(row['closed_form'], 1) - 1, 4
           ),
-          'limit_ms': round(1e3 * limit, 1),
+          'limit_ms': round(1e3 * limit, 1) if limit else None,
           'by_limit': round(row['seconds'] / limit, 2) if limit else None,
           'predicted': row.get('predicted', {}),
           'processes': given.processes,
