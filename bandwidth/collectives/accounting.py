@@ -73,6 +73,7 @@ def wire_bytes(compiled: Any, *, unknown_trips: int | None = None) -> int:
       that runs an unknown number of times, and `unknown_trips` is not given.
 
   >>> import jax
+  >>> import jax.numpy as jnp
   >>> f = jax.pmap(lambda x: jax.lax.psum(x, 'data'), axis_name='data')
   >>> wire_bytes(f.lower(jnp.ones((8, 4096))).compile())
   28672

@@ -113,7 +113,7 @@ def striped_top_k(values: jax.Array, layout: Stripes, k: int) -> jax.Array:
   Raises:
     ValueError: k is out of range.
 
-  >>> striped_top_k(jnp.array([1.0, -4.0, 0.0, 3.0]), Stripes(4, 2, 1), 1)
+  >>> striped_top_k(jnp.array([1.0, -4.0, 0.0, 5.0]), Stripes(4, 2, 1), 1)
   Array([[0],
          [1]], dtype=int32)
   """
