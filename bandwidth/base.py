@@ -35,9 +35,10 @@ class GradientReducer(NamedTuple):
     flush: `(state, params) -> (mean_grads, state)`, called as `reduce` is:
       averages densely what is still pending in the workers' residuals, and
       leaves none. None: nothing is ever pending.
-    resplit: `(state, params) -> state` on the host: deals the state of any
-      number of workers, which lie along the first axis, out to the workers that
-      this reducer was made for, so that the pending update is conserved. None:
+    resplit: `(state, params, workers) -> state` on the host: deals the state of
+      other workers, which lie along the first axis, out to the workers that
+      this reducer was made for, so that the pending update is conserved;
+      `workers` are the sizes of the axes that the state comes from. None:
       the state's shapes don't depend on the number of workers, and
       `bandwidth.collectives.resplit_workers` will do.
   """
@@ -46,7 +47,7 @@ class GradientReducer(NamedTuple):
   reduce: Callable[..., tuple[Params, Any]]
   wire_bytes: Callable[..., int] | None = None
   flush: Callable[..., tuple[Params, Any]] | None = None
-  resplit: Callable[[Any, Params], Any] | None = None
+  resplit: Callable[..., Any] | None = None
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:

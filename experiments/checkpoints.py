@@ -6,6 +6,7 @@ workers along the first axis; restored for another number of workers, it is
 dealt out by `bandwidth.collectives.resplit_workers`.
 """
 
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -92,9 +93,9 @@ class Checkpoints:
     state: TrainState,
     *,
     workers: Workers,
-    saved_workers: int,
+    saved_axes: Mapping[str, int],
     saved_reducer_state: Any = None,
-    resplit: Callable[[Any, Any], Any] | None = None,
+    resplit: Callable[..., Any] | None = None,
   ) -> TrainState:
     """Restores a state onto the devices.
 
@@ -103,12 +104,14 @@ class Checkpoints:
       state: a state, concrete or abstract, of the structure and shapes that the
         restored one shall have.
       workers: that the restored state is for.
-      saved_workers: that the checkpoint was written by.
+      saved_axes: names and sizes of the axes of the workers that wrote the
+        checkpoint.
       saved_reducer_state: shapes of the reducer's state as it was saved, for
         all workers; None: that of `state` for `saved_workers`.
       resplit: of the reducer, see `GradientReducer`; None: `resplit_workers`.
     """
-    same = saved_workers == workers.count
+    saved_workers = math.prod(saved_axes.values())
+    same = [*saved_axes.values()] == [*workers.axes.values()]
 
     def template(kind: str, subtree: Any) -> Any:
       per_worker = kind == PER_WORKER
@@ -141,7 +144,9 @@ class Checkpoints:
     if resplit is not None:
       params = jax.device_get(restored.params)
       state_of_all = jax.device_get(restored.reducer_state)
-      reducer_state = resplit(state_of_all, params)
+      reducer_state = resplit(
+        state_of_all, params, workers=tuple(saved_axes.values())
+      )
       dealt = workers.place(jax.device_get(reducer_state), PER_WORKER)
       restored = restored._replace(reducer_state=())
 

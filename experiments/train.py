@@ -134,15 +134,16 @@ def _begin(
   if not step:
     return state, 0, 0.0
   info = checkpoints.info(step)
+  axes = info.get('axes', {'data': info['workers']})
   state = checkpoints.restore(
     step,
     state,
     workers=job.workers,
-    saved_workers=info['workers'],
+    saved_axes=axes,
     saved_reducer_state=saved_reducer_state(
       stage,
       state.params,
-      info.get('axes', {'data': info['workers']}),
+      axes,
       saved_exchanges(directory, info['workers']),
     ),
     resplit=stage.reducer.resplit,

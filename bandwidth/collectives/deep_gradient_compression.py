@@ -166,10 +166,20 @@ class _Parts(NamedTuple):
     return mean, state._replace(sparse=sparse)
 
   def resplit(
-    self, state: DeepGradientCompressionState, params: Params
+    self,
+    state: DeepGradientCompressionState,
+    params: Params,
+    *,
+    workers: int | Sequence[int],
   ) -> DeepGradientCompressionState:
+    sizes = (workers,) if isinstance(workers, int) else tuple(workers)
+    if len(sizes) != max(len(self.axes), 1):
+      raise ValueError(
+        f'workers={sizes}: the state of {len(sizes)} axes cannot be dealt out '
+        f'to the {len(self.axes)} axes {self.axes}'
+      )
     resplit: Any = self.inner.resplit
-    sparse = resplit(state.sparse, params)
+    sparse = resplit(state.sparse, params, workers=workers)
     count = jax.tree.leaves(sparse)[0].shape[0]
     # The same on all workers.
     decay = jax.tree.map(

@@ -24,6 +24,7 @@ from bandwidth.collectives.closed_forms import (
 from bandwidth.collectives.message import pack
 from bandwidth.collectives.ordered import axis_size, ordered_psum
 from bandwidth.collectives.units import Units, plan_units
+from bandwidth.collectives.workers import resplit_workers
 
 
 def hierarchical(
@@ -84,16 +85,94 @@ def hierarchical(
   def wire_bytes(params: Params, *, workers: Sequence[int]) -> int:
     return hierarchical_wire_bytes(inner, params, workers=workers)
 
-  return GradientReducer(init, reduce, wire_bytes, flush, _refuse_to_resplit)
+  def resplit(state: Any, params: Params, *, workers: Sequence[int]) -> Any:
+    dealt = _between_groups(inner, state, params, workers, sizes[0])
+    if tuple(workers)[1] != sizes[1]:
+      dealt = _restriped(dealt, init(params), params, workers, sizes)
+    return jax.tree.map(
+      lambda leaf: np.reshape(leaf, (-1, *np.shape(leaf)[2:])), dealt
+    )
+
+  return GradientReducer(init, reduce, wire_bytes, flush, resplit)
 
 
-def _refuse_to_resplit(state: Any, params: Params) -> Any:
-  """Stripes of other groups are not dealt out."""
-  del state, params
-  raise ValueError(
-    'workers: the state of two axes cannot be dealt out to other workers; '
-    'resume with as many as before'
+def _between_groups(
+  inner: GradientReducer,
+  state: Any,
+  params: Params,
+  old: Sequence[int],
+  groups: int,
+) -> Any:
+  """Deals each stripe's state out to other groups: leaves [groups, old F]."""
+  slow, fast = old
+  like = stripe_shapes(params, fast)
+
+  def of_stripe(index: int) -> Any:
+    mine = jax.tree.map(
+      lambda leaf: np.asarray(leaf).reshape(slow, fast, *leaf.shape[1:])[
+        :, index
+      ],
+      state,
+    )
+    if inner.resplit is None:
+      return resplit_workers(mine, groups)
+    return inner.resplit(mine, like, workers=slow)
+
+  return jax.tree.map(
+    lambda *parts: np.stack(jax.device_get(parts), axis=1),
+    *[of_stripe(index) for index in range(fast)],
   )
+
+
+def _restriped(
+  state: Any,
+  fresh: Any,
+  params: Params,
+  old: Sequence[int],
+  new: Sequence[int],
+) -> Any:
+  """Cuts what has stripes into those of another number of workers.
+
+  Only what is shaped as the stripes is cut anew. With other stripes the rest
+  begins as in `fresh`, the state of one worker: what an owner keeps has been
+  added to the residuals by then.
+  """
+  before, after = _plan(params, old[1]), _plan(params, new[1])
+  names, new_names = _names(params, before), _names(params, after)
+
+  def cut(part: dict[str, Any]) -> dict[str, Any]:
+    """From leaves [groups, old F, size] to [groups, new F, size]."""
+    vectors = [
+      jax.vmap(layout.join)(part[name])
+      for name, layout in zip(names, before.layouts, strict=True)
+    ]
+    empty = jnp.zeros((new[0], before.dense_size), jnp.float32)
+    leaves = jax.vmap(before.leaves)(vectors, empty)
+    return {
+      name: jax.vmap(layout.split)(vector)
+      for name, layout, vector in zip(
+        new_names, after.layouts, jax.vmap(after.vectors)(leaves), strict=True
+      )
+    }
+
+  cut_anew = [
+    cut(node)
+    for node in jax.tree.leaves(state, is_leaf=_has(names))
+    if _has(names)(node)
+  ]
+  nodes, structure = jax.tree.flatten(fresh, is_leaf=_has(new_names))
+  filled = [
+    cut_anew.pop(0)
+    if _has(new_names)(node)
+    else np.broadcast_to(node, (*new, *np.shape(node)))
+    for node in nodes
+  ]
+  return jax.tree.unflatten(structure, filled)
+
+
+def _has(names: Sequence[str]) -> Callable[[Any], bool]:
+  """Whether a node of a state holds stripes of these names."""
+  return lambda node: isinstance(node, dict) and sorted(node) == sorted(names)
 
 
 def _plan(params: Params, owners: int) -> Units:

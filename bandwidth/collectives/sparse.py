@@ -203,8 +203,10 @@ def _make(options: SparseOptions, axis: str | None) -> GradientReducer:
   def flush(state: SparseState, params: Params) -> tuple[Params, SparseState]:
     return _flush(options, axis, state, params)
 
-  def resplit(state: SparseState, params: Params) -> SparseState:
-    return _resplit(options, state, params)
+  def resplit(
+    state: SparseState, params: Params, *, workers: int | Sequence[int]
+  ) -> SparseState:
+    return _resplit(options, state, params, count_workers(workers))
 
   return GradientReducer(init, reduce, wire_bytes, flush, resplit)
 
@@ -375,10 +377,9 @@ def _embedded(layout: Any, part: jax.Array, owner: jax.Array) -> jax.Array:
 
 
 def _resplit(
-  options: SparseOptions, state: SparseState, params: Params
+  options: SparseOptions, state: SparseState, params: Params, old: int
 ) -> SparseState:
   kept, owned = state
-  old = jax.tree.leaves(state)[0].shape[0] if jax.tree.leaves(state) else 1
   if owned:
     units = options._replace(exchange='owner_sharded', workers=old).units(
       params

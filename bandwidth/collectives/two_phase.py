@@ -131,8 +131,10 @@ def two_phase_quantized(
     _check_workers(axes, count)
     return _flush(chunks(params), axes, state, params)
 
-  def resplit(state: TwoPhaseState, params: Params) -> TwoPhaseState:
-    return _resplit(chunks(params), state)
+  def resplit(
+    state: TwoPhaseState, params: Params, *, workers: int | Sequence[int]
+  ) -> TwoPhaseState:
+    return _resplit(chunks(params), state, count_workers(workers))
 
   return GradientReducer(init, reduce, wire_bytes, flush, resplit)
 
@@ -199,9 +201,10 @@ def _flush(
   return cast(kept.unpack(pending), params), jax.tree.map(jnp.zeros_like, state)
 
 
-def _resplit(chunks: Chunks, state: TwoPhaseState) -> TwoPhaseState:
+def _resplit(
+  chunks: Chunks, state: TwoPhaseState, old: int
+) -> TwoPhaseState:
   residual, owned = jax.device_get(state)
-  old = owned.shape[0]
   before = chunks._replace(workers=old)
   leaves, structure = jax.tree.flatten(residual)
   flat = [np.asarray(leaf).reshape(old, -1) for leaf in leaves]

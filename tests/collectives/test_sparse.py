@@ -191,7 +191,7 @@ def test_other_workers_conserve_what_is_pending(exchange, old, new):
     return jax.jit(flush)(state, stacked(params, count))[0]
 
   after = make(workers=new)
-  dealt = after.resplit(jax.device_get(state), params)
+  dealt = after.resplit(jax.device_get(state), params, workers=old)
   shapes = jax.tree.map(jnp.shape, stacked(after.init(params), new))
   assert jax.tree.map(jnp.shape, dealt) == shapes
   jax.tree.map(

@@ -166,7 +166,7 @@ def test_resplit_conserves_what_waits(format, old, new):
   before = two_phase_quantized('data', format=format, workers=old)
   _, states = run(before, gradients(2, old))
   after = two_phase_quantized('data', format=format, workers=new)
-  state = after.resplit(states[-1], make_params())
+  state = after.resplit(states[-1], make_params(), workers=old)
   assert state.owned.shape == (new, chunk_of(N, new, format))
   np.testing.assert_allclose(
     pending(state, new, chunk_of(N, new, format)) / new,
