@@ -48,12 +48,19 @@ def free_port() -> int:
 
 
 def _start(
-  arguments: Sequence[str], count: int, links: Links | None
-) -> list[_Process]:
+  arguments: Sequence[str],
+  count: int,
+  links: Links | None,
+  processes: list[_Process],
+) -> None:
+  """Starts all processes; `processes` gets each as soon as it is there.
+
+  Raises:
+    ValueError: one can't be started.
+  """
   coordinator = links.coordinator if links else f'localhost:{free_port()}'
   root = pathlib.Path(__file__).parent.parent
   directory = os.getcwd() if _importable() else str(root)
-  processes = []
   for index in range(count):
     # Open until the process has ended.
     errors = tempfile.TemporaryFile() if index else None  # noqa: SIM115
@@ -61,23 +68,23 @@ def _start(
     enter = (
       [*links.prefixes[index], 'env', f'--chdir={directory}'] if links else []
     )
-    child = subprocess.Popen(
-      [
-        *enter,
-        sys.executable,
-        '-m',
-        'experiments.train',
-        *arguments,
-        f'--coordinator={coordinator}',
-        f'--num_processes={count}',
-        f'--process_id={index}',
-      ],
-      stdout=None if index == 0 else subprocess.DEVNULL,
-      stderr=errors,
-      cwd=directory,
-    )
+    command = [
+      *enter, sys.executable, '-m', 'experiments.train', *arguments,
+      f'--coordinator={coordinator}', f'--num_processes={count}',
+      f'--process_id={index}',
+    ]  # fmt: skip
+    try:
+      child = subprocess.Popen(
+        command,
+        stdout=None if index == 0 else subprocess.DEVNULL,
+        stderr=errors,
+        cwd=directory,
+      )
+    except OSError as error:
+      raise ValueError(
+        f'processes={count}: number {index} cannot be started: {error}'
+      ) from None
     processes.append(_Process(child, errors))
-  return processes
 
 
 def _importable() -> bool:
@@ -202,9 +209,13 @@ def _start_and_wait(
   links: Links | None,
   signals: Sequence[int],
 ) -> int:
-  processes = _start(arguments, count, links)
+  processes: list[_Process] = []
   try:
+    _start(arguments, count, links, processes)
     return _wait(processes, signals)
+  except ValueError:
+    _stop(processes, signal.SIGTERM, _FAILED_SECONDS)
+    raise
   finally:
     for process in processes:
       if process.errors is not None:

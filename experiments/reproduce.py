@@ -70,8 +70,8 @@ def summarize(results: pathlib.Path) -> str:
   header = [
     'config',
     'seeds',
-    'error, mean',
-    'error, min to max',
+    'error or perplexity, mean',
+    'min to max',
     'dense error, mean',
     'gradient ratio',
     'file bytes, median',
@@ -84,24 +84,24 @@ def summarize(results: pathlib.Path) -> str:
   for directory in sorted(p for p in results.iterdir() if p.is_dir()):
     files = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
     reports = [json.loads(p.read_text('utf-8')) for p in files]
-    reports = [r for r in reports if 'accuracy' in r]
     if reports:
       lines.append(_row(directory.name, reports))
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
 
 
 def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
-  errors = [1 - report['accuracy']['final'] for report in reports]
-  dense = [1 - report['accuracy']['baseline'] for report in reports]
+  form = '{:.2f}' if 'perplexity' in reports[0] else '{:.2%}'
+  scores = [_score(report, 'final') for report in reports]
+  dense = [_score(report, 'baseline') for report in reports]
   memory = [report['memory'] for report in reports if 'memory' in report]
   minutes = [report['seconds'] / 60 for report in reports]
   ratio = reports[0].get('network', {}).get('ratio_run', 1.0)
   return [
     name,
     ' '.join(str(report['seed']) for report in reports),
-    f'{statistics.mean(errors):.2%}',
-    f'{min(errors):.2%} to {max(errors):.2%}',
-    f'{statistics.mean(dense):.2%}' if memory else '',
+    form.format(statistics.mean(scores)),
+    f'{form.format(min(scores))} to {form.format(max(scores))}',
+    form.format(statistics.mean(dense)) if memory else '',
     f'{ratio:.3g}x',
     _median(memory, 'file_bytes', '{:,.0f}'),
     _median(memory, 'ratio', '{:.1f}x'),
@@ -109,6 +109,12 @@ def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
     reports[0]['device'],
     f'`{reports[0]["command"]}`',
   ]
+
+
+def _score(report: dict[str, Any], which: str) -> float:
+  if 'perplexity' in report:
+    return report['perplexity'][which]
+  return 1 - report['accuracy'][which]
 
 
 def rebuild(results: pathlib.Path) -> None:

@@ -25,7 +25,7 @@ from bandwidth.collectives.closed_forms import (
   all_to_all_bytes,
 )
 from bandwidth.collectives.ordered import pairwise_sum
-from bandwidth.collectives.selection import top_k_indices
+from bandwidth.collectives.selection import Stripes, select_each
 from bandwidth.collectives.sparse_message import Entries, SparseMessage
 from bandwidth.collectives.units import Units
 
@@ -183,9 +183,8 @@ def _joined_means(
 def _select(
   vectors: Vectors, counts: Sequence[int]
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-  indices = [
-    top_k_indices(vector, k) for vector, k in zip(vectors, counts, strict=True)
-  ]
+  layouts = [Stripes(vector.size, 1, 1) for vector in vectors]
+  indices = [i[0] for i in select_each(vectors, layouts, counts)]
   values = [v[i] for v, i in zip(vectors, indices, strict=True)]
   return indices, values
 

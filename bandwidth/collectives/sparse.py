@@ -22,7 +22,7 @@ from bandwidth.collectives.memory import (
 )
 from bandwidth.collectives.message import cast, check_floating
 from bandwidth.collectives.ordered import axis_size, same_on_all
-from bandwidth.collectives.selection import striped_top_k
+from bandwidth.collectives.selection import select_each
 from bandwidth.collectives.sparse_message import Entries
 from bandwidth.collectives.units import Units, check_scope, plan_units
 from bandwidth.collectives.value_formats import value_format
@@ -284,10 +284,10 @@ def _select(
 ) -> tuple[Entries, list[jax.Array]]:
   """Each owner's largest elements, [owners, count] a unit, and their places."""
   indices, places, values = [], [], []
-  for vector, layout, k in zip(
-    candidates, units.layouts, units.counts(density), strict=True
+  selected = select_each(candidates, units.layouts, units.counts(density))
+  for vector, layout, local in zip(
+    candidates, units.layouts, selected, strict=True
   ):
-    local = striped_top_k(vector, layout, k)
     owners = jnp.arange(layout.count, dtype=jnp.int32)[:, None]
     at = layout.places(local, owners)
     indices.append(local)

@@ -201,9 +201,7 @@ def _flush(
   return cast(kept.unpack(pending), params), jax.tree.map(jnp.zeros_like, state)
 
 
-def _resplit(
-  chunks: Chunks, state: TwoPhaseState, old: int
-) -> TwoPhaseState:
+def _resplit(chunks: Chunks, state: TwoPhaseState, old: int) -> TwoPhaseState:
   residual, owned = jax.device_get(state)
   before = chunks._replace(workers=old)
   leaves, structure = jax.tree.flatten(residual)

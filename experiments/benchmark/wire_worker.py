@@ -1,8 +1,8 @@
 """One process of the benchmark `wire`: reduces gradients over a real link.
 
 Started by `experiments.benchmark.wire` in a network namespace of its own. The
-reducers take turns, all processes beginning each step together; process 0
-prints a line of JSON for each.
+reducers take turns, all processes beginning each step together, which takes as
+long as the slowest of them; process 0 prints a line of JSON for each.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from bandwidth.collectives import accounting
 from experiments import startup
@@ -137,6 +138,8 @@ def measure(
       seconds = run.step()
       if repeat:
         run.seconds.append(seconds)
+  for run in runs.values():
+    run.seconds = _of_the_slowest(run.seconds)
   counted = {key: _count(run, barrier) for key, run in runs.items()}
   rows = []
   for name, config in settled.items():
@@ -155,6 +158,12 @@ def measure(
       row['predicted'] = dict(choices[name].seconds)
     rows.append(row)
   return rows
+
+
+def _of_the_slowest(seconds: Sequence[float]) -> list[float]:
+  """A step takes as long as it takes the last process."""
+  everywhere = multihost_utils.process_allgather(np.float32(seconds))
+  return np.max(everywhere, axis=0).tolist()
 
 
 def _key(config: Mapping[str, Any]) -> str:
