@@ -15,11 +15,40 @@ class _Pair(NamedTuple):
     name: of the config.
     network: in words.
     published: what the paper has of its own network.
+    workers: what the modes of the config end in, results/NAME-dense_WORKERS.
   """
 
   name: str
   network: str
   published: str
+  workers: str = ''
+
+  def directory(self, way: str) -> str:
+    """Of the reports of a way of training; '' is Deep Gradient Compression."""
+    return '-'.join(
+      part
+      for part in (self.name, '_'.join(p for p in (way, self.workers) if p))
+      if part
+    )
+
+
+_RESNET_110 = {
+  '': ('4 workers', 6.25, 7.25, 6.13),
+  '8': ('8 workers', 7.08, 6.98, 6.72),
+  '16': ('16 workers', 6.86, 7.07, 6.80),
+  '32': ('32 workers', 6.90, 7.90, 6.82),
+}
+
+
+def _resnet(workers: str) -> _Pair:
+  count, dense, top_k, compressed = _RESNET_110[workers]
+  return _Pair(
+    'cifar10_resnet20_dgc',
+    f'ResNet-20, CIFAR-10, {count} (simulated): test error, %',
+    f'ResNet-110, CIFAR-10, {count}: {dense} dense, {top_k} gradient dropping, '
+    f'{compressed} DGC (one run each)',
+    workers,
+  )
 
 
 PAIRS = (
@@ -29,6 +58,7 @@ PAIRS = (
     'ResNet-110, CIFAR-10, 4 workers: 6.25 dense, 7.25 gradient dropping, 6.13 '
     'DGC (one run each)',
   ),
+  *map(_resnet, _RESNET_110),
   _Pair(
     'brown_lstm_dgc',
     'LSTM-128 (2 layers, tied), Brown, 4 simulated workers, 2 epochs: test '
@@ -36,7 +66,7 @@ PAIRS = (
     'LSTM-1500, PTB, 4 workers: 72.30 dense, 72.24 DGC, 462x (one run each)',
   ),
 )
-_WAYS = (('', 'DGC'), ('-dense', 'dense'), ('-top_k', 'plain top-k'))
+_WAYS = (('', 'DGC'), ('dense', 'dense'), ('top_k', 'plain top-k'))
 
 
 def _score(report: dict[str, Any]) -> float:
@@ -65,11 +95,11 @@ def tables(results: pathlib.Path) -> str:
   """
   parts = ['# Gradient compression: accuracy']
   for pair in PAIRS:
-    dense = _reports(results / f'{pair.name}-dense')
+    dense = _reports(results / pair.directory('dense'))
     rows = [
       row
-      for suffix, way in _WAYS
-      if (row := _row(way, _reports(results / f'{pair.name}{suffix}'), dense))
+      for mode, way in _WAYS
+      if (row := _row(way, _reports(results / pair.directory(mode)), dense))
     ]
     if not rows:
       continue

@@ -88,7 +88,7 @@ class Sinks(NamedTuple):
     checkpoints: of all processes.
     writer: of process 0, else None.
     progress: silent except in process 0.
-    info: of the run so far, saved with each checkpoint.
+    info: of the run so far, `seconds` among it, saved with each checkpoint.
     done: called with each stage that is done and the state after it, before
       that is saved.
   """
@@ -294,7 +294,8 @@ class _Between:
     if self._evaluates(step):
       params = self._decode(state.params)
       result = self._job.evaluator(params, state.model_state)
-      self._write(step, {f'eval_{k}': v for k, v in result.items()})
+      scores = {f'eval_{k}': v for k, v in result.items()}
+      self._write(step, {**scores, 'seconds': self._sinks.info()['seconds']})
     if step == self._stage.last:
       self._sinks.done(self._stage, state)
     if self._saves(step):

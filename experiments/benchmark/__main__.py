@@ -19,6 +19,7 @@ BENCHMARKS = {
   'pretrained': 'files and fidelity of pretrained networks, not retrained',
   'sensitivity': 'what pruning one layer alone does to a network',
   'tpu': 'what the TPU compiler makes of a step on a pod',
+  'training': 'training over links of several rates, dense and compressed',
   'wire': 'reducers on real links of several rates',
 }
 

@@ -162,7 +162,9 @@ def measure(
 
 def _of_the_slowest(seconds: Sequence[float]) -> list[float]:
   """A step takes as long as it takes the last process."""
-  everywhere = multihost_utils.process_allgather(np.float32(seconds))
+  everywhere = multihost_utils.process_allgather(
+    np.asarray(seconds, np.float32)
+  )
   return np.max(everywhere, axis=0).tolist()
 
 

@@ -102,7 +102,7 @@ def test_lenet5_equals_a_plain_transcription():
 
 
 def test_batch_norm_keeps_running_statistics_only_in_training():
-  model = make_model({'name': 'resnet20'}, num_classes=10)
+  model = make_model({'name': 'resnet20', 'depth': 8}, num_classes=10)
   images = jnp.ones((2, 8, 8, 3))
   variables = model.init(jax.random.key(0), images)
   logits, state = model.apply(
