@@ -16,6 +16,7 @@ BENCHMARKS = {
   'fuzz': 'hostile files for the reader of .bwz',
   'gradient': 'compressing a gradient beside the momentum update',
   'loop': 'overhead of the training loop and of its input',
+  'owners': 'accuracy of owner-sharded exchange beside all-gather',
   'pretrained': 'files and fidelity of pretrained networks, not retrained',
   'sensitivity': 'what pruning one layer alone does to a network',
   'tpu': 'what the TPU compiler makes of a step on a pod',
