@@ -4,8 +4,15 @@ Deep Gradient Compression (Lin et al. 2018, arXiv 1712.01887) at density 0.1 %
 against dense training of as many epochs, and against plain top-k with error
 feedback. As in the paper's language model, SGD has no momentum and gradients
 are clipped: to 0.25, each worker's own to 0.25 / sqrt(4) before they are
-summed. Small, and trained for two epochs, so that it runs on a CPU; learning
-rate chosen on the validation split, dense. Measured: results/brown_lstm_dgc*/.
+summed. Small, so that it runs on a CPU: 2,000 words, four epochs of 3,485 steps.
+Many steps matter: an element waits for some hundreds of them until it is sent.
+
+The learning rate was chosen on the validation split
+(`--config.dataset.validation=1`), seed 0: dense, perplexity 33.88 with 10 and
+33.90 with 20; compressed, 33.90 with 10. With windows of 16 a step, 5,000 words
+and two epochs, 3,484 steps in all, compression cost more: dense 72.9 with 20,
+72.3 with 40; compressed 74.6 with 20, 79.2 with 40. Measured:
+results/brown_lstm_dgc*/.
 
     python -m experiments.train --config configs/brown_lstm_dgc.py --workdir W --config.dataset.data_dir=DIR
     python -m experiments.train --config configs/brown_lstm_dgc.py:dense …
@@ -31,14 +38,14 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.cpu_devices = 1
 
   # Windows.
-  config.batch_size = 32
+  config.batch_size = 8
   config.eval_batch_size = 64
   config.dataset = ml_collections.ConfigDict()
   config.dataset.name = 'brown'
   config.dataset.source = 'auto'
   config.dataset.data_dir = ''
   config.dataset.validation = 0
-  config.dataset.vocabulary = 5000
+  config.dataset.vocabulary = 2000
   config.dataset.window = 35
 
   config.model = ml_collections.ConfigDict()
@@ -50,7 +57,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
 
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 20.0
+  config.optimizer.learning_rate = 10.0
   config.optimizer.schedule = 'cosine'
   config.optimizer.momentum = 0.0
   config.optimizer.weight_decay = 0.0
@@ -59,7 +66,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.reducer = ml_collections.ConfigDict()
   config.stage_order = ('train',)
   config.stages = ml_collections.ConfigDict()
-  config.stages.train = ml_collections.ConfigDict({'epochs': 2.0})
+  config.stages.train = ml_collections.ConfigDict({'epochs': 4.0})
 
   if mode == 'dense':
     config.reducer.name = 'dense_all_reduce'
@@ -78,17 +85,17 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config.reducer.values = 'float8'
     config.reducer.exchange = 'all_gather'
     for i, density in enumerate(WARM_UP):
-      stage = ml_collections.ConfigDict({'epochs': 0.125})
+      stage = ml_collections.ConfigDict({'epochs': 0.1})
       stage.reducer = config.reducer.copy_and_resolve_references()
       stage.reducer.density = density
       config.stages[f'warm_up_{i + 1}'] = stage
     config.stage_order = ('warm_up_1', 'warm_up_2', 'warm_up_3', 'warm_up_4')
     config.stage_order += ('train',)
-    config.stages.train.epochs = 1.5
+    config.stages.train.epochs = 3.6
 
-  config.log_every = 50
+  config.log_every = 200
   config.eval_every_epochs = 0.0
-  config.checkpoint_every_epochs = 0.5
+  config.checkpoint_every_epochs = 2.0
 
   if mode == 'runlocal':
     for name in config.stage_order:

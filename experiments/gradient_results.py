@@ -61,7 +61,7 @@ PAIRS = (
   *map(_resnet, _RESNET_110),
   _Pair(
     'brown_lstm_dgc',
-    'LSTM-128 (2 layers, tied), Brown, 4 simulated workers, 2 epochs: test '
+    'LSTM-128 (2 layers, tied), Brown, 4 simulated workers, 4 epochs: test '
     'perplexity',
     'LSTM-1500, PTB, 4 workers: 72.30 dense, 72.24 DGC, 462x (one run each)',
   ),
