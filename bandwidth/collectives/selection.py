@@ -5,11 +5,13 @@ and few of them are wanted. A longer vector is read once, for the maxima of its
 blocks: the k blocks with the largest maxima hold the k largest elements, since
 an element outside of them has k others that are at least as large. The blocks
 are few, so their elements are found in the same way, with smaller blocks. Where
-many are wanted, the k-th largest value of what remains is found bit by bit, and
-the places of what reaches it are counted off.
+many are wanted, a sample of what remains tells roughly how large its k-th
+largest value is, those nearby are searched for it bit by bit, and the places of
+what reaches it are counted off.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +24,8 @@ from bandwidth.collectives.bits import WORD, pack_bits, positions_of_ones
 _BLOCKS = (128, 16)
 _SHORT, _FEW = 2**14, 2**9  # of what `lax.top_k` is quick with
 _NORMAL, _MIDDLE = 0x00800000, 0x40000000  # bits of 2^-126 and of 2
+_BITS = 31  # of a key
+_SAMPLED, _SAMPLE = 2**18, 2**14  # of so many keys a sample is taken, its least
 _TOGETHER = 2**20  # elements; longer vectors are not copied to lie side by side
 
 
@@ -235,7 +239,7 @@ def _by_threshold(keys: jax.Array, k: int) -> jax.Array:
   threshold = kth_largest(keys, k)
   above = keys > threshold
   equal = keys == threshold
-  spare = k - jnp.sum(above, dtype=jnp.int32)
+  spare = k - _count(above)
   words = pack_bits(above) | _first_ones(pack_bits(equal), spare)
   return positions_of_ones(words, k)
 
@@ -256,7 +260,11 @@ def _first_ones(words: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def kth_largest(keys: jax.Array, k: int) -> jax.Array:
-  """Returns the k-th largest of keys that are not negative, bit by bit.
+  """Returns the k-th largest of keys that are not negative.
+
+  Of many keys a sample tells between which two values it lies, all but
+  certainly; those between them are collected, and searched bit by bit. Where
+  the sample misled, all keys are.
 
   Args:
     keys: int32 [n]; those below zero are padding.
@@ -265,10 +273,57 @@ def kth_largest(keys: jax.Array, k: int) -> jax.Array:
   Returns:
     int32 [].
   """
+  if keys.size < _SAMPLED:
+    return _kth_by_bits(keys, k, _BITS)
+  low, high, spread = _bracket(keys, k)
+  above = _count(keys >= high)
+  words = pack_bits((keys >= low) & (keys < high))
+  between = jnp.sum(lax.population_count(words), dtype=jnp.int32)
+  right = (above < k) & (above + between >= k) & (between <= spread)
+  places = positions_of_ones(words, spread)
+  collected = keys.at[places].get(mode='clip')
+  collected = jnp.where(jnp.arange(spread) < between, collected, -1)
+  found = _kth_by_bits(collected, k - above, _BITS)
+  # No `lax.cond`, which under `jax.vmap` does both.
+  searched = _kth_by_bits(keys, k, jnp.where(right, 0, _BITS))
+  return jnp.where(right, found, searched)
 
-  def set_bit(i: int, found: jax.Array) -> jax.Array:
-    candidate = found | (jnp.int32(1) << (30 - i))
-    enough = jnp.sum(keys >= candidate, dtype=jnp.int32) >= k
-    return jnp.where(enough, candidate, found)
 
-  return lax.fori_loop(0, 31, set_bit, jnp.zeros((), jnp.int32))
+def _bracket(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array, int]:
+  """Where a sample says that the k-th largest key is.
+
+  Returns:
+    Two keys, with high probability `low <= k-th largest < high`, and a number
+    that the keys between them hardly exceed.
+  """
+  size = max(_SAMPLE, keys.size // 128)
+  stride = keys.size // size
+  sample = keys[stride // 2 :: stride][:size]
+  share = k / keys.size
+  margin = 5 * math.sqrt(size * share * (1 - share)) + 2
+  first = math.floor(size * share - margin)
+  last = math.ceil(size * share + margin)
+  low, high = jnp.int32(0), jnp.int32(2**31 - 1)
+  if last <= size:
+    low = jnp.maximum(_kth_by_bits(sample, last, _BITS), 0)
+  if first >= 1:
+    high = _kth_by_bits(sample, first, _BITS) + 1
+  wide = min(last, size) - max(first, 0) + margin
+  return low, high, min(math.ceil(wide * keys.size / size), keys.size)
+
+
+def _kth_by_bits(
+  keys: jax.Array, k: jax.Array | int, bits: jax.Array | int
+) -> jax.Array:
+  """The k-th largest key, bit by bit; zero if `bits` is zero."""
+
+  def set_bit(i: jax.Array, found: jax.Array) -> jax.Array:
+    candidate = found | (jnp.int32(1) << (_BITS - 1 - i))
+    return jnp.where(_count(keys >= candidate) >= k, candidate, found)
+
+  return lax.fori_loop(0, bits, set_bit, jnp.zeros((), jnp.int32))
+
+
+def _count(mask: jax.Array) -> jax.Array:
+  """Counts what is true: XLA:CPU packs bits three times as fast as it adds."""
+  return jnp.sum(lax.population_count(pack_bits(mask)), dtype=jnp.int32)

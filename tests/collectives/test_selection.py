@@ -12,6 +12,7 @@ from bandwidth.collectives.bits import (
 )
 from bandwidth.collectives.selection import (
   Stripes,
+  kth_largest,
   striped_top_k,
   stripes,
   top_k_indices,
@@ -40,6 +41,28 @@ def test_top_k_is_that_of_a_stable_sort(kind, n, k):
   x = KINDS[kind](np.random.default_rng(n), n).astype(np.float32)
   found = jax.jit(top_k_indices, static_argnums=1)(x, k)
   np.testing.assert_array_equal(found, largest(x, k))
+
+
+def misleading(rng, n):
+  """Large where a sample would be taken, with any offset; small elsewhere."""
+  x = rng.normal(size=n) * 1e-3
+  stride = n // 2**14
+  x[stride // 2 :: stride] += 5.0
+  return x
+
+
+@pytest.mark.parametrize('kind', ['normal', 'ties', 'misleading'])
+@pytest.mark.parametrize('k', [30, 75_000, 299_990])
+def test_kth_of_so_many_that_a_sample_is_taken(kind, k):
+  n = 300_007
+  made = {**KINDS, 'misleading': misleading}[kind]
+  x = made(np.random.default_rng(n), n).astype(np.float32)
+  keys = np.abs(x).view(np.int32)
+  found = jax.jit(kth_largest, static_argnums=1)(keys, k)
+  assert found == np.sort(keys)[n - k]
+  if k == 75_000:
+    places = jax.jit(top_k_indices, static_argnums=1)(x, k)
+    np.testing.assert_array_equal(places, largest(x, k))
 
 
 def test_not_a_number_comes_first():
