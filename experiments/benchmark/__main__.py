@@ -19,6 +19,7 @@ BENCHMARKS = {
   'owners': 'accuracy of owner-sharded exchange beside all-gather',
   'pretrained': 'files and fidelity of pretrained networks, not retrained',
   'sensitivity': 'what pruning one layer alone does to a network',
+  'step': 'what compression adds to a training step',
   'tpu': 'what the TPU compiler makes of a step on a pod',
   'training': 'training over links of several rates, dense and compressed',
   'wire': 'reducers on real links of several rates',

@@ -11,6 +11,7 @@ from experiments.models.efficientnet_lite import EfficientNetLite
 from experiments.models.lenet import LeNet5, LeNet300
 from experiments.models.lstm import LSTM
 from experiments.models.resnet import ResNetCifar
+from experiments.models.resnet_imagenet import ResNetImagenet
 
 MODELS = {
   'efficientnet_lite0': EfficientNetLite,
@@ -19,6 +20,7 @@ MODELS = {
   'resnet20': partial(ResNetCifar, depth=20),
   'resnet56': partial(ResNetCifar, depth=56),
   'resnet110': partial(ResNetCifar, depth=110),
+  'resnet50': ResNetImagenet,
 }
 
 LANGUAGE_MODELS = {'lstm': LSTM}

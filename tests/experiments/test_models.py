@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from bandwidth import tree
+from experiments.benchmark.shapes import NETWORKS
 from experiments.models import make_language_model, make_model
 
 
@@ -38,6 +39,15 @@ def resnet_parameters(n):
 def test_parameter_counts(name, shape, parameters):
   _, variables = init({'name': name}, shape)
   assert tree.size(variables['params']) == parameters
+
+
+def test_resnet50_has_the_shapes_of_the_byte_counts():
+  model = make_model({'name': 'resnet50'}, num_classes=1000)
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  found = sorted(leaf.shape for leaf in jax.tree.leaves(variables['params']))
+  assert found == sorted(NETWORKS['resnet50']().values())
+  assert tree.size(variables['params']) == 25_557_032
 
 
 @pytest.mark.parametrize(
