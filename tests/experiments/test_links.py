@@ -239,3 +239,11 @@ def test_launch_prints_what_interfaces_counted(possible, tmp_path):
   # workers send each once a step. The rest is coordination.
   gradients = 40 * 4 * (784 * 16 + 16 + 16 * 8 + 8 + 8 * 10 + 10)
   assert all(gradients < count < 1.5 * gradients for count in sent)
+
+
+def test_a_process_that_cannot_start_is_one_line(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'executable', '/nonexistent/python')
+  assert launch.main(['--processes=2', '--', '--config=c.py']) == 2
+  said = capsys.readouterr().err
+  assert said.startswith('launch: error: processes=2: number 0 cannot be start')
+  assert said.count('\n') == 1
