@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,22 +14,13 @@ from ml_collections import config_flags
 
 from experiments.config import resolve
 
+# Of malloc.h: no mapping of its own for a large block, nothing trimmed, and one
+# arena, whose blocks all threads reuse.
+_MALLOC = {-4: 0, -1: -1, -8: 1}
+
 
 class InputError(ValueError):
   """What the user gave can't be used; the message is one line."""
-
-
-KEEP_MEMORY = {
-  'MALLOC_MMAP_MAX_': '0',
-  'MALLOC_TRIM_THRESHOLD_': str(2**40),
-  'MALLOC_ARENA_MAX': '1',
-}
-"""Environment in which a process keeps the memory that it has freed.
-
-On CPUs XLA allocates every result anew, and glibc gets large ones from the
-kernel, page by page: of an update of 25 million elements that is most of the
-time.
-"""
 
 
 class Processes(NamedTuple):
@@ -112,6 +104,7 @@ def prepare_devices(config: Mapping[str, Any], processes: Processes) -> None:
     InputError: `cpu_devices` can't be split over the processes, JAX is running
       with other devices, or a pod can't find out about itself.
   """
+  _keep_memory()
   per_process = max(processes.count, 1)
   devices = int(config.get('cpu_devices', 0))
   if devices < 0 or devices % per_process:
@@ -127,6 +120,22 @@ def prepare_devices(config: Mapping[str, Any], processes: Processes) -> None:
       jax.config.update('jax_num_cpu_devices', devices // per_process)
   if processes.distributed:
     _join(processes)
+
+
+def _keep_memory() -> None:
+  """Lets the process keep the memory that it has freed.
+
+  On CPUs XLA allocates every result anew, and glibc gets large ones from the
+  kernel, page by page: of an update of 25 million elements that is most of the
+  time, and four processes that train eleven million parameters make 1.1 steps a
+  second instead of 0.45.
+  """
+  if not sys.platform.startswith('linux'):
+    return
+  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+  if mallopt is not None:  # glibc's
+    for option, value in _MALLOC.items():
+      mallopt(option, value)
 
 
 def _join(processes: Processes) -> None:

@@ -11,7 +11,6 @@ the bytes of the closed form over the rate. Needs root.
 import argparse
 import concurrent.futures
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from bandwidth.base import unknown_name
 from experiments.benchmark import table
 from experiments.benchmark.shapes import NETWORKS
 from experiments.links import Links, parse_rate, shaped_links
-from experiments.startup import KEEP_MEMORY
 from experiments.wire_plot import plot_wire
 
 NAME = 'wire'
@@ -64,7 +62,6 @@ def run_workers(
         f'--reducers={configs}', f'--network={network}',
         f'--repeats={repeats}',
       ],
-      env={**os.environ, **KEEP_MEMORY},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
