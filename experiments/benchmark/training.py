@@ -61,6 +61,7 @@ def _run(
     'steps_per_second': _median_rate(records),
     'accuracy': report['accuracy']['final'],
     'seconds': round(report['seconds'], 1),
+    'compile_seconds': round(report['details']['compile_seconds'], 1),
     'sent_bytes_per_step': network['sent_bytes_per_step'],
     'interface_bytes': int(sent[1].replace(',', '')) if sent else None,
     'evaluations': [
