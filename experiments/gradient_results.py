@@ -25,11 +25,8 @@ class _Pair(NamedTuple):
 
   def directory(self, way: str) -> str:
     """Of the reports of a way of training; '' is Deep Gradient Compression."""
-    return '-'.join(
-      part
-      for part in (self.name, '_'.join(p for p in (way, self.workers) if p))
-      if part
-    )
+    mode = '_'.join(part for part in (way, self.workers) if part)
+    return f'{self.name}-{mode}' if mode else self.name
 
 
 _RESNET_110 = {
@@ -69,10 +66,24 @@ PAIRS = (
 _WAYS = (('', 'DGC'), ('dense', 'dense'), ('top_k', 'plain top-k'))
 
 
-def _score(report: dict[str, Any]) -> float:
+def score(report: dict[str, Any], which: str) -> float:
+  """Returns what a report says, the less the better.
+
+  Args:
+    report: of a run.
+    which: 'baseline' or 'final'.
+
+  Returns:
+    The perplexity of a language model, else the error as a fraction.
+  """
   if 'perplexity' in report:
-    return report['perplexity']['final']
-  return 100 * (1 - report['accuracy']['final'])
+    return report['perplexity'][which]
+  return 1 - report['accuracy'][which]
+
+
+def _score(report: dict[str, Any]) -> float:
+  """Perplexity, or error in per cent."""
+  return score(report, 'final') * (1 if 'perplexity' in report else 100)
 
 
 def _reports(directory: pathlib.Path) -> dict[int, dict[str, Any]]:

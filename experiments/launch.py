@@ -81,6 +81,8 @@ def _start(
         cwd=directory,
       )
     except OSError as error:
+      if errors is not None:
+        errors.close()
       raise ValueError(
         f'processes={count}: number {index} cannot be started: {error}'
       ) from None

@@ -91,8 +91,8 @@ def summarize(results: pathlib.Path) -> str:
 
 def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
   form = '{:.2f}' if 'perplexity' in reports[0] else '{:.2%}'
-  scores = [_score(report, 'final') for report in reports]
-  dense = [_score(report, 'baseline') for report in reports]
+  scores = [gradient_results.score(report, 'final') for report in reports]
+  dense = [gradient_results.score(report, 'baseline') for report in reports]
   memory = [report['memory'] for report in reports if 'memory' in report]
   minutes = [report['seconds'] / 60 for report in reports]
   ratio = reports[0].get('network', {}).get('ratio_run', 1.0)
@@ -109,12 +109,6 @@ def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
     reports[0]['device'],
     f'`{reports[0]["command"]}`',
   ]
-
-
-def _score(report: dict[str, Any], which: str) -> float:
-  if 'perplexity' in report:
-    return report['perplexity'][which]
-  return 1 - report['accuracy'][which]
 
 
 def rebuild(results: pathlib.Path) -> None:

@@ -126,9 +126,7 @@ def _keep_memory() -> None:
   """Lets the process keep the memory that it has freed.
 
   On CPUs XLA allocates every result anew, and glibc gets large ones from the
-  kernel, page by page: of an update of 25 million elements that is most of the
-  time, and four processes that train eleven million parameters make 1.1 steps a
-  second instead of 0.45.
+  kernel, page by page, which for large arrays is most of the time.
   """
   if not sys.platform.startswith('linux'):
     return

@@ -305,7 +305,7 @@ def _bracket(keys: jax.Array, k: int) -> tuple[jax.Array, jax.Array, int]:
   last = math.ceil(size * share + margin)
   low, high = jnp.int32(0), jnp.int32(2**31 - 1)
   if last <= size:
-    low = jnp.maximum(_kth_by_bits(sample, last, _BITS), 0)
+    low = _kth_by_bits(sample, last, _BITS)
   if first >= 1:
     high = _kth_by_bits(sample, first, _BITS) + 1
   wide = min(last, size) - max(first, 0) + margin
@@ -325,5 +325,5 @@ def _kth_by_bits(
 
 
 def _count(mask: jax.Array) -> jax.Array:
-  """Counts what is true: XLA:CPU packs bits three times as fast as it adds."""
+  """Counts what is true: XLA:CPU packs bits faster than it adds them up."""
   return jnp.sum(lax.population_count(pack_bits(mask)), dtype=jnp.int32)

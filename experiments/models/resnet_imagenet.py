@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+from experiments.models.resnet import he_normal
 
 
 class ResNetImagenet(nn.Module):
