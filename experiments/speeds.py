@@ -17,10 +17,13 @@ from bandwidth import tree
 from bandwidth.base import Params
 from bandwidth.collectives import sparse_all_reduce
 from bandwidth.collectives.choice import (
+  CANDIDATES,
   Choice,
+  Curve,
   Line,
   Speeds,
   choose_exchange,
+  wire_bytes_of,
 )
 from bandwidth.collectives.closed_forms import (
   all_gather_bytes,
@@ -32,8 +35,9 @@ from experiments.mapping import PER_WORKER, Workers
 AUTO = 'auto'
 _FILE = 'exchanges.json'
 _REPEATS = 5
-_SMALL, _MEDIUM, _LARGE = 2**10, 2**20, 2**22
-_ELEMENTS = 2**22
+# Bytes of a message, elements of a gradient: as many as take this long.
+_SMALLEST, _FACTOR, _ENOUGH = 2**10, 16, 0.2
+_FIRST = 2**20
 _ARGUMENTS = ('values', 'scope', 'dense_rules', 'forward')
 
 
@@ -114,9 +118,8 @@ def choose(
   # Compression is between the groups of the slowest link.
   count = next(iter(workers.axes.values()))
   if workers.simulated:
-    free = Line(0.0, 0.0)
     wire = Line(0.0, 1.0)
-    speeds = Speeds(wire, wire, free, free)
+    speeds = Speeds(wire, wire, dict.fromkeys(CANDIDATES, Line(0.0, 0.0)))
   else:
     speeds = measure_speeds(workers, density, arguments, tree.size(params))
   return choose_exchange(
@@ -132,58 +135,90 @@ def measure_speeds(
 ) -> Speeds:
   """Measures link, selection and update; all processes get the same numbers.
 
+  Messages and gradients grow until they are those of the run, or take a fifth
+  of a second.
+
   Args:
     workers: not simulated.
     density: of the selection.
     arguments: of `sparse_all_reduce`.
-    elements: of the gradient. At most four million are tried.
+    elements: of the gradient.
   """
   axis = next(iter(workers.axes))
   count = workers.axes[axis]
-  tried = min(elements, _ELEMENTS)
-
-  def line(
-    collective: Callable[..., Any], dtype: Any, sent: Callable[[int], int]
-  ) -> Line:
-    width = jnp.dtype(dtype).itemsize
-    seconds, sizes = [], []
-    for nbytes in (_SMALL, _MEDIUM, _LARGE):
-      shape = jax.ShapeDtypeStruct((nbytes // width,), dtype)
-      seconds.append(_seconds(workers, collective, shape))
-      sizes.append(sent(nbytes))
-    # The slope between sizes that no buffer on the way swallows.
-    each = (seconds[2] - seconds[1]) / max(sizes[2] - sizes[1], 1)
-    return Line(seconds[0], max(each, 0.0))
-
-  def compute(exchange: str) -> Line:
-    made = sparse_all_reduce(
-      None, density=density, exchange=exchange, **arguments
+  arguments = {k: v for k, v in arguments.items() if k != 'dense_rules'}
+  made = {
+    name: sparse_all_reduce(
+      None if name == 'dense' else axis,
+      density=density,
+      exchange=name,
+      workers=1 if name == 'dense' else count,
+      **arguments,
     )
+    for name in (CANDIDATES if density < 1 else ('dense',))
+  }
 
-    def reduce(vector: jax.Array) -> Any:
-      return made.reduce(vector, made.init(vector))
+  def sent(name: str, size: int) -> int:
+    vector = jax.ShapeDtypeStruct((size,), jnp.float32)
+    return wire_bytes_of(made[name], vector, count)
 
-    shape = jax.ShapeDtypeStruct((tried,), jnp.float32)
-    seconds = _seconds(workers, reduce, shape)
-    return Line(0.0, seconds / max(tried, 1))
-
-  rules = dict(arguments)
-  rules.pop('dense_rules', None)
-  arguments = rules
-  return Speeds(
-    all_reduce=line(
-      lambda x: lax.psum(x, axis),
-      jnp.float32,
-      lambda n: all_reduce_bytes(n, count),
-    ),
-    message=line(
-      lambda x: lax.all_gather(x, axis),
-      jnp.uint8,
-      lambda n: all_gather_bytes(n, count),
-    ),
-    update=compute('dense'),
-    compress=compute('all_gather'),
+  all_reduce = _link(
+    workers,
+    lambda x: lax.psum(x, axis),
+    jnp.float32,
+    lambda n: all_reduce_bytes(n, count),
+    4 * elements,
   )
+  message = _link(
+    workers,
+    lambda x: lax.all_gather(x, axis),
+    jnp.uint8,
+    lambda n: all_gather_bytes(n, count),
+    max((sent(name, elements) for name in made if name != 'dense'), default=0)
+    // max(count - 1, 1),
+  )
+
+  def work(name: str) -> Line:
+    def reduce(vector: jax.Array) -> Any:
+      return made[name].reduce(vector, made[name].init(vector))
+
+    size, seconds = _timed(workers, reduce, jnp.float32, _FIRST, elements)[-1]
+    link = 0.0 if name == 'dense' else message(sent(name, size))
+    return Line(0.0, max(seconds - link, 0.0) / size)
+
+  return Speeds(all_reduce, message, {name: work(name) for name in made})
+
+
+def _link(
+  workers: Workers,
+  collective: Callable[..., Any],
+  dtype: Any,
+  sent: Callable[[int], int],
+  largest: int,
+) -> Curve:
+  """Seconds of a collective by the bytes that a worker sends in it."""
+  width = jnp.dtype(dtype).itemsize
+  timed = _timed(
+    workers, collective, dtype, _SMALLEST // width, largest // width
+  )
+  return Curve(
+    (0.0, *(float(sent(size * width)) for size, _ in timed)),
+    (timed[0][1], *(seconds for _, seconds in timed)),
+  )
+
+
+def _timed(
+  workers: Workers, fn: Callable[..., Any], dtype: Any, first: int, last: int
+) -> list[tuple[int, float]]:
+  """Sizes of a vector from `first` to `last`, if that is more; and seconds."""
+  size = first = max(min(first, last), 1)
+  timed = []
+  while True:
+    shape = jax.ShapeDtypeStruct((size,), dtype)
+    timed.append((size, _seconds(workers, fn, shape)))
+    if size >= last or timed[-1][1] > _ENOUGH:
+      return timed
+    size = min(size * _FACTOR, last)
 
 
 def _seconds(

@@ -5,8 +5,10 @@ sending everything. The choice is made for each density of a run, where its
 steps are compiled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from bandwidth import tree
 from bandwidth.base import GradientReducer, Params
@@ -31,22 +33,47 @@ class Line(NamedTuple):
     return self.start + self.each * count
 
 
+class Curve(NamedTuple):
+  """Seconds as measured at some sizes, and on straight lines between them.
+
+  A link is no line: what buffers on the way swallow is fast, and what caches
+  hold. Beyond the last size the last slope goes on.
+
+  Attributes:
+    sizes: ascending, at least two.
+    seconds: at each of them.
+  """
+
+  sizes: tuple[float, ...]
+  seconds: tuple[float, ...]
+
+  def __call__(self, count: float) -> float:
+    """Returns the seconds that `count` takes.
+
+    >>> link = Curve((0.0, 10.0, 20.0), (1.0, 2.0, 5.0))
+    >>> [link(5), link(30)]
+    [1.5, 8.0]
+    """
+    if count <= self.sizes[-1]:
+      return float(np.interp(count, self.sizes, self.seconds))
+    size = self.sizes[-1] - self.sizes[-2]
+    slope = (self.seconds[-1] - self.seconds[-2]) / size
+    return self.seconds[-1] + max(slope, 0.0) * (count - self.sizes[-1])
+
+
 class Speeds(NamedTuple):
   """What was measured on the workers of a run.
 
   Attributes:
-    all_reduce: of bytes that a worker sends in a dense all-reduce.
-    message: of bytes that a worker sends in an all-gather or an all-to-all.
-    update: of elements that a dense reducer reads and writes beside its
-      all-reduce.
-    compress: of elements that a worker accumulates and selects from, at the
-      density in question, and of the mean that is put together.
+    all_reduce: seconds of the bytes that a worker sends in a dense all-reduce.
+    message: of those that it sends in an all-gather or an all-to-all.
+    work: by candidate, seconds of the elements of a gradient, the link left
+      out: what is accumulated, selected, coded, decoded and put together.
   """
 
-  all_reduce: Line
-  message: Line
-  update: Line
-  compress: Line
+  all_reduce: Callable[[float], float]
+  message: Callable[[float], float]
+  work: Mapping[str, Callable[[float], float]]
 
 
 class Choice(NamedTuple):
@@ -94,7 +121,8 @@ def choose_exchange(
 
   >>> import jax
   >>> slow = Line(1e-3, 1e-7)  # 10 MB/s
-  >>> speeds = Speeds(slow, slow, Line(0, 1e-9), Line(0, 5e-9))
+  >>> work = {'dense': 1e-9, 'all_gather': 5e-9, 'owner_sharded': 7e-9}
+  >>> speeds = Speeds(slow, slow, {k: Line(0, v) for k, v in work.items()})
   >>> params = [jax.ShapeDtypeStruct((1_000_000,), 'float32')]
   >>> choose_exchange(params, density=1e-3, workers=4, speeds=speeds).exchange
   'all_gather'
@@ -108,9 +136,10 @@ def choose_exchange(
     )
     sent = wire_bytes_of(reducer, params, workers)
     if name == 'dense':
-      seconds[name] = speeds.all_reduce(sent) + speeds.update(elements)
+      link = speeds.all_reduce(sent)
     else:
       # Two messages, one after the other, wait twice.
-      waits = speeds.message.start * (name == 'owner_sharded')
-      seconds[name] = speeds.message(sent) + waits + speeds.compress(elements)
+      waits = speeds.message(0) * (name == 'owner_sharded')
+      link = speeds.message(sent) + waits
+    seconds[name] = link + speeds.work[name](elements)
   return Choice(min(seconds, key=seconds.__getitem__), seconds)

@@ -42,7 +42,7 @@ def deep_gradient_compression(
   exchange: str = 'all_gather',
   scope: str = 'layer',
   dense_rules: Sequence[tuple[str, bool]] = (),
-  forward: float = 1.0,
+  forward: float = 2.0,
   workers: int | tuple[int, ...] = 0,
 ) -> GradientReducer:
   """Sends a thousandth of the gradient.

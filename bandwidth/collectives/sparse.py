@@ -62,7 +62,7 @@ class SparseOptions(NamedTuple):
   exchange: str = 'all_gather'
   scope: str = 'layer'
   dense_rules: tuple[tuple[str, bool], ...] = ()
-  forward: float = 1.0
+  forward: float = 2.0
   workers: int = 0
 
   @property
@@ -116,7 +116,7 @@ def sparse_all_reduce(
   exchange: str = 'all_gather',
   scope: str = 'layer',
   dense_rules: Sequence[tuple[str, bool]] = (),
-  forward: float = 1.0,
+  forward: float = 2.0,
   workers: int = 0,
 ) -> GradientReducer:
   """Averages the largest elements of what workers accumulate.

@@ -1,15 +1,17 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from bandwidth.collectives.choice import Line, Speeds, choose_exchange
+from bandwidth.collectives.choice import Curve, Line, Speeds, choose_exchange
 
 PARAMS = {'w': jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
 
 
 def speeds(bytes_per_second, *, compress=6e-9, start=1e-4):
   link = Line(start, 1 / bytes_per_second)
-  return Speeds(link, link, Line(0.0, 1e-9), Line(0.0, compress))
+  work = {'dense': 1e-9, 'all_gather': compress, 'owner_sharded': compress}
+  return Speeds(link, link, {k: Line(0.0, v) for k, v in work.items()})
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,16 @@ def test_slow_selection_is_not_worth_it():
   arguments = {'density': 1e-3, 'workers': 4}
   slow = choose_exchange(PARAMS, speeds=speeds(1e9, compress=1e-6), **arguments)
   assert slow.exchange == 'dense'
+
+
+def test_a_link_of_buffers_and_caches_is_no_line():
+  # Fast up to a buffer of 4 MB, 1 GB/s beyond; the gradient is 6 MB sent.
+  link = Curve((0.0, 4e6, 5e6), (1e-4, 2e-4, 1.2e-3))
+  flat = {name: Line(0.0, 0.0) for name in ('dense', 'owner_sharded')}
+  work = {**flat, 'all_gather': Line(0.0, 2e-9)}
+  choice = choose_exchange(
+    PARAMS, density=1e-3, workers=4, speeds=Speeds(link, link, work)
+  )
+  np.testing.assert_allclose(choice.seconds['dense'], 2.2e-3)
+  assert 2e-3 < choice.seconds['all_gather'] < 2.2e-3
+  assert choice.exchange == 'owner_sharded'
