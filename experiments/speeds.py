@@ -33,7 +33,7 @@ from experiments.mapping import PER_WORKER, Workers
 
 AUTO = 'auto'
 _FILE = 'exchanges.json'
-_REPEATS = 7
+_ROUNDS, _CALLS = 3, 4
 # Bytes of a message, elements of a gradient: as many as take this long.
 _SMALLEST, _FACTOR, _ENOUGH = 2**10, 16, 0.2
 _FIRST = 2**20
@@ -223,9 +223,10 @@ def _timed(
 def _seconds(
   workers: Workers, fn: Callable[..., Any], shape: jax.ShapeDtypeStruct
 ) -> float:
-  """Seconds of a function of one array of a worker, at the fastest.
+  """Seconds of a function of one array of a worker, called again and again.
 
-  What else a machine does makes a repeat slower, never faster.
+  A single call of a collective is short where the others have come before. What
+  else a machine does makes a round slower, never faster.
   """
   rng = np.random.default_rng(0)
   data = rng.integers(0, 100, (workers.count, *shape.shape)).astype(shape.dtype)
@@ -234,21 +235,22 @@ def _seconds(
     fn, (argument,), kinds=(PER_WORKER,), out_kinds=PER_WORKER
   )
   jax.block_until_ready(call(argument))
-  seconds = []
-  for _ in range(_REPEATS):
+  rounds = []
+  for _ in range(_ROUNDS):
     start = time.perf_counter()
-    jax.block_until_ready(call(argument))
-    seconds.append(time.perf_counter() - start)
-  return _agreed(min(seconds))
+    for _ in range(_CALLS):
+      jax.block_until_ready(call(argument))
+    rounds.append((time.perf_counter() - start) / _CALLS)
+  return _slowest(min(rounds))
 
 
-def _agreed(value: float) -> float:
-  """The value of process 0, in all processes: their programs must be one."""
+def _slowest(value: float) -> float:
+  """The largest value of all processes, in all: their programs must be one."""
   if jax.process_count() == 1:
     return value
   from jax.experimental import multihost_utils
 
-  return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
+  return float(multihost_utils.process_allgather(np.float32(value)).max())
 
 
 def saved_exchanges(
