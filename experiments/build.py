@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from bandwidth import tree
 from experiments.evaluation import Evaluator
 from experiments.input import EvaluationInput, make_input
 from experiments.loop import Job
 from experiments.mapping import Workers, make_workers
-from experiments.model_files import SAFETENSORS
+from experiments.model_files import SAFETENSORS, check_shapes, read_file
 from experiments.speeds import settle_exchanges
 from experiments.stages import Stage, make_stages
 from experiments.tasks import Task, make_task
@@ -69,6 +70,8 @@ class Built:
     variables = jax.device_get(
       jax.jit(task.model.init)(jax.random.key(config['seed']), task.example)
     )
+    if config['initial']:
+      variables = _read(pathlib.Path(config['initial']), variables)
     self.params = variables.pop('params')
     self.model_state = variables
     epoch = data.steps_per_epoch
@@ -105,6 +108,21 @@ class Built:
       'eval_examples': len(task.evaluated),
       'evaluated_on': task.evaluated_on,
     }
+
+
+def _read(path: pathlib.Path, like: Any) -> Any:
+  """Returns the variables of a file, which must be those of the network."""
+  try:
+    params, model_state = read_file(path)
+    variables = {'params': params, **model_state}
+    check_shapes(variables, like, str(path))
+  except (ValueError, OSError) as error:
+    raise ValueError(f'initial: {error}') from error
+  # A file may keep them in fewer bits.
+  dtypes = {name: leaf.dtype for name, leaf in tree.named_leaves(like)}
+  return tree.map_named(
+    lambda name, leaf: np.asarray(leaf, dtypes[name]), variables
+  )
 
 
 def _evaluator(

@@ -5,6 +5,7 @@ Every field is in `DEFAULTS`, with its meaning. A config file sets what differs.
 
 import difflib
 import hashlib
+import importlib.util
 import json
 import pathlib
 from collections.abc import Mapping
@@ -58,6 +59,9 @@ DEFAULTS: dict[str, Any] = {
   'augment': {'pad': 0, 'flip': False},
   # `name`, and arguments of the network.
   'model': {'name': 'lenet300'},
+  # Weights that training begins with: a file, .bwz or .safetensors, or a run's
+  # directory; empty: the network's own initializers.
+  'initial': '',
   'optimizer': {
     'name': 'sgd',
     'learning_rate': 0.1,
@@ -82,6 +86,45 @@ DEFAULTS: dict[str, Any] = {
   'stages': {'train': {'epochs': 1.0}},
   # Model and data set go into .bwz files, so that each can be evaluated alone.
   'metadata': True,
+  # Of `experiments.search`, which shrinks the trained network.
+  'search': {
+    # What is shrunk: a run's directory or a file of weights; empty: the config
+    # is trained first, in the directory `network` below the search's.
+    'network': '',
+    # `name` of a searcher, and its options.
+    'searcher': {'name': 'cma_es_dynamic'},
+    # Candidates that a searcher evaluates, and how many times it is run.
+    'evaluations': 400,
+    'seeds': 1,
+    # Fraction of the whole network's cost, and further ones for the frontier.
+    'budget': 0.5,
+    'frontier': (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    # `name` of a cost model, and its arguments.
+    'cost': {'name': 'macs'},
+    # Channels kept are multiples of `divisor`, and at least `smallest` of all;
+    # a layer has a choice of `most_levels`.
+    'divisor': 8,
+    'smallest': 0.2,
+    'most_levels': 64,
+    # What candidates are compared by, loss or accuracy, on `images` of the
+    # examples held out (`dataset.validation`); the others choose among the
+    # `finalists`, the best ones.
+    'score': 'loss',
+    'images': 1000,
+    'finalists': 10,
+    # Training images whose statistics batch normalization takes in each
+    # candidate; 0: it keeps those of the whole network.
+    'statistics': 0,
+    # Least squares of the layers that read fewer channels.
+    'refit': {
+      'enabled': True,
+      'batches': 10,
+      'batch_size': 50,
+      'points': 10,
+      'ridge': 1e-4,
+      'intercept': True,
+    },
+  },
   # fp16, int8 and 4 bits, plain or zstd, are measured beside the files.
   'baselines': False,
   # Steps between lines of metrics.
@@ -94,7 +137,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 # Sub-configs whose fields are the arguments of what they name.
-_OPEN = ('model', 'reducer', 'stages')
+_OPEN = ('model', 'reducer', 'stages', 'searcher', 'cost')
 
 # What may change between a run and its resumption.
 ELASTIC = (
@@ -106,6 +149,25 @@ ELASTIC = (
   'dataset.source',
   'keep_checkpoints',
 )
+
+
+def named_config(name: str, mode: str = '') -> ml_collections.ConfigDict:
+  """Returns the config of a file of `configs/`, as `--config` does.
+
+  Args:
+    name: of the file, without its suffix.
+    mode: that it is called with.
+
+  Raises:
+    ValueError: there is no such file, or it knows no such mode.
+  """
+  path = pathlib.Path(__file__).parent.parent / 'configs' / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  if not path.is_file() or spec is None or spec.loader is None:
+    raise ValueError(f'config={name!r} is no file of configs/')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(mode)
 
 
 def resolve(config: Mapping[str, Any]) -> Mapping[str, Any]:

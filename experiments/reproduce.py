@@ -11,7 +11,6 @@ plots are made of all reports that are there.
 """
 
 import argparse
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 
 from bandwidth.base import unknown_name
 from experiments import compression_results, gradient_results
+from experiments.config import named_config
 from experiments.files import replace_text
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -38,13 +38,7 @@ DEFAULT_NAMES = (
 
 def _program(config: str, mode: str) -> str:
   """Which program runs a config: the one that writes its tables, if any."""
-  path = ROOT / 'configs' / f'{config}.py'
-  spec = importlib.util.spec_from_file_location(config, path)
-  if spec is None or spec.loader is None:
-    raise ImportError(f'{path} is no module')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  stages = module.get_config(mode).stages.values()
+  stages = named_config(config, mode).stages.values()
   return 'compress' if any(s.get('files') for s in stages) else 'train'
 
 

@@ -11,6 +11,7 @@ from bandwidth.pruning.connections import (
   Conv,
   Dense,
   Depthwise,
+  Layer,
   Norm,
   channel_groups,
 )
@@ -58,6 +59,7 @@ from bandwidth.pruning.structured import (
   ChannelAxis,
   ChannelGroup,
   channel_masks,
+  channel_positions,
   keep_channels,
   remove_channels,
 )
@@ -85,6 +87,7 @@ __all__ = [
   'Dense',
   'Depthwise',
   'KeepMasksState',
+  'Layer',
   'Norm',
   'PruneState',
   'PrunedParams',
@@ -96,6 +99,7 @@ __all__ = [
   'channel',
   'channel_groups',
   'channel_masks',
+  'channel_positions',
   'check_masks',
   'cosine_fraction',
   'cubic',

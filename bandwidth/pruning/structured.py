@@ -134,7 +134,7 @@ def keep_channels(
   for group in groups:
     total = np.zeros(group.channels, np.float64)
     for part in group.outputs:
-      positions = _positions(part, group, leaves)
+      positions = channel_positions(part, group, leaves)
       if ranked[part.name].ndim >= 2:
         values = np.asarray(ranked[part.name], np.float64)
         per_position = np.moveaxis(values, part.axis, 0).reshape(
@@ -253,7 +253,7 @@ def _kept_positions(
   kept: dict[str, dict[int, np.ndarray]] = {}
   for group, channels in _choices(groups, keep):
     for part in of(group):
-      positions = _positions(part, group, leaves)
+      positions = channel_positions(part, group, leaves)
       leaf = leaves[part.name]
       axis = part.axis % leaf.ndim
       axes = kept.setdefault(part.name, {})
@@ -282,10 +282,22 @@ def _choices(
     yield known[name], channels
 
 
-def _positions(
+def channel_positions(
   part: ChannelAxis, group: ChannelGroup, leaves: Mapping[str, Any]
 ) -> np.ndarray:
-  """Returns the positions along the axis: int [channels, per channel]."""
+  """Returns where the channels of a group lie along an axis of an array.
+
+  Args:
+    part: the axis.
+    group: of the channels.
+    leaves: arrays, or their shapes, by name.
+
+  Returns:
+    int [channels, entries of each].
+
+  Raises:
+    ValueError: the axis does not fit the array.
+  """
   if part.name not in leaves:
     raise ValueError(f'{group.name}: {part.name!r} is no array of the tree')
   shape = np.shape(leaves[part.name])

@@ -15,8 +15,10 @@ BENCHMARKS = {
   'bytes': 'bytes a step at the shapes of AlexNet, ResNet-50, an LSTM',
   'fuzz': 'hostile files for the reader of .bwz',
   'gradient': 'compressing a gradient beside the momentum update',
+  'latency_table': 'latencies of the layers of a network, for a search',
   'loop': 'overhead of the training loop and of its input',
   'owners': 'accuracy of owner-sharded exchange beside all-gather',
+  'search': 'searchers of compression policies on equal budgets',
   'pretrained': 'files and fidelity of pretrained networks, not retrained',
   'sensitivity': 'what pruning one layer alone does to a network',
   'step': 'what compression adds to a training step',
@@ -31,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
   if not argv or argv[0] in ('-h', '--help'):
     print((__doc__ or '').strip() + '\n')
     for name, what in BENCHMARKS.items():
-      print(f'  {name:12} {what}')
+      print(f'  {name:13} {what}')
     return 0 if argv else 2
   name, *rest = argv
   if name not in BENCHMARKS:

@@ -10,6 +10,8 @@ from bandwidth.base import unknown_name
 from experiments.models.efficientnet_lite import EfficientNetLite
 from experiments.models.lenet import LeNet5, LeNet300
 from experiments.models.lstm import LSTM
+from experiments.models.mobilenet import MobileNetV1, MobileNetV2
+from experiments.models.plain import PlainCifar
 from experiments.models.resnet import ResNetCifar
 from experiments.models.resnet_imagenet import ResNetImagenet
 
@@ -17,6 +19,23 @@ MODELS = {
   'efficientnet_lite0': EfficientNetLite,
   'lenet300': LeNet300,
   'lenet5': LeNet5,
+  'mobilenet_v1': MobileNetV1,
+  # A quarter of the width.
+  'mobilenet_v1_cifar': partial(
+    MobileNetV1,
+    variant='cifar',
+    channels=(8, 16, 32, 32, 64, 64, *(128,) * 6, 256, 256),
+  ),
+  'mobilenet_v2': MobileNetV2,
+  # Half of the width.
+  'mobilenet_v2_cifar': partial(
+    MobileNetV2,
+    variant='cifar',
+    stem=16,
+    channels=(8, 16, 16, 32, 48, 80, 160),
+    head=640,
+  ),
+  'plain20': PlainCifar,
   'resnet20': partial(ResNetCifar, depth=20),
   'resnet56': partial(ResNetCifar, depth=56),
   'resnet110': partial(ResNetCifar, depth=110),

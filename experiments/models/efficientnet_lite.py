@@ -4,69 +4,31 @@ Tan and Le, arXiv 1905.11946, as Lite: ReLU6 and no squeeze-and-excitation.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandwidth import tree
+from bandwidth import pruning, tree
+from experiments.models import inverted_residual
+from experiments.models.inverted_residual import (
+  BlockShape,
+  InvertedResidual,
+  Stage,
+  conv,
+)
 
-# (blocks, kernel size, stride of the first) of each group.
-_GROUPS = (
-  (1, 3, 1), (2, 3, 2), (2, 5, 2), (3, 3, 2), (3, 5, 1), (4, 5, 2), (1, 3, 1),
-)  # fmt: skip
-_BLOCKS = sum(blocks for blocks, _, _ in _GROUPS)
-_EXPANSION = 6
-
-he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-
-
-class BlockShape(NamedTuple):
-  """What makes a block.
-
-  Attributes:
-    inner: channels of the depthwise convolution.
-    channels: that come out.
-    size: of its kernel.
-    stride: of it.
-    expands: whether a 1x1 convolution makes the inner channels.
-  """
-
-  inner: int
-  channels: int
-  size: int
-  stride: int
-  expands: bool
-
-
-class InvertedResidual(nn.Module):
-  """Expands channels, convolves each alone, and projects them back.
-
-  Attributes:
-    shape: channels, kernel and stride.
-    norm_momentum: of the running statistics of batch norm.
-  """
-
-  shape: BlockShape
-  norm_momentum: float
-
-  @nn.compact
-  def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-    """Returns [N, H / stride, W / stride, channels]."""
-    inner, channels, size, stride, expands = self.shape
-    norm = partial(_norm, train=train, momentum=self.norm_momentum)
-    x = images
-    if expands:
-      x = nn.relu6(norm('expand_norm')(_conv(inner, 1, name='expand')(x)))
-    depthwise = _conv(
-      inner, size, stride=stride, groups=inner, name='depthwise'
-    )
-    x = nn.relu6(norm('depthwise_norm')(depthwise(x)))
-    x = norm('project_norm')(_conv(channels, 1, name='project')(x))
-    return x + images if stride == 1 and x.shape == images.shape else x
+_STAGES = (
+  Stage(1, 3, 1),
+  Stage(2, 3, 2),
+  Stage(2, 5, 2),
+  Stage(3, 3, 2),
+  Stage(3, 5, 1),
+  Stage(4, 5, 2),
+  Stage(1, 3, 1),
+)
 
 
 class EfficientNetLite(nn.Module):
@@ -94,41 +56,31 @@ class EfficientNetLite(nn.Module):
   norm_momentum: float = 0.99
 
   def __post_init__(self) -> None:
-    if len(self.channels) != len(_GROUPS):
-      raise ValueError(
-        f'channels={self.channels} has not {len(_GROUPS)} entries'
-      )
-    inner = self.inner_channels
-    if inner and (len(inner) != _BLOCKS or inner[0] != self.stem):
-      raise ValueError(
-        f'inner_channels={inner} has not {_BLOCKS} entries, the first '
-        f'stem={self.stem}'
-      )
+    inverted_residual.check_channels(
+      _STAGES,
+      stem=self.stem,
+      channels=self.channels,
+      inner_channels=self.inner_channels,
+    )
     super().__post_init__()
 
   def block_shapes(self) -> list[BlockShape]:
     """Returns the shapes of all blocks, in order."""
-    shapes = []
-    before = self.stem
-    groups = zip(_GROUPS, self.channels, strict=True)
-    for group, ((blocks, size, stride), channels) in enumerate(groups):
-      for i in range(blocks):
-        inner = before * (_EXPANSION if group else 1)
-        if self.inner_channels:
-          inner = self.inner_channels[len(shapes)]
-        step = 1 if i else stride
-        shapes.append(BlockShape(inner, channels, size, step, group > 0))
-        before = channels
-    return shapes
+    return inverted_residual.block_shapes(
+      _STAGES,
+      stem=self.stem,
+      channels=self.channels,
+      inner_channels=self.inner_channels,
+    )
 
   def setup(self) -> None:
     """Builds the layers, which two methods use."""
-    self.stem_conv = _conv(self.stem, 3, stride=2)
+    self.stem_conv = conv(self.stem, 3, stride=2)
     self.blocks = [
       InvertedResidual(shape, self.norm_momentum)
       for shape in self.block_shapes()
     ]
-    self.head_conv = _conv(self.head, 1)
+    self.head_conv = conv(self.head, 1)
     self.stem_norm, self.head_norm = (
       nn.BatchNorm(momentum=self.norm_momentum, epsilon=1e-3) for _ in range(2)
     )
@@ -147,30 +99,31 @@ class EfficientNetLite(nn.Module):
     """Returns logits [N, num_classes] of images [N, H, W, 3]."""
     return self.classifier(self.features(images, train=train))
 
+  def layers(self, *, residual: str = 'fixed') -> tuple[pruning.Layer, ...]:
+    """Returns who reads whose channels; see `prunable.Prunable`.
 
-def _conv(
-  channels: int,
-  size: int,
-  *,
-  stride: int = 1,
-  groups: int = 1,
-  name: str | None = None,
-) -> nn.Conv:
-  return nn.Conv(
-    channels,
-    (size, size),
-    strides=(stride, stride),
-    feature_group_count=groups,
-    use_bias=False,
-    kernel_init=he_normal,
-    name=name,
-  )
+    Args:
+      residual: channels that are added are 'fixed', so that none may be
+        removed, or of each stage a 'group' that is one decision.
 
+    Raises:
+      ValueError: `residual` is unknown.
+    """
+    return inverted_residual.layers(self.block_shapes(), residual=residual)
 
-def _norm(name: str, *, train: bool, momentum: float) -> nn.BatchNorm:
-  return nn.BatchNorm(
-    use_running_average=not train, momentum=momentum, epsilon=1e-3, name=name
-  )
+  def with_channels(self, kept: Mapping[str, int]) -> Self:
+    """Returns the network whose groups keep so many channels.
+
+    Args:
+      kept: channels by name of the group, of either `residual`.
+
+    Raises:
+      ValueError: there is no such group, or it has not so many channels.
+    """
+    widths = inverted_residual.shrunk(
+      self.block_shapes(), kept, stem=self.stem, head=self.head
+    )
+    return self.clone(**widths._asdict())
 
 
 _MODULES = {

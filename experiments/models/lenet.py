@@ -1,12 +1,16 @@
 """The two LeNets on which Deep Compression was measured first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import flax.linen as nn
 import jax
 
+from bandwidth import pruning
 from bandwidth.base import unknown_name
+from bandwidth.pruning.connections import INPUT
 from experiments.models.matrix_convolution import convolve_and_pool
+from experiments.models.prunable import kept_widths
 
 CONVOLUTIONS = ('xla', 'matrix')
 
@@ -33,6 +37,24 @@ class LeNet300(nn.Module):
     for features in self.features:
       x = nn.relu(nn.Dense(features)(x))
     return nn.Dense(self.num_classes)(x)
+
+  def layers(self) -> tuple[pruning.Layer, ...]:
+    """Returns who reads whose channels; see `prunable.Prunable`."""
+    names = [INPUT, *(f'Dense_{i}' for i in range(len(self.features) + 1))]
+    pairs = zip(names[1:], names, strict=False)
+    return tuple(pruning.Dense(name, before) for name, before in pairs)
+
+  def with_channels(self, kept: Mapping[str, int]) -> Self:
+    """Returns the network whose groups keep so many channels.
+
+    Args:
+      kept: channels by name of the group.
+
+    Raises:
+      ValueError: there is no such group, or it has not so many channels.
+    """
+    widths = {f'Dense_{i}': width for i, width in enumerate(self.features)}
+    return self.clone(features=tuple(kept_widths(widths, kept).values()))
 
 
 class LeNet5(nn.Module):
@@ -78,6 +100,31 @@ class LeNet5(nn.Module):
     x = x.reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(self.features)(x))
     return nn.Dense(self.num_classes)(x)
+
+  def layers(self) -> tuple[pruning.Layer, ...]:
+    """Returns who reads whose channels; see `prunable.Prunable`."""
+    names = [INPUT, *(f'Conv_{i}' for i in range(len(self.channels)))]
+    pairs = zip(names[1:], names, strict=False)
+    return (
+      *(pruning.Conv(name, before) for name, before in pairs),
+      pruning.Dense('Dense_0', names[-1]),
+      pruning.Dense('Dense_1', 'Dense_0'),
+    )
+
+  def with_channels(self, kept: Mapping[str, int]) -> Self:
+    """Returns the network whose groups keep so many channels.
+
+    Args:
+      kept: channels by name of the group.
+
+    Raises:
+      ValueError: there is no such group, or it has not so many channels.
+    """
+    widths = {f'Conv_{i}': width for i, width in enumerate(self.channels)}
+    *channels, features = kept_widths(
+      {**widths, 'Dense_0': self.features}, kept
+    ).values()
+    return self.clone(channels=tuple(channels), features=features)
 
 
 class _KernelAndBias(nn.Module):

@@ -43,6 +43,7 @@ GOLDEN = {
   'mnist_lenet5': [2.94455, 4.00446],
   'mnist_lenet5_dgc': [2.809398, 2.767341],
   'mnist_mlp_dgc': [2.411367, 2.451492],
+  'quickstart_search': [3.197335, 5.078436],
 }
 # A program for each density, or for all of a network, takes long to compile.
 STAGES = {

@@ -8,10 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from bandwidth import coding, tree
 from experiments import train as train_module
 from experiments.config import resolve
+from experiments.models import make_model
 from experiments.startup import InputError
 from experiments.train import run
+from experiments.weights import write_safetensors
 
 KEYS = {
   'config',
@@ -187,6 +190,68 @@ def test_two_stages_with_different_reducers(tmp_path):
   assert network.sent_bytes_per_step == network.hlo_bytes_per_step
   assert network.ratio_steady == pytest.approx(2.0, rel=5e-3)
   assert network.ratio_run == pytest.approx(4 / 3, rel=5e-3)
+
+
+def random_network(config, dtype='float32'):
+  """Arrays of a network by name, none of them as it is initialized."""
+  model = make_model(config, num_classes=10)
+  images = jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+  rng = np.random.default_rng(0)
+  return {
+    name: rng.uniform(0.5, 1.5, leaf.shape).astype(dtype)
+    for name, leaf in tree.named_leaves(shapes)
+  }
+
+
+@pytest.mark.parametrize(
+  ('file', 'dtype'), [('net.safetensors', 'float16'), ('net.bwz', 'float32')]
+)
+def test_training_begins_with_the_weights_of_a_file(tmp_path, file, dtype):
+  model = {'name': 'resnet20', 'depth': 8, 'channels': (2, 4, 4)}
+  arrays = random_network(model, dtype)
+  if file.endswith('.bwz'):
+    coding.write(tmp_path / file, arrays)
+  else:
+    write_safetensors(tmp_path / file, arrays)
+  config = make_config(
+    model=model, workers=1, batch_size=8, initial=str(tmp_path / file)
+  )
+  built = train_module.Built(resolve(config))
+  found = {'params': built.params, **built.model_state}
+  assert set(found) == {'params', 'batch_stats'}
+  for name, leaf in tree.named_leaves(found):
+    assert leaf.dtype == np.float32
+    np.testing.assert_array_equal(leaf, arrays[name])
+
+
+def test_training_goes_on_from_another_run(whole, tmp_path):
+  _, workdir, report = whole
+  config = make_config(
+    initial=str(workdir),
+    stages={'train': {'steps': 1}},
+    optimizer={'learning_rate': 1e-9},
+  )
+  after = run(config, str(tmp_path / 'w'))
+  assert after.accuracy == report.accuracy
+  with pytest.raises(InputError, match=r"initial was '.*', is ''"):
+    run({**config, 'initial': ''}, str(tmp_path / 'w'))
+
+
+def test_weights_that_training_cannot_begin_with(tmp_path):
+  arrays = random_network({'name': 'lenet300', 'features': (16, 9)})
+  write_safetensors(tmp_path / 'other.safetensors', arrays)
+  (tmp_path / 'broken.bwz').write_bytes(b'BWZ')
+  for file, message in (
+    ('none.bwz', r"initial: input='.*none.bwz' is not there"),
+    ('broken.bwz', r"initial: input='.*broken.bwz' is malformed"),
+    ('other.safetensors', r'initial: .*params/Dense_1/bias is \(9,\), the net'),
+  ):
+    config = make_config(initial=str(tmp_path / file))
+    with pytest.raises(InputError, match=message) as error:
+      run(config, str(tmp_path / 'w'))
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'w').exists()
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,65 @@ def check_gradient_compression(found):
   assert max(found['errors']) < 0.04
 
 
+# Appended to compression_search.ipynb.
+SEARCH_PROBE = """
+import json as _json
+
+print(_json.dumps({
+  'decisions': [group.channels for group in space.groups],
+  'over': [int((h.costs > budget).sum()) for h in found.values()],
+  'evaluations': [len(history.scores) for history in found.values()],
+  'best': {name: float(h.scores.max()) for name, h in found.items()},
+  'kept': space.kept(winner),
+  'small': [*small_model.channels, small_model.features],
+  'macs': [whole, small_macs],
+  'difference': difference,
+  'policies': {name: space.kept(policy) for name, policy in policies.items()},
+  'accuracy': [float(r['test accuracy'].rstrip('%')) for r in results],
+  'bytes': [r['bytes of the file'] for r in results],
+  'files': [(work / f'{i}.bwz').stat().st_size for i in range(3)],
+}))
+"""
+
+
+def lenet5_macs(first, second, hidden):
+  convolutions = 25 * (24 * 24 * first + 8 * 8 * first * second)
+  return convolutions + 16 * second * hidden + hidden * 10
+
+
+def lenet5_parameters(first, second, hidden):
+  convolutions = 26 * first + (25 * first + 1) * second
+  return convolutions + (16 * second + 1) * hidden + hidden * 10 + 10
+
+
+def check_compression_search(found):
+  assert found['decisions'] == [20, 50, 500]
+  assert found['over'] == [0] * 5
+  assert found['evaluations'] == [1, 1, 64, 64, 64]
+  # It begins with the solution of the dynamic program.
+  assert found['best']['cma_es_dynamic'] >= found['best']['dynamic']
+  kept = list(found['kept'].values())
+  assert found['small'] == kept
+  assert found['macs'] == [2_293_000, lenet5_macs(*kept)]
+  assert 10 * found['macs'][1] <= found['macs'][0]
+  assert found['difference'] < 1e-4
+  by_macs, by_parameters = (
+    list(policy.values()) for policy in found['policies'].values()
+  )
+  assert lenet5_macs(*by_macs) <= 229_300
+  assert lenet5_parameters(*by_parameters) <= 43_108
+  assert by_parameters[0] > by_macs[0]
+  assert by_parameters[2] < by_macs[2]
+  whole, cut, tuned = found['accuracy']
+  assert whole > 98
+  assert 95 < cut < tuned
+  assert tuned > whole - 0.8
+  assert found['bytes'] == found['files']
+  assert found['bytes'][1] < found['bytes'][0] / 4
+
+
 PROBES = {
+  'compression_search.ipynb': (SEARCH_PROBE, check_compression_search, 4),
   'deep_compression.ipynb': (PROBE, check_deep_compression, 5),
   'gradient_compression.ipynb': (
     GRADIENT_PROBE,

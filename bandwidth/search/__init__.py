@@ -1,0 +1,1 @@
+"""Search of compression policies, compiled as one program."""

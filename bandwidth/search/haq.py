@@ -1,0 +1,348 @@
+"""HAQ: an agent chooses bits layer by layer, and learns from the result.
+
+An episode makes the decisions of `bit_options` in order: the bits of a layer's
+weights, then, in linear mode, those of what it reads. The budget is applied at
+its end. Learning is that of `amc`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth.base import unknown_name
+from bandwidth.search.amc import (
+  AGENTS,
+  AMCRun,
+  make_learning_run,
+  split_options,
+)
+from bandwidth.search.bit_options import BitGroup
+from bandwidth.search.cost import Costs, cost_of
+from bandwidth.search.ddpg import Agent
+from bandwidth.search.environment import (
+  Environment,
+  EnvironmentState,
+  normalize_columns,
+)
+from bandwidth.search.problem import Data, History, Problem, Searcher
+from bandwidth.search.replay import Transition
+from bandwidth.search.space import LayerShape, Space
+
+_DEFAULTS = {'warmup': 20, 'decay': 0.99}
+_EPISODES_KEPT = 128
+
+# Of AMC's options, those that concern channels.
+_OF_CHANNELS = ('state', 'rounding', 'store')
+
+# Bits that are observed before the first action in k-means mode.
+_NO_ACTION = 4
+
+
+def level_of_action(
+  bits: jax.Array, count: jax.Array, action: jax.Array
+) -> jax.Array:
+  r"""Rounds an action to a level; of uniform actions all are equally likely.
+
+  .. math:: \mathrm{round}((b_{max} - b_{min} + 1) a + b_{min} - 1/2)
+
+  are the authors' bits, with halves to even. For a = 0 that is one less than an
+  odd least number, 0 bits where it is 1, and for a = 1 one more than an odd
+  greatest number; here it is clipped. Where levels leave numbers out, it is the
+  place among them that is rounded.
+
+  Args:
+    bits: of the decision's levels, int32 [M].
+    count: of the levels, int32 [].
+    action: float32 [], clipped to [0, 1].
+
+  Returns:
+    int32 [].
+
+  >>> bits = jnp.arange(1, 9)
+  >>> [int(bits[level_of_action(bits, jnp.int32(8), jnp.float32(a))])
+  ...  for a in (0.0, 0.2, 0.5, 1.0)]
+  [1, 2, 4, 8]
+  """
+  action = jnp.clip(action, 0.0, 1.0)
+  rounded = jnp.round(count * action + bits[0] - 0.5).astype(jnp.int32)
+  return jnp.clip(rounded - bits[0], 0, count - 1)
+
+
+def decrement(
+  costs: Costs, candidate: jax.Array, budget: jax.Array
+) -> jax.Array:
+  """Lowers levels one after another until a candidate fits its budget.
+
+  From the last decision to the first, each by one if it can be, as often as is
+  needed: activations before the weights of a layer. Decisions with one level
+  stay, and count, whether anything is lowered or not.
+
+  In the authors' code the least cost takes no account of what is pinned, so
+  that a budget between the two is never reached and the loop does not end; here
+  it ends where no level can be lowered, see `budget.check_budget`. There, too,
+  nothing is pinned in what fits at once.
+
+  Args:
+    costs: of the space.
+    candidate: int32 [G].
+    budget: in units, int32 [].
+
+  Returns:
+    int32 [G], within the budget if the smallest candidate is.
+  """
+  decisions = candidate.shape[0]
+
+  def too_dear(state: tuple) -> jax.Array:
+    candidate, _ = state
+    return (cost_of(costs, candidate) > budget) & jnp.any(candidate > 0)
+
+  def lower(state: tuple) -> tuple:
+    candidate, turn = state
+    decision = decisions - 1 - turn % decisions
+    level = jnp.maximum(candidate[decision] - 1, 0)
+    return candidate.at[decision].set(level), turn + 1
+
+  start = (candidate, jnp.zeros((), jnp.int32))
+  return jax.lax.while_loop(too_dear, lower, start)[0]
+
+
+def bit_features(space: Space) -> np.ndarray:
+  """Returns what is known of the layers, not normalized yet.
+
+  Args:
+    space: of the network.
+
+  Returns:
+    float64 [T, 8]: whether it is depthwise, input channels, output channels,
+    stride, kernel, weights, numbers of an input map, index, as the authors'
+    code has it. A dense layer has stride 0, kernel 1, and as many channels, and
+    numbers of the map, as it has inputs. Kernels are taken to be square.
+  """
+  rows = [_row(i, layer) for i, layer in enumerate(space.layers)]
+  return np.array(rows, np.float64)
+
+
+def make_bit_environment(space: Space) -> Environment:
+  r"""Builds the environment of a network's bits.
+
+  An observation is the row of `bit_features`, normalized, then the bits of the
+  decision before, and in linear mode 1 where weights come next or 0 where
+  activations do. In linear mode the bits are divided by the most there are, and
+  1 before the first action; in k-means mode they are not, and 4, as in the
+  authors' code, https://github.com/mit-han-lab/haq, but for these:
+
+  * No action means 0 bits; see `level_of_action`.
+  * What is pinned has its own bits from the start, and is observed with those.
+    There, pins replace what was chosen when levels are lowered.
+  * The flag says what comes next. There it is constant on the first layer and
+    inverted afterwards.
+  * An episode begins with the same observation as the first. There, the first
+    layer's is left as the last episode changed it.
+
+  Args:
+    space: of `make_bit_space`.
+
+  Returns:
+    An environment; the `layer` of its state is the next decision, and `ratio`
+    the bits of the last one, by the most. Its last step applies the budget, see
+    `decrement`.
+
+  Raises:
+    ValueError: the space is none of bits.
+
+  References:
+    Wang et al., HAQ: Hardware-Aware Automated Quantization with Mixed
+    Precision, CVPR 2019, section 3, https://arxiv.org/abs/1811.08886
+  """
+  groups = _bit_groups(space)
+  linear = any(group.side == 'activations' for group in groups)
+  most, last = _most_bits(space), len(groups) - 1
+  observe = _make_observe(space, groups, most if not linear else None)
+
+  def reset(
+    data: Data, budget: jax.Array
+  ) -> tuple[EnvironmentState, jax.Array]:
+    del data, budget
+    start = EnvironmentState(
+      layer=jnp.zeros((), jnp.int32),
+      candidate=jnp.zeros(len(groups), jnp.int32),
+      ratio=jnp.float32(1.0 if linear else _NO_ACTION / most),
+    )
+    return start, observe(start)
+
+  def step(
+    data: Data, budget: jax.Array, state: EnvironmentState, action: jax.Array
+  ) -> tuple[EnvironmentState, jax.Array, jax.Array]:
+    bits = data.widths[state.layer]
+    level = level_of_action(bits, data.counts[state.layer], action)
+    done = state.layer == last
+    candidate = jax.lax.cond(
+      done,
+      lambda chosen: decrement(data.costs, chosen, budget),
+      lambda chosen: chosen,
+      state.candidate.at[state.layer].set(level),
+    )
+    ratio = jnp.minimum(bits[level] / most, 1.0)
+    following = EnvironmentState(state.layer + 1, candidate, ratio)
+    seen = jax.tree.map(lambda a, b: jnp.where(done, a, b), state, following)
+    return following, observe(seen), done
+
+  return Environment(len(groups), 10 if linear else 9, reset, step)
+
+
+def with_rewards(agent: Agent, *, scale: float, offset: float) -> Agent:
+  """Returns an agent that learns from scale * (reward - offset)."""
+
+  def update(state: Any, batch: Transition, key: jax.Array) -> Any:
+    reward = scale * (batch.reward - offset)
+    return agent.update(state, batch._replace(reward=reward), key)
+
+  return agent._replace(update=update)
+
+
+def make_haq(
+  problem: Problem,
+  *,
+  evaluations: int = 600,
+  agent: str = 'ddpg',
+  scale: float = 10.0,
+  offset: float = 0.0,
+  **options: Any,
+) -> Searcher:
+  """Makes a searcher that chooses bits.
+
+  As in the authors' code, https://github.com/mit-han-lab/haq, but for what
+  `make_bit_environment`, `decrement` and `make_amc` list. What the score is
+  taken from, and whether a candidate is tuned before, is the objective's: they
+  take the accuracy on training images at the end of an epoch on them.
+
+  Args:
+    problem: its space is one of `make_bit_space`.
+    evaluations: episodes.
+    agent: 'ddpg', the paper's, or 'td3'.
+    scale: of the reward, scale * (score - offset). The paper's is 0.1 of
+      accuracies in percent, and so 10 of fractions.
+    offset: of the reward; there, the accuracy of the whole network. The
+      agent's baseline takes up any.
+    **options: attributes of `AMCOptions` that do not concern channels, and of
+      `AgentOptions`. `warmup` is 20, `decay` is 0.99, and `replay` is 128 for
+      each layer, unless given.
+
+  Returns:
+    A compiled function, see `problem.Searcher`. Budgets are checked by
+    `budget.check_budget`, which knows what is pinned.
+
+  Raises:
+    ValueError: a name is unknown, an option out of range; the space is none of
+      bits; `evaluations` are not whole rounds; the memory is too small.
+
+  References:
+    Wang et al., HAQ: Hardware-Aware Automated Quantization with Mixed
+    Precision, CVPR 2019, https://arxiv.org/abs/1811.08886
+  """
+  run = make_haq_run(
+    problem,
+    evaluations=evaluations,
+    agent=agent,
+    scale=scale,
+    offset=offset,
+    **options,
+  )
+
+  def search(key: jax.Array, data: Data, budget: jax.Array) -> History:
+    return run(key, data, budget).history
+
+  return jax.jit(search)
+
+
+def make_haq_run(
+  problem: Problem,
+  *,
+  evaluations: int = 600,
+  agent: str = 'ddpg',
+  scale: float = 10.0,
+  offset: float = 0.0,
+  **options: Any,
+) -> Callable[[jax.Array, Data, jax.Array], AMCRun]:
+  """Makes a search, not compiled yet, that also returns what it learned.
+
+  Args:
+    problem: see `make_haq`, as for all arguments.
+    evaluations: episodes.
+    agent: 'ddpg' or 'td3'.
+    scale: of the reward.
+    offset: of the reward.
+    **options: attributes of `AMCOptions` and of `AgentOptions`.
+
+  Raises:
+    ValueError: see `make_haq`.
+  """
+  if agent not in AGENTS:
+    raise ValueError(unknown_name('agent', agent, AGENTS))
+  if not scale > 0:
+    raise ValueError(f'scale={scale!r} is not positive')
+  for name in _OF_CHANNELS:
+    if name in options:
+      raise ValueError(f'{name}={options[name]!r}: bits have no such option')
+  kept = _EPISODES_KEPT * len(problem.space.layers)
+  search_options, agent_options = split_options(
+    {**_DEFAULTS, 'replay': kept, **options}
+  )
+  environment = make_bit_environment(problem.space)
+  learner = AGENTS[agent](environment.features, agent_options)
+  return make_learning_run(
+    problem,
+    environment,
+    with_rewards(learner, scale=scale, offset=offset),
+    search_options,
+    evaluations=evaluations,
+  )
+
+
+def _bit_groups(space: Space) -> list[BitGroup]:
+  groups = cast(Any, list(space.groups))
+  if not all(isinstance(group, BitGroup) for group in groups):
+    raise ValueError('space: its decisions are no bits; see make_bit_space')
+  return groups
+
+
+def _make_observe(
+  space: Space, groups: list[BitGroup], most: int | None
+) -> Callable[[EnvironmentState], jax.Array]:
+  """Last bits as they are, of so many at most, or by the most and a flag."""
+  table = normalize_columns(bit_features(space))
+  rows = table[[group.layer for group in groups]]
+  flags = np.array([group.side == 'weights' for group in groups], np.float32)
+
+  def observe(state: EnvironmentState) -> jax.Array:
+    own = [state.ratio, jnp.asarray(flags)[state.layer]]
+    if most is not None:
+      own = [most * state.ratio]
+    return jnp.concatenate([jnp.asarray(rows)[state.layer], jnp.stack(own)])
+
+  return observe
+
+
+def _most_bits(space: Space) -> int:
+  """Of what is chosen; of all where everything is pinned."""
+  chosen = [levels[-1] for levels in space.levels if len(levels) > 1]
+  return max(chosen or [levels[-1] for levels in space.levels])
+
+
+def _row(index: int, layer: LayerShape) -> list[float]:
+  dense = layer.kind == 'dense'
+  inputs = layer.inputs * layer.taps if dense else layer.inputs
+  return [
+    layer.kind == 'depthwise',
+    inputs,
+    layer.outputs,
+    0 if dense else layer.stride,
+    1 if dense else math.sqrt(layer.taps),
+    layer.weights,
+    inputs if dense else layer.pixels,
+    index,
+  ]

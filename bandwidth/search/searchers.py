@@ -1,0 +1,63 @@
+"""Searchers by name, on an equal number of evaluations."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bandwidth.base import unknown_name
+from bandwidth.search.amc import make_amc
+from bandwidth.search.baselines import make_random, make_uniform
+from bandwidth.search.cma_es import make_cma_es
+from bandwidth.search.dynamic import make_dynamic
+from bandwidth.search.genetic import make_genetic
+from bandwidth.search.haq import make_haq
+from bandwidth.search.problem import Problem, Searcher
+from bandwidth.search.spdy import make_spdy
+
+SEARCHERS: Mapping[str, Callable[..., Searcher]] = {
+  'random': make_random,
+  'amc': functools.partial(make_amc, agent='ddpg'),
+  'td3': functools.partial(make_amc, agent='td3'),
+  'genetic': make_genetic,
+  'cma_es': make_cma_es,
+  'spdy': make_spdy,
+  'cma_es_dynamic': functools.partial(make_cma_es, start='dynamic'),
+}
+"""Factories that take `evaluations`."""
+
+BITS: Mapping[str, Callable[..., Searcher]] = {'haq': make_haq}
+"""Factories for decisions about bits alone, see `bit_options`; all others but
+'amc' and 'td3' take those too."""
+
+SINGLE: Mapping[str, Callable[..., Searcher]] = {
+  'uniform': make_uniform,
+  'dynamic': make_dynamic,
+}
+"""Factories of searchers that evaluate one candidate."""
+
+
+def make_searcher(
+  name: str, problem: Problem, *, evaluations: int, **options: Any
+) -> Searcher:
+  """Makes a searcher by name.
+
+  Args:
+    name: of `SEARCHERS`, `BITS` or `SINGLE`.
+    problem: to search.
+    evaluations: rows of the history; those of `SINGLE` have one row.
+    **options: of the factory.
+
+  Raises:
+    ValueError: the name or an option is unknown, or an option out of range.
+  """
+  known = {**SEARCHERS, **BITS}
+  if name not in known and name not in SINGLE:
+    raise ValueError(unknown_name('searcher', name, (*known, *SINGLE)))
+  factory = known.get(name)
+  try:
+    if factory is None:
+      return SINGLE[name](problem, **options)
+    return factory(problem, evaluations=evaluations, **options)
+  except TypeError as error:
+    # A misspelled option.
+    raise ValueError(f'searcher {name}: {error}') from None

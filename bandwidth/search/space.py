@@ -1,0 +1,270 @@
+"""What a search chooses among: how many channels each group of layers keeps.
+
+A decision is a `ChannelGroup` (bandwidth.pruning): channels that some layers
+write and others read. Its levels are the numbers of channels that it may keep,
+ascending, the last one all of them. A candidate is a vector of level indices,
+int32 [decisions].
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth.pruning import ChannelAxis, ChannelGroup
+
+FIXED = -1
+"""Stands for channels that nobody may remove: the input's, the output's."""
+
+KINDS = ('conv', 'depthwise', 'dense')
+
+
+class LayerShape(NamedTuple):
+  """A layer that costs something.
+
+  Attributes:
+    name: path of its module, 'Conv_0'.
+    kind: one of `KINDS`.
+    inputs: channels that it reads.
+    outputs: channels that it makes.
+    taps: weights for each pair of channels: height * width of a kernel; of a
+      dense layer the pixels that were flattened before it.
+    positions: numbers that it makes of each output channel: height * width of
+      the result, 1 of a dense layer.
+    pixels: numbers that it reads of each input channel.
+    stride: of the convolution.
+    bias: whether it has one.
+  """
+
+  name: str
+  kind: str
+  inputs: int
+  outputs: int
+  taps: int = 1
+  positions: int = 1
+  pixels: int = 1
+  stride: int = 1
+  bias: bool = False
+
+  @property
+  def weights(self) -> int:
+    """Entries of the kernel."""
+    pairs = self.outputs * (1 if self.kind == 'depthwise' else self.inputs)
+    return self.taps * pairs
+
+
+class Space(NamedTuple):
+  """The decisions of a network and the layers that they touch.
+
+  Attributes:
+    layers: in the order of computation.
+    groups: of channels, one a decision, in the order of their first readers.
+    reads: for each layer the decision whose channels it reads, or `FIXED`.
+    writes: likewise of its outputs.
+    levels: of each decision, channels kept: ascending, the last are all.
+  """
+
+  layers: tuple[LayerShape, ...]
+  groups: tuple[ChannelGroup, ...]
+  reads: tuple[int, ...]
+  writes: tuple[int, ...]
+  levels: tuple[tuple[int, ...], ...]
+
+  @property
+  def decisions(self) -> int:
+    """How many there are, G."""
+    return len(self.groups)
+
+  @property
+  def most_levels(self) -> int:
+    """Levels of the decision that has most, M; 1 where there is none."""
+    return max(map(len, self.levels), default=1)
+
+  def counts(self) -> np.ndarray:
+    """Returns the number of levels of each decision: int32 [G]."""
+    return np.array([len(levels) for levels in self.levels], np.int32)
+
+  def widths(self) -> np.ndarray:
+    """Returns channels by decision and level: int32 [G, M].
+
+    Beyond the last level a decision's channels are repeated.
+    """
+    most = self.most_levels
+    rows = [[*x, *[x[-1]] * (most - len(x))] for x in self.levels]
+    return np.array(rows, np.int32).reshape(self.decisions, most)
+
+  def full(self) -> np.ndarray:
+    """Returns the candidate that removes nothing: int32 [G]."""
+    return self.counts() - 1
+
+  def kept(self, candidate: Sequence[int] | np.ndarray) -> dict[str, int]:
+    """Returns the channels that a candidate keeps, by name of the group.
+
+    Raises:
+      ValueError: it has another length, or a level that there is not.
+    """
+    candidate = np.asarray(candidate)
+    if candidate.shape != (self.decisions,):
+      raise ValueError(
+        f'candidate: shape {candidate.shape} is not ({self.decisions},)'
+      )
+    kept = {}
+    pairs = zip(self.groups, self.levels, candidate.tolist(), strict=True)
+    for group, levels, level in pairs:
+      if not 0 <= level < len(levels):
+        raise ValueError(
+          f'{group.name}: level {level} is none of {len(levels)}'
+        )
+      kept[group.name] = levels[level]
+    return kept
+
+
+def make_space(
+  layers: Iterable[LayerShape],
+  groups: Iterable[ChannelGroup],
+  *,
+  divisor: int = 8,
+  smallest: float = 0.2,
+  most_levels: int = 128,
+) -> Space:
+  """Joins the layers of a network with the groups of its channels.
+
+  Args:
+    layers: in the order of computation. A dense layer that reads flattened
+      images may have all its rows as `inputs`; its taps are then found.
+    groups: of the same network, see `bandwidth.pruning.channel_groups`.
+    divisor: kept channels are multiples of it, or all.
+    smallest: least fraction of its channels that a group keeps, in (0, 1].
+    most_levels: of a group; where it would have more, its channels are
+      multiples of a multiple of the divisor.
+
+  Raises:
+    ValueError: an argument is out of range; the divisor is larger than a
+      layer; a layer reads or makes channels of several groups, or others
+      beside those of one.
+  """
+  if divisor < 1:
+    raise ValueError(f'divisor={divisor} is not positive')
+  if not 0 < smallest <= 1:
+    raise ValueError(f'smallest={smallest} is not in (0, 1]')
+  if most_levels < 2:
+    raise ValueError(f'most_levels={most_levels} is less than 2')
+  layers = tuple(layers)
+  owners = _owners(layers, groups)
+  first = {}
+  for layer in layers:
+    group = owners.get((layer.name, 'inputs'))
+    if group is not None and layer.kind != 'depthwise':
+      first.setdefault(group.name, group)
+  ordered = tuple(first.values())
+  index = {group.name: i for i, group in enumerate(ordered)}
+
+  def decision(layer: LayerShape, side: str) -> int:
+    group = owners.get((layer.name, side))
+    return FIXED if group is None else index.get(group.name, FIXED)
+
+  return Space(
+    layers=tuple(_with_taps(x, owners.get((x.name, 'inputs'))) for x in layers),
+    groups=ordered,
+    reads=tuple(decision(layer, 'inputs') for layer in layers),
+    writes=tuple(decision(layer, 'outputs') for layer in layers),
+    levels=tuple(
+      _levels(group, divisor, smallest, most_levels) for group in ordered
+    ),
+  )
+
+
+def level_of(space: Space, decision: int, channels: float) -> int:
+  """Returns the largest level that keeps at most so many channels, or 0."""
+  levels = space.levels[decision]
+  return max(sum(width <= channels for width in levels) - 1, 0)
+
+
+def extended(candidate: jax.Array) -> jax.Array:
+  """Appends the level of what is `FIXED`, so that index -1 finds it.
+
+  >>> extended(jnp.array([3, 1])).tolist()
+  [3, 1, 0]
+  """
+  return jnp.append(candidate, jnp.zeros((), candidate.dtype))
+
+
+def _levels(
+  group: ChannelGroup, divisor: int, smallest: float, most: int
+) -> tuple[int, ...]:
+  channels = group.channels
+  if divisor > channels:
+    raise ValueError(
+      f'divisor={divisor} is larger than the {channels} channels of '
+      f'{group.name}'
+    )
+  least = max(math.ceil(smallest * channels - 1e-9), 1)
+  step = divisor
+  while len(range(-(-least // step) * step, channels, step)) >= most:
+    step += divisor
+  return (*range(-(-least // step) * step, channels, step), channels)
+
+
+def _owners(
+  layers: Sequence[LayerShape], groups: Iterable[ChannelGroup]
+) -> dict[tuple[str, str], ChannelGroup]:
+  """The group of each side of each layer: {(layer, 'inputs'): group}."""
+  kernels = list(_kernels(layers, groups))
+  owners: dict[tuple[str, str], ChannelGroup] = {}
+  for layer, side, group, _ in kernels:
+    if owners.setdefault((layer.name, side), group) != group:
+      raise ValueError(
+        f'{layer.name}: its {side} are channels of several groups, '
+        f'{owners[layer.name, side].name} and {group.name}'
+      )
+  for layer, side, group, part in kernels:
+    if not _is_alone(layer, side, group, part):
+      raise ValueError(
+        f'{layer.name}: its {side} are not the {group.channels} channels of '
+        f'{group.name} alone'
+      )
+  return owners
+
+
+def _kernels(
+  layers: Sequence[LayerShape], groups: Iterable[ChannelGroup]
+) -> Iterator[tuple[LayerShape, str, ChannelGroup, ChannelAxis]]:
+  """Sides of layers, 'inputs' or 'outputs', with their groups."""
+  names = {layer.name: layer for layer in layers}
+  for group in groups:
+    for side, parts in (('inputs', group.inputs), ('outputs', group.outputs)):
+      for part in parts:
+        layer = names.get(_module(part))
+        if layer is None or not part.name.endswith('kernel'):
+          continue
+        both = layer.kind == 'depthwise'
+        for each in ('inputs', 'outputs') if both else (side,):
+          yield layer, each, group, part
+
+
+def _is_alone(
+  layer: LayerShape, side: str, group: ChannelGroup, part: ChannelAxis
+) -> bool:
+  channels = layer.inputs if side == 'inputs' else layer.outputs
+  if part.period not in (None, group.channels):
+    return False
+  if (layer.kind, side) in (('dense', 'inputs'), ('depthwise', 'outputs')):
+    return channels % group.channels == 0
+  return channels == group.channels
+
+
+def _module(part: ChannelAxis) -> str:
+  path = part.name.split('/')
+  return '/'.join(path[path[0] == 'params' : -1])
+
+
+def _with_taps(layer: LayerShape, group: ChannelGroup | None) -> LayerShape:
+  if layer.kind != 'dense' or group is None or layer.inputs == group.channels:
+    return layer
+  rows = layer.inputs // group.channels
+  return layer._replace(
+    inputs=group.channels, taps=layer.taps * rows, pixels=layer.pixels * rows
+  )

@@ -1,0 +1,164 @@
+"""What a config says of a search, found out before any network is trained."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth import tree
+from bandwidth.search.budget import check_budget
+from bandwidth.search.cost import (
+  CostModel,
+  Costs,
+  cost_model,
+  exact_cost,
+  tabulate,
+)
+from bandwidth.search.problem import Problem, Searcher
+from bandwidth.search.searchers import make_searcher
+from bandwidth.search.space import Space
+from experiments.candidate_scores import check_score
+from experiments.candidates import network_space
+from experiments.model_files import as_variables, check_shapes
+from experiments.tasks import Task, make_task
+
+LEVELS = ('divisor', 'smallest', 'most_levels')
+"""Fields of `search` that are arguments of `candidates.network_space`."""
+
+_POSITIVE = (
+  *('evaluations', 'seeds', 'images', 'finalists'),
+  *('refit.batches', 'refit.batch_size', 'refit.points'),
+)
+_NOT_NEGATIVE = ('statistics', 'refit.ridge')
+
+
+class Plan(NamedTuple):
+  """A search without weights.
+
+  Attributes:
+    config: resolved.
+    task: network and data.
+    variables: of the network, shapes and dtypes.
+    space: of decisions.
+    cost: the cost model.
+    costs: of the space.
+    whole: cost of the whole network, in the unit of the cost model.
+    budget: in units of `costs`.
+  """
+
+  config: Mapping[str, Any]
+  task: Task
+  variables: Any
+  space: Space
+  cost: CostModel
+  costs: Costs
+  whole: float
+  budget: int
+
+
+def make_plan(config: Mapping[str, Any]) -> Plan:
+  """Reads the data, finds the decisions, and checks all that it can.
+
+  Args:
+    config: resolved.
+
+  Raises:
+    ValueError: a field of `search` can't be used; the network can't be shrunk,
+      or not as far as the budget asks.
+  """
+  given = config['search']
+  _check_numbers(given)
+  _check_held_out(config)
+  check_score(given['score'])
+  cost = cost_model(**_named(given, 'cost'))
+  task = make_task(config)
+  variables = jax.eval_shape(task.model.init, jax.random.key(0), task.example)
+  levels = {name: given[name] for name in LEVELS}
+  space = network_space(task.model, variables, task.example, **levels)
+  _check_training_images(given, len(task.train))
+  searcher_of(given, Problem(space, lambda data, candidate: jnp.float32(0)))
+  costs, whole = tabulate(space, cost), exact_cost(space, cost, space.full())
+  try:
+    budget = check_budget(space, costs, given['budget'] * whole)
+  except ValueError as error:
+    raise ValueError(f'search.budget={given["budget"]}: {error}') from None
+  return Plan(config, task, variables, space, cost, costs, whole, budget)
+
+
+def searcher_of(given: Mapping[str, Any], problem: Problem) -> Searcher:
+  """Makes the searcher that the group `search` of a config names.
+
+  Raises:
+    ValueError: its name or an option is unknown, or out of range.
+  """
+  options = _named(given, 'searcher')
+  name = options.pop('name')
+  return make_searcher(
+    name, problem, evaluations=given['evaluations'], **options
+  )
+
+
+def network_variables(
+  plan: Plan, arrays: Mapping[str, np.ndarray], source: str
+) -> Any:
+  """Returns the variables of a trained network.
+
+  Args:
+    plan: of the search.
+    arrays: by name.
+    source: of the arrays, for error messages.
+
+  Raises:
+    ValueError: they are those of another network.
+  """
+  params, model_state = as_variables(arrays, source)
+  variables = {'params': params, **model_state}
+  check_shapes(variables, plan.variables, source)
+  like = dict(tree.named_leaves(plan.variables))
+  return tree.map_named(
+    lambda name, leaf: jnp.asarray(leaf, like[name].dtype), variables
+  )
+
+
+def _named(given: Mapping[str, Any], field: str) -> dict[str, Any]:
+  """A group of fields: a name, and the arguments of what it names."""
+  options = dict(given[field])
+  if 'name' not in options:
+    raise ValueError(f'search.{field}.name is missing')
+  return options
+
+
+def _check_numbers(given: Mapping[str, Any]) -> None:
+  flat = {**given, **{f'refit.{k}': v for k, v in given['refit'].items()}}
+  for field in _POSITIVE:
+    if flat[field] < 1:
+      raise ValueError(f'search.{field}={flat[field]} is not positive')
+  for field in _NOT_NEGATIVE:
+    if flat[field] < 0:
+      raise ValueError(f'search.{field}={flat[field]} is negative')
+  for field in ('budget', 'frontier'):
+    for value in np.atleast_1d(given[field]).tolist():
+      if not 0 < value <= 1:
+        raise ValueError(f'search.{field}={value} is not in (0, 1]')
+
+
+def _check_held_out(config: Mapping[str, Any]) -> None:
+  images, held = config['search']['images'], config['dataset']['validation']
+  if held <= images:
+    raise ValueError(
+      f'search.images={images} leaves none of the dataset.validation={held} '
+      'examples that are held out to choose among the best'
+    )
+
+
+def _check_training_images(given: Mapping[str, Any], count: int) -> None:
+  refit = given['refit']
+  wanted = refit['batches'] * refit['batch_size'] + given['statistics']
+  if wanted > count:
+    raise ValueError(
+      f'search.refit.batches={refit["batches"]} of batch_size='
+      f'{refit["batch_size"]} and search.statistics={given["statistics"]} are '
+      f'more than the {count} training examples'
+    )
