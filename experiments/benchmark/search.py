@@ -57,7 +57,7 @@ Programs = Mapping[str, Callable[..., History]]
 
 def trained(name: str, directory: pathlib.Path) -> dict[str, Any]:
   """Trains the network of a config once; returns its arrays by name."""
-  config = resolve(named_config(name))
+  config = resolve(named_config(name).to_dict())
   plain = {k: v for k, v in config.items() if k != 'search'}
   train(plain, str(directory / 'network'))
   return dict(read_weights(directory / 'network'))
@@ -67,7 +67,7 @@ def prepared_for(
   name: str, arrays: Mapping[str, np.ndarray], seed: int
 ) -> Prepared:
   """Prepares the options and examples of a seed."""
-  plan = make_plan({**resolve(named_config(name)), 'seed': seed})
+  plan = make_plan({**resolve(named_config(name).to_dict()), 'seed': seed})
   return prepare(plan, network_variables(plan, arrays, name))
 
 
@@ -114,7 +114,7 @@ def finish(
   config.stages.train.steps = steps
   config.eval_every_epochs = 0.0
   config.checkpoint_every_epochs = 0.0
-  report = train(config, str(directory / 'tuned'))
+  report = train(config.to_dict(), str(directory / 'tuned'))
   return {'accuracy': before, 'tuned': report.accuracy['final']}
 
 
