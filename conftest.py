@@ -9,20 +9,27 @@ import shutil
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-_CACHE = 'JAX_COMPILATION_CACHE_DIR'
-_own_cache = ''
-if _CACHE not in os.environ:
-  # The processes of pytest-xdist inherit it.
-  _own_cache = os.environ[_CACHE] = tempfile.mkdtemp(prefix='jax_cache.')
-  os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
-  os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '0'
 
 import jax
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+_own_cache = ''
 
-def pytest_unconfigure():
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  # The processes of pytest-xdist, and those that tests start, inherit it.
+  _own_cache = tempfile.mkdtemp(prefix='jax_cache.')
+  for name, value in (
+    ('jax_compilation_cache_dir', _own_cache),
+    ('jax_persistent_cache_min_compile_time_secs', 0.2),
+    ('jax_persistent_cache_min_entry_size_bytes', 0),
+  ):
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
+
+
+def pytest_unconfigure() -> None:
+  """Removes what this process has made, which is the one that began."""
   if _own_cache:
     shutil.rmtree(_own_cache, ignore_errors=True)
