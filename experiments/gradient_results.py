@@ -105,6 +105,14 @@ def standard_error(values: Sequence[float]) -> float:
   return statistics.stdev(values) / math.sqrt(len(values))
 
 
+def _with_error(values: Sequence[float], form: str) -> str:
+  """The mean and, of several values, its standard error."""
+  mean = format(statistics.mean(values), form)
+  if len(values) < 2:
+    return mean
+  return f'{mean} ± {standard_error(values):.3f}'
+
+
 def tables(results: pathlib.Path) -> str:
   """Returns Markdown made of the reports below a directory.
 
@@ -150,12 +158,11 @@ def _row(
   minutes = statistics.median(r['seconds'] / 60 for r in reports.values())
   paired = ''
   if way != 'dense' and differences:
-    mean, error = statistics.mean(differences), standard_error(differences)
-    paired = f'{mean:+.3f} ± {error:.3f}'
+    paired = _with_error(differences, '+.3f')
   return [
     way,
     ' '.join(map(str, reports)),
-    f'{statistics.mean(scores):.3f} ± {standard_error(scores):.3f}',
+    _with_error(scores, '.3f'),
     f'{min(scores):.2f} to {max(scores):.2f}',
     paired,
     f'{network["sent_bytes_per_step"]:,}',
