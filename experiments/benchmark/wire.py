@@ -130,6 +130,8 @@ def _rows(given: argparse.Namespace) -> list[dict[str, Any]]:
         }
       )
     table.show(rows[-len(found) :])
+    if given.output:
+      table.write(given.output, NAME, rows)
     print(flush=True)
   return rows
 
@@ -147,8 +149,6 @@ def main(argv: Sequence[str]) -> int:
     for rate in given.rates:
       parse_rate(rate)
     rows = _rows(given)
-    if given.output:
-      table.write(given.output, NAME, rows)
     if given.plot:
       plot_wire(rows, given.plot)
   except ValueError as error:
