@@ -1,7 +1,8 @@
 """Types and error messages that the whole library shares."""
 
 import difflib
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 Params = Any
@@ -65,3 +66,35 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
   message = f'{kind}={name!r} is unknown; known: {", ".join(known)}'
   close = difflib.get_close_matches(str(name), known, n=1)
   return message + (f'. Did you mean {close[0]!r}?' if close else '')
+
+
+def make_named(
+  kind: str,
+  name: str,
+  makers: Mapping[str, Callable[..., Any]],
+  *args: Any,
+  **arguments: Any,
+) -> Any:
+  """Calls a maker by name.
+
+  Args:
+    kind: see `unknown_name`.
+    name: of the maker.
+    makers: by name.
+    *args: that all makers take.
+    **arguments: that the user gave.
+
+  Raises:
+    ValueError: the name is unknown, or the maker has no such argument, or an
+      argument is out of range.
+
+  >>> make_named('cost', 'double', {'double': lambda x: 2 * x}, x=3)
+  6
+  """
+  if name not in makers:
+    raise ValueError(unknown_name(kind, name, makers))
+  try:
+    inspect.signature(makers[name]).bind(*args, **arguments)
+  except TypeError as error:
+    raise ValueError(f'{kind} {name}: {error}') from None
+  return makers[name](*args, **arguments)

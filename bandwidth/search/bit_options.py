@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from bandwidth.base import unknown_name
+from bandwidth.base import make_named, unknown_name
 from bandwidth.search.cost import Costs, exact_cost, tabulate
 from bandwidth.search.counts import CostModel, macs
 from bandwidth.search.space import FIXED, LayerShape, Space
@@ -328,12 +328,7 @@ def bit_cost_model(name: str, **arguments: Any) -> BitModel:
   Raises:
     ValueError: it is unknown, or an argument is.
   """
-  if name not in BIT_COSTS:
-    raise ValueError(unknown_name('cost', name, BIT_COSTS))
-  try:
-    return BIT_COSTS[name](**arguments)
-  except TypeError as error:
-    raise ValueError(f'cost {name}: {error}') from None
+  return make_named('cost', name, BIT_COSTS, **arguments)
 
 
 def tabulate_bits(space: Space, model: BitModel) -> Costs:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandwidth.base import unknown_name
+from bandwidth.base import make_named
 from bandwidth.search.counts import CostModel, activations, macs, parameters
 from bandwidth.search.energy import energy
 from bandwidth.search.latency import fitted_latency, latency_table
@@ -224,9 +224,4 @@ def cost_model(name: str, **arguments: Any) -> CostModel:
   Raises:
     ValueError: it is unknown, or an argument is.
   """
-  if name not in COSTS:
-    raise ValueError(unknown_name('cost', name, COSTS))
-  try:
-    return COSTS[name](**arguments)
-  except TypeError as error:
-    raise ValueError(f'cost {name}: {error}') from None
+  return make_named('cost', name, COSTS, **arguments)

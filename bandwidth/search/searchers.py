@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bandwidth.base import unknown_name
+from bandwidth.base import make_named
 from bandwidth.search.amc import make_amc
 from bandwidth.search.baselines import make_random, make_uniform
 from bandwidth.search.cma_es import make_cma_es
@@ -50,14 +50,9 @@ def make_searcher(
   Raises:
     ValueError: the name or an option is unknown, or an option out of range.
   """
-  known = {**SEARCHERS, **BITS}
-  if name not in known and name not in SINGLE:
-    raise ValueError(unknown_name('searcher', name, (*known, *SINGLE)))
-  factory = known.get(name)
-  try:
-    if factory is None:
-      return SINGLE[name](problem, **options)
-    return factory(problem, evaluations=evaluations, **options)
-  except TypeError as error:
-    # A misspelled option.
-    raise ValueError(f'searcher {name}: {error}') from None
+  if name in SINGLE:
+    return make_named('searcher', name, SINGLE, problem, **options)
+  makers = {**SEARCHERS, **BITS, **SINGLE}
+  return make_named(
+    'searcher', name, makers, problem, evaluations=evaluations, **options
+  )

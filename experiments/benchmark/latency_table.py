@@ -24,11 +24,7 @@ the two. What stays in caches may beat the second.
 """
 
 import argparse
-import json
-import math
-import pathlib
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,7 +32,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from bandwidth.search.counts import activations, macs, parameters
 from bandwidth.search.latency import (
@@ -46,19 +41,18 @@ from bandwidth.search.latency import (
   operation_of,
 )
 from bandwidth.search.space import FIXED, LayerShape, Space
-from experiments import provenance
 from experiments.benchmark import table
 from experiments.benchmark.limits import matmul_rate, stream_rate
+from experiments.benchmark.repeated import (
+  Program,
+  compile_repeated,
+  median_seconds,
+)
 from experiments.candidates import network_space
-from experiments.files import replace_text
 from experiments.models import MODELS, make_model
 from experiments.models.geometry import in_plain_layers
 
 NAME = 'latency_table'
-# Seconds that a program should run, so that calling it hardly counts.
-_SPAN = 5e-3
-_MOST_REPETITIONS = 1000
-
 Point = tuple[Operation, int, int]
 """An operation, and the lengths of its kernel's two axes of channels."""
 
@@ -109,20 +103,6 @@ class Call(NamedTuple):
 
   module: nn.Module
   shape: tuple[int, ...]
-
-
-class Program(NamedTuple):
-  """A compiled function, repeated.
-
-  Attributes:
-    run: `(variables, x, repetitions int32 []) -> y`, the last output.
-    variables: arrays; or shapes, where any numbers will do.
-    x: its input, a shape.
-  """
-
-  run: Callable[..., Any]
-  variables: Any
-  x: jax.ShapeDtypeStruct
 
 
 def find_grids(space: Space, widths: int) -> tuple[Grid, ...]:
@@ -198,7 +178,7 @@ def measure(
   programs = _programs(grids, calls)
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(example.shape))
   programs[None] = compile_repeated(model.apply, variables, example)
-  seconds = _medians(programs, repeats)
+  seconds = median_seconds(programs, repeats)
   limits = _limits(grids, example.shape[0])
   rows = [
     _row(grid, seconds, limit)
@@ -326,91 +306,6 @@ def _programs(
   return programs
 
 
-def compile_repeated(
-  apply: Callable[..., Any], variables: Any, x: jax.ShapeDtypeStruct
-) -> Program:
-  """Compiles repetitions of a function that wait for each other.
-
-  The first number of an input is that of the output before, clipped to [-1, 1],
-  or 0 the first time, so that nothing can be computed once for all.
-
-  Args:
-    apply: `(variables, x) -> y`.
-    variables: arrays or shapes.
-    x: shape of the input.
-  """
-
-  def run(variables: Any, x: jax.Array, repetitions: jax.Array) -> jax.Array:
-    def again(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple:
-      x, y = carry
-      first = jnp.clip(y[(0,) * y.ndim], -1.0, 1.0)
-      # In place, where `x.at[0].set` would check bounds and copy all of x.
-      place = (0,) * x.ndim
-      x = lax.dynamic_update_slice(x, first.reshape((1,) * x.ndim), place)
-      return x, apply(variables, x)
-
-    y = jax.eval_shape(apply, variables, x)
-    start = x, jnp.zeros(y.shape, y.dtype)
-    return lax.fori_loop(0, repetitions, again, start)[1]
-
-  count = jax.ShapeDtypeStruct((), jnp.int32)
-  compiled = jax.jit(run).lower(variables, x, count).compile()
-  return Program(compiled, variables, x)
-
-
-def _medians(programs: Mapping[Any, Program], repeats: int) -> dict[Any, float]:
-  """Runs programs in turn; medians of the seconds of a repetition."""
-  fill = _Filler()
-  counts = {key: _repetitions(x, fill) for key, x in programs.items()}
-  times: dict[Any, list[float]] = {key: [] for key in programs}
-  for _ in range(repeats):
-    for key, program in programs.items():
-      spent = _seconds(program, fill, counts[key])
-      times[key].append(spent / counts[key])
-  return {key: float(np.median(seconds)) for key, seconds in times.items()}
-
-
-def _repetitions(program: Program, fill: '_Filler') -> int:
-  """Warms a program up; returns how often it repeats in `_SPAN` seconds."""
-  count = 1
-  _seconds(program, fill, count)
-  while count < _MOST_REPETITIONS:
-    spent = _seconds(program, fill, count)
-    if spent > _SPAN / 2:
-      break
-    count = min(math.ceil(count * _SPAN / spent), _MOST_REPETITIONS)
-  return count
-
-
-def _seconds(program: Program, fill: '_Filler', repetitions: int) -> float:
-  """Seconds of a call, its arguments on the device already."""
-  variables, x = jax.tree.map(fill, (program.variables, program.x))
-  count = jnp.int32(repetitions)
-  jax.block_until_ready((variables, x, count))
-  start = time.perf_counter()
-  jax.block_until_ready(program.run(variables, x, count))
-  return time.perf_counter() - start
-
-
-class _Filler:
-  """Makes arrays of random numbers out of shapes, where none are given.
-
-  All arrays of a run together may not fit, so they are made for each call.
-  """
-
-  def __init__(self) -> None:
-    self._numbers = np.zeros(0, np.float32)
-
-  def __call__(self, leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    if isinstance(leaf, jax.Array):
-      return leaf
-    size = math.prod(leaf.shape)
-    if size > self._numbers.size:
-      rng = np.random.default_rng(0)
-      self._numbers = rng.standard_normal(size, np.float32)
-    return jnp.asarray(self._numbers[:size].reshape(leaf.shape), leaf.dtype)
-
-
 def show(measured: Table) -> None:
   """Prints all but the widths in between."""
   columns = ('layer', 'kind', 'taps', 'stride', 'positions')
@@ -442,22 +337,8 @@ def write(path: str, measured: Table, facts: Mapping[str, Any]) -> None:
   Raises:
     ValueError: the file can't be written; the message says why.
   """
-  content = {
-    'name': NAME,
-    'format': FORMAT,
-    **table.environment(),
-    'command': provenance.command(),
-    **facts,
-    'network': measured.network,
-    'rows': measured.rows,
-  }
-  try:
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(content, indent=2) + '\n')
-  except OSError as error:
-    raise ValueError(
-      f'output={path!r} cannot be written: {error.strerror}'
-    ) from None
+  facts = {'format': FORMAT, **facts, 'network': measured.network}
+  table.write(path, NAME, measured.rows, facts)
 
 
 def main(argv: Sequence[str]) -> int:

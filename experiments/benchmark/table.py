@@ -21,13 +21,19 @@ def environment() -> dict[str, Any]:
   }
 
 
-def write(path: str | pathlib.Path, name: str, rows: Sequence[Row]) -> None:
+def write(
+  path: str | pathlib.Path,
+  name: str,
+  rows: Sequence[Row],
+  facts: Mapping[str, Any] | None = None,
+) -> None:
   """Writes `{name, device, versions, commit, command, rows}` as JSON.
 
   Args:
     path: of the file. Its directory is made if it is missing.
     name: of the benchmark.
     rows: dictionaries of what JSON knows.
+    facts: more fields, before the rows.
 
   Raises:
     ValueError: the file can't be written; the message says why.
@@ -37,6 +43,7 @@ def write(path: str | pathlib.Path, name: str, rows: Sequence[Row]) -> None:
     'name': name,
     **environment(),
     'command': provenance.command(),
+    **(facts or {}),
     'rows': [dict(row) for row in rows],
   }
   try:

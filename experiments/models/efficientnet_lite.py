@@ -4,14 +4,14 @@ Tan and Le, arXiv 1905.11946, as Lite: ReLU6 and no squeeze-and-excitation.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandwidth import pruning, tree
+from bandwidth import tree
 from experiments.models import inverted_residual
 from experiments.models.inverted_residual import (
   BlockShape,
@@ -31,7 +31,7 @@ _STAGES = (
 )
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(inverted_residual.Shrinkable, nn.Module):
   """EfficientNet-Lite0: 4,652,008 parameters with 1000 classes.
 
   Images are RGB, (x - 127) / 128 with x in 0 to 255 for the published weights,
@@ -98,32 +98,6 @@ class EfficientNetLite(nn.Module):
   def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
     """Returns logits [N, num_classes] of images [N, H, W, 3]."""
     return self.classifier(self.features(images, train=train))
-
-  def layers(self, *, residual: str = 'fixed') -> tuple[pruning.Layer, ...]:
-    """Returns who reads whose channels; see `prunable.Prunable`.
-
-    Args:
-      residual: channels that are added are 'fixed', so that none may be
-        removed, or of each stage a 'group' that is one decision.
-
-    Raises:
-      ValueError: `residual` is unknown.
-    """
-    return inverted_residual.layers(self.block_shapes(), residual=residual)
-
-  def with_channels(self, kept: Mapping[str, int]) -> Self:
-    """Returns the network whose groups keep so many channels.
-
-    Args:
-      kept: channels by name of the group, of either `residual`.
-
-    Raises:
-      ValueError: there is no such group, or it has not so many channels.
-    """
-    widths = inverted_residual.shrunk(
-      self.block_shapes(), kept, stem=self.stem, head=self.head
-    )
-    return self.clone(**widths._asdict())
 
 
 _MODULES = {

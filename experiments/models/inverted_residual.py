@@ -7,7 +7,7 @@ width, a last convolution `head_conv` and a linear `classifier`.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -266,3 +266,33 @@ def shrunk(
   return Widths(
     widths['stem_conv'], tuple(projects), tuple(inner), widths['head_conv']
   )
+
+
+class Shrinkable:
+  """What networks of a stem, such blocks and a head tell a search."""
+
+  def layers(
+    self: Any, *, residual: str = 'fixed'
+  ) -> tuple[pruning.Layer, ...]:
+    """Returns who reads whose channels; see `prunable.Prunable`.
+
+    Args:
+      residual: channels that are added are 'fixed', so that none may be
+        removed, or of each stage a 'group' that is one decision.
+
+    Raises:
+      ValueError: `residual` is unknown.
+    """
+    return layers(self.block_shapes(), residual=residual)
+
+  def with_channels(self: Any, kept: Mapping[str, int]) -> Any:
+    """Returns the network whose groups keep so many channels.
+
+    Args:
+      kept: channels by name of the group, of either `residual`.
+
+    Raises:
+      ValueError: there is no such group, or it has not so many channels.
+    """
+    widths = shrunk(self.block_shapes(), kept, stem=self.stem, head=self.head)
+    return self.clone(**widths._asdict())

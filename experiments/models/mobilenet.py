@@ -120,7 +120,7 @@ class MobileNetV1(nn.Module):
     return self.clone(channels=tuple(kept_widths(widths, kept).values()))
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(inverted_residual.Shrinkable, nn.Module):
   """MobileNetV2: 17 inverted residual blocks in seven stages.
 
   With 1000 classes 3,504,872 parameters, and 300,774,272 multiply-adds at
@@ -183,29 +183,3 @@ class MobileNetV2(nn.Module):
     x = conv(self.head, 1, name='head_conv')(x)
     x = nn.relu6(batch_norm('head_norm')(x))
     return nn.Dense(self.num_classes, name='classifier')(x.mean(axis=(1, 2)))
-
-  def layers(self, *, residual: str = 'fixed') -> tuple[pruning.Layer, ...]:
-    """Returns who reads whose channels; see `prunable.Prunable`.
-
-    Args:
-      residual: channels that are added are 'fixed', so that none may be
-        removed, or of each stage a 'group' that is one decision.
-
-    Raises:
-      ValueError: `residual` is unknown.
-    """
-    return inverted_residual.layers(self.block_shapes(), residual=residual)
-
-  def with_channels(self, kept: Mapping[str, int]) -> Self:
-    """Returns the network whose groups keep so many channels.
-
-    Args:
-      kept: channels by name of the group, of either `residual`.
-
-    Raises:
-      ValueError: there is no such group, or it has not so many channels.
-    """
-    widths = inverted_residual.shrunk(
-      self.block_shapes(), kept, stem=self.stem, head=self.head
-    )
-    return self.clone(**widths._asdict())

@@ -18,21 +18,18 @@ from bandwidth.search.bit_options import (
   make_bit_space,
   tabulate_bits,
 )
+from bandwidth.search.grids import Grids, fit_grids, on_grid, sample
 from bandwidth.search.haq import bit_features
 from experiments.candidate_scores import Examples
 from experiments.models.geometry import layer_shapes
 from experiments.models.lenet import LeNet5, LeNet300
 from experiments.models.mobilenet import MobileNetV2
 from experiments.quantized_candidates import (
-  Grids,
   export_tensors,
-  fit_grids,
   make_measure,
   make_objective,
   make_quantized,
-  on_grid,
   rounding_inputs,
-  sample,
   score_data,
   with_bits,
 )

@@ -12,8 +12,9 @@ from bandwidth import pruning
 from bandwidth.search.cost import exact_cost, tabulate
 from bandwidth.search.latency import latency_table as read
 from bandwidth.search.space import LayerShape
-from experiments.benchmark import latency_table
-from experiments.benchmark.latency_table import Call, compile_repeated
+from experiments.benchmark import latency_table, repeated
+from experiments.benchmark.latency_table import Call
+from experiments.benchmark.repeated import compile_repeated
 from experiments.candidates import network_space
 from experiments.models import make_model
 
@@ -51,7 +52,7 @@ class Tiny(nn.Module):
 def _rates(monkeypatch):
   monkeypatch.setattr(latency_table, 'matmul_rate', lambda: 2e9)
   monkeypatch.setattr(latency_table, 'stream_rate', lambda: 1e9)
-  monkeypatch.setattr(latency_table, '_SPAN', 1e-4)
+  monkeypatch.setattr(repeated, '_SPAN', 1e-4)
 
 
 def test_each_operation_is_timed_at_its_widths(tmp_path, capsys):
