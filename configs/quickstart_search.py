@@ -54,10 +54,9 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.search = ml_collections.ConfigDict()
   config.search.searcher = ml_collections.ConfigDict()
   config.search.searcher.name = 'cma_es_dynamic'
-  # The program compares 48 x 48 pairs of levels in each.
-  config.search.searcher.buckets = 2000
   config.search.evaluations = 400
   config.search.seeds = 1
+  config.search.cost = ml_collections.ConfigDict({'name': 'macs'})
   config.search.budget = 0.2
   config.search.frontier = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
   # All numbers of channels from a twentieth on: 1 to 20, 3 to 50, and of 500
