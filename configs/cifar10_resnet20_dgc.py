@@ -33,9 +33,13 @@ import ml_collections
 MODES = (
   '', 'dense', 'top_k', '8', 'dense_8', 'top_k_8', '16', 'dense_16',
   'top_k_16', '32', 'dense_32', 'top_k_32', 'short', 'dense_short',
-  'top_k_short', 'runlocal',
+  'top_k_short', 'small', 'dense_small', 'top_k_small', 'runlocal',
 )  # fmt: skip
+# Modes that name no number of workers.
+WAYS = ('', 'dense', 'top_k', 'runlocal')
 WARM_UP = (0.25, 0.0625, 0.015625, 0.004)
+# Images of each of 4 workers, and how the learning rate falls, on a CPU.
+FOR_CPU = {'short': (8, 'steps'), 'small': (2, 'cosine')}
 
 
 def get_config(mode: str = '') -> ml_collections.ConfigDict:
@@ -44,10 +48,9 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
       f'cifar10_resnet20_dgc.py:{mode} is unknown; known: '
       f'{", ".join(MODES[1:])}'
     )
-  short = mode.endswith('short')
-  way = mode.removesuffix('short').rstrip('0123456789')
-  workers = 4 if short else int(mode[len(way) :] or 4)
-  way = way.removesuffix('_')
+  way, _, size = (mode, '', '') if mode in WAYS else mode.rpartition('_')
+  short = size in FOR_CPU
+  workers = 4 if short else int(size or 4)
   config = ml_collections.ConfigDict()
   config.seed = 0
 
@@ -118,8 +121,9 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.checkpoint_every_epochs = 20.0
 
   if short:
-    config.batch_size = 32
-    config.optimizer.learning_rate = 0.025
+    images, config.optimizer.schedule = FOR_CPU[size]
+    config.batch_size = images * workers
+    config.optimizer.learning_rate = 0.1 * config.batch_size / 128
     for name in config.stage_order:
       config.stages[name].epochs = 0.1
     config.stages.train.epochs = 4.0 - 0.1 * (len(config.stage_order) - 1)
