@@ -13,8 +13,28 @@ The second line goes on training the smaller network.
 
 import json
 import pathlib
+from typing import Any
 
 import ml_collections
+
+
+def read_policy(path: pathlib.Path) -> dict[str, Any]:
+  """Reads what a search has left: `model`, and `weights` beside the file.
+
+  Raises:
+    ValueError: it can't be read, or is no search.json.
+  """
+  prefix = f'policy={str(path)!r}'
+  try:
+    found = json.loads(path.read_text('utf-8'))
+  except OSError as error:
+    raise ValueError(f'{prefix} cannot be read: {error.strerror}') from None
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{prefix} is no JSON: {error}') from None
+  for key, kind in (('model', dict), ('weights', str)):
+    if not isinstance(found, dict) or not isinstance(found.get(key), kind):
+      raise ValueError(f'{prefix} is no search.json: {key} is missing')
+  return found
 
 
 def get_config(mode: str = '') -> ml_collections.ConfigDict:
@@ -72,7 +92,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
 
   if mode.startswith('policy='):
     path = pathlib.Path(mode.removeprefix('policy='))
-    found = json.loads(path.read_text('utf-8'))
+    found = read_policy(path)
     config.model = ml_collections.ConfigDict(found['model'])
     config.initial = str(path.parent / found['weights'])
     config.dataset.validation = 0

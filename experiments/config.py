@@ -62,6 +62,9 @@ DEFAULTS: dict[str, Any] = {
   # Weights that training begins with: a file, .bwz or .safetensors, or a run's
   # directory; empty: the network's own initializers.
   'initial': '',
+  # search.json of `experiments.search`: its network, `model` and `initial`, is
+  # trained on; empty: none.
+  'policy': '',
   'optimizer': {
     'name': 'sgd',
     'learning_rate': 0.1,
@@ -93,13 +96,19 @@ DEFAULTS: dict[str, Any] = {
     'network': '',
     # `name` of a searcher, and its options.
     'searcher': {'name': 'cma_es_dynamic'},
+    # What is decided, `name` and options: `channels` of each layer; `bits` of
+    # weights and activations, with `mode` linear or kmeans, `bits` to choose
+    # among, and `pins`, whether first and last layer have HAQ's; or `joint`,
+    # channels and, from about so many `bits` a weight, precision.
+    'decisions': {'name': 'channels'},
     # Candidates that a searcher evaluates, and how many times it is run.
     'evaluations': 400,
     'seeds': 1,
     # Fraction of the whole network's cost, and further ones for the frontier.
     'budget': 0.5,
     'frontier': (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-    # `name` of a cost model, and its arguments.
+    # `name` of a cost model, and its arguments: of `bandwidth.search.cost`; for
+    # bits of `bit_options`; for both together also `file_bytes`, of model.bwz.
     'cost': {'name': 'macs'},
     # Channels kept are multiples of `divisor`, and at least `smallest` of all;
     # a layer has a choice of `most_levels`.
@@ -137,7 +146,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 # Sub-configs whose fields are the arguments of what they name.
-_OPEN = ('model', 'reducer', 'stages', 'searcher', 'cost')
+_OPEN = ('model', 'reducer', 'stages', 'searcher', 'cost', 'decisions')
 
 # What may change between a run and its resumption.
 ELASTIC = (
@@ -175,10 +184,29 @@ def resolve(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
   Raises:
     ValueError: it has a field that does not exist; the nearest one is
-      suggested.
+      suggested. Or its `policy` is no search.json.
   """
   given = ml_collections.ConfigDict(config).to_dict()
-  return _fill(given, DEFAULTS, '')
+  filled = _fill(given, DEFAULTS, '')
+  if filled['policy']:
+    filled |= _of_policy(pathlib.Path(filled['policy']))
+  return filled
+
+
+def _of_policy(path: pathlib.Path) -> dict[str, Any]:
+  """The network that a search has left, and where its weights are."""
+  prefix = f'policy={str(path)!r}'
+  try:
+    found = json.loads(path.read_text('utf-8'))
+  except OSError as error:
+    raise ValueError(f'{prefix} cannot be read: {error.strerror}') from None
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{prefix} is no JSON: {error}') from None
+  for key, kind in (('model', dict), ('weights', str)):
+    if not isinstance(found, dict) or not isinstance(found.get(key), kind):
+      raise ValueError(f'{prefix} is no search.json: {key} is missing')
+  weights = str(path.parent / found['weights'])
+  return {'model': found['model'], 'initial': weights}
 
 
 def _fill(given: Any, defaults: dict[str, Any], path: str) -> dict[str, Any]:

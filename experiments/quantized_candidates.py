@@ -279,9 +279,12 @@ def _inputs_through(
 
 
 def score_data(
-  quantized: QuantizedCandidates, examples: Examples
+  quantized: QuantizedCandidates, examples: Examples | None
 ) -> dict[str, Any]:
-  """Returns the arrays that `make_objective`'s function reads."""
+  """Returns the arrays that `make_objective`'s function reads.
+
+  Without examples they do for `with_bits` and `rounding_inputs`.
+  """
   return {
     'variables': quantized.variables,
     'tables': quantized.tables,

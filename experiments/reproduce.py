@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bandwidth.base import unknown_name
-from experiments import compression_results, gradient_results
+from experiments import compression_results, gradient_results, search_results
 from experiments.config import named_config
 from experiments.files import replace_text
 
@@ -106,11 +106,13 @@ def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
 
 
 def rebuild(results: pathlib.Path) -> None:
-  """Writes the summary, the tables of files and the plots anew."""
+  """Writes the summary, the tables and the plots anew."""
   replace_text(results / 'summary.md', summarize(results))
   replace_text(results / 'compression.md', compression_results.tables(results))
   replace_text(results / 'gradient.md', gradient_results.tables(results))
+  replace_text(results / 'search.md', search_results.tables(results))
   compression_results.plot(results)
+  search_results.plot(results)
 
 
 def _median(memory: list[dict[str, Any]], field: str, form: str) -> str:

@@ -1,5 +1,7 @@
 """Runs a searcher, chooses among its best, and measures what others give."""
 
+import pathlib
+import tempfile
 import time
 from typing import Any, NamedTuple
 
@@ -8,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bandwidth.search.cost import cost_of, exact_cost
+from bandwidth.search.cost import cost_of
 from bandwidth.search.dynamic import check_chain, frontier
 from bandwidth.search.problem import Data, History
 from bandwidth.search.searchers import make_searcher
 from bandwidth.search.space import Space
 from experiments.candidate_scores import better_first
+from experiments.search_export import write_network
 from experiments.search_plan import searcher_of
 from experiments.search_setup import Prepared
 
@@ -57,7 +60,7 @@ def search(prepared: Prepared) -> Found:
     return lax.map(lambda key: searcher(key, data, budget), keys)
 
   keys = jax.random.split(jax.random.key(config['seed']), given['seeds'])
-  arguments = (keys, prepared.data, jnp.int32(prepared.plan.budget))
+  arguments = (keys, prepared.data, jnp.int32(prepared.budget))
   start = time.monotonic()
   program = jax.jit(all_seeds).lower(*arguments).compile()
   compiled = time.monotonic()
@@ -66,18 +69,46 @@ def search(prepared: Prepared) -> Found:
     'compile': compiled - start,
     'evaluate': time.monotonic() - compiled,
   }
-  finalists = _finalists(histories, given['finalists'])
+  finalists = _finalists(prepared, histories)
   order = better_first(given['score'], measure_all(prepared, finalists))
   best = finalists[order[0]]
   return Found(histories, best, len(finalists), seconds, traces)
 
 
-def _finalists(histories: History, count: int) -> np.ndarray:
-  """The best candidates of all seeds, each once, int32 [at most count, G]."""
+def _finalists(prepared: Prepared, histories: History) -> np.ndarray:
+  """The best candidates of all seeds, each once, int32 [at most count, G].
+
+  Where the budget is of the file, those whose file is within it.
+
+  Raises:
+    ValueError: no file is.
+  """
   candidates = histories.candidates.reshape(-1, histories.candidates.shape[-1])
   order = np.argsort(-histories.scores.reshape(-1), kind='stable')
-  distinct = list(dict.fromkeys(tuple(c) for c in candidates[order].tolist()))
-  return np.array(distinct[:count], np.int32)
+  distinct = dict.fromkeys(tuple(c) for c in candidates[order].tolist())
+  finalists: list[np.ndarray] = []
+  for each in distinct:
+    candidate = np.array(each, np.int32)
+    if _file_fits(prepared, candidate):
+      finalists.append(candidate)
+    if len(finalists) == prepared.plan.config['search']['finalists']:
+      break
+  if not finalists:
+    raise ValueError(
+      f'search.budget={prepared.plan.config["search"]["budget"]}: none of '
+      f'{len(distinct)} files is within it'
+    )
+  return np.stack(finalists)
+
+
+def _file_fits(prepared: Prepared, candidate: np.ndarray) -> bool:
+  if not prepared.subject.file_budget:
+    return True
+  most = prepared.plan.config['search']['budget'] * prepared.priced.whole
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'model.bwz'
+    write_network(prepared, candidate, path)
+    return path.stat().st_size <= most
 
 
 def measure_all(
@@ -108,12 +139,12 @@ def measure_frontier(prepared: Prepared, found: Found) -> list[dict[str, Any]]:
   Returns:
     Rows, the whole network's and the found one's first.
   """
-  plan = prepared.plan
-  budgets = _budgets(prepared)
-  ways = {'whole': plan.space.full()[None], 'searched': found.best[None]}
+  priced = prepared.priced
+  space, budgets = priced.space, _budgets(prepared)
+  ways = {'whole': space.full()[None], 'searched': found.best[None]}
   ways['uniform'] = _uniform(prepared, budgets)
-  if _is_chain(plan.space):
-    best = jax.jit(lambda data, units: frontier(plan.space, data, units))
+  if _is_chain(space):
+    best = jax.jit(lambda data, units: frontier(space, data, units))
     ways['dynamic programming'] = np.asarray(
       best(prepared.data, budgets).candidates
     )
@@ -123,7 +154,7 @@ def measure_frontier(prepared: Prepared, found: Found) -> list[dict[str, Any]]:
   return [
     {
       'searcher': name,
-      'cost': exact_cost(plan.space, plan.cost, candidate) / plan.whole,
+      'cost': priced.exact(candidate) / priced.whole,
       'accuracy': measured['accuracy'][i].item(),
       'loss': measured['loss'][i].item(),
       'levels': candidate.tolist(),
@@ -134,12 +165,12 @@ def measure_frontier(prepared: Prepared, found: Found) -> list[dict[str, Any]]:
 
 def _budgets(prepared: Prepared) -> jax.Array:
   """Budgets of the frontier in units, ascending, int32 [N]."""
-  plan = prepared.plan
-  given = plan.config['search']
+  priced = prepared.priced
+  given = prepared.plan.config['search']
   wanted = {*np.atleast_1d(given['frontier']).tolist(), given['budget']}
-  units = [plan.costs.budget(part * plan.whole) for part in sorted(wanted)]
-  smallest = jnp.zeros(plan.space.decisions, jnp.int32)
-  least = int(cost_of(plan.costs, smallest))
+  units = [priced.costs.budget(part * priced.whole) for part in sorted(wanted)]
+  smallest = jnp.zeros(priced.space.decisions, jnp.int32)
+  least = int(cost_of(priced.costs, smallest))
   return jnp.array([each for each in units if each >= least], jnp.int32)
 
 

@@ -1,4 +1,4 @@
-"""The smaller network that a search found, as a file."""
+"""The network that a search found, as a file."""
 
 import json
 import pathlib
@@ -9,25 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.candidates import export, kept_channels, masked
 from experiments.evaluate import evaluate
 from experiments.model_files import (
   MODEL,
   metadata_of,
-  named_arrays,
+  read_file,
   write_file,
 )
 from experiments.search_setup import Prepared
 
 
 class Exported(NamedTuple):
-  """What the file of a smaller network is.
+  """What the file of a network is.
 
   Attributes:
     model: its config, `name` and arguments of the network.
     tested: what `evaluate` measures of the file, on the test set.
-    difference: largest one of logits between the smaller network and the masked
-      one that the search has scored.
+    difference: largest one of logits between the network of the file and the
+      one, of the whole network's shapes, that the search has scored. Of bits,
+      neither rounds what layers read.
   """
 
   model: dict[str, Any]
@@ -35,53 +35,62 @@ class Exported(NamedTuple):
   difference: float
 
 
+class Written(NamedTuple):
+  """A network in a file.
+
+  Attributes:
+    config: of the file.
+    model: it.
+  """
+
+  config: dict[str, Any]
+  model: Any
+
+
+def write_network(
+  prepared: Prepared, candidate: np.ndarray, path: pathlib.Path
+) -> Written:
+  """Writes the network of a candidate.
+
+  Args:
+    prepared: what was searched.
+    candidate: levels, int32 [G].
+    path: of the file.
+  """
+  plan, subject = prepared.plan, prepared.subject
+  statistics = prepared.check['examples'].statistics
+  model, arrays, tensors = subject.network(candidate, statistics)
+  config = {
+    **plan.config,
+    'model': _model_config(plan.config['model'], plan.task.model, model),
+  }
+  write_file(path, 'auto', arrays, tensors, metadata_of(config))
+  return Written(config, model)
+
+
 def export_file(
   prepared: Prepared, candidate: np.ndarray, directory: pathlib.Path
 ) -> Exported:
-  """Writes the smaller network of a candidate and measures its file.
+  """Writes the network of a candidate and measures its file.
 
   Args:
     prepared: what was searched.
     candidate: levels, int32 [G].
     directory: gets `model.bwz`.
   """
-  plan, candidates = prepared.plan, prepared.candidates
-  examples = prepared.check['examples']
-  whole = masked(candidates, candidate, examples.statistics)
-  model, variables = export(candidates, candidate, whole)
-  config = {
-    **plan.config,
-    'model': _model_config(plan.config['model'], candidates.model, model),
-  }
-  model_state = {k: v for k, v in variables.items() if k != 'params'}
-  arrays = named_arrays(variables['params'], model_state)
   path = directory / MODEL
-  write_file(path, 'auto', arrays, {}, metadata_of(config))
-  logits = jax.jit(candidates.model.apply)(whole, examples.images[0])
-  smaller = jax.jit(model.apply)(variables, examples.images[0])
+  written = write_network(prepared, candidate, path)
+  params, model_state = read_file(path)
+  examples = prepared.check['examples']
+  images = examples.images[0]
+  whole = prepared.subject.variables(candidate, examples.statistics)
+  logits = jax.jit(prepared.plan.task.model.apply)(whole, images)
+  own = jax.jit(written.model.apply)({'params': params, **model_state}, images)
   return Exported(
-    model=config['model'],
-    tested=evaluate(path, config, split='test'),
-    difference=float(jnp.abs(logits - smaller).max()),
+    model=written.config['model'],
+    tested=evaluate(path, written.config, split='test'),
+    difference=float(jnp.abs(logits - own).max()),
   )
-
-
-def policy_of(
-  prepared: Prepared, candidate: np.ndarray
-) -> list[dict[str, Any]]:
-  """Returns which channels of each group a candidate keeps, as data."""
-  rows = []
-  for decision, group in enumerate(prepared.plan.space.groups):
-    kept = kept_channels(prepared.candidates, candidate, decision)
-    rows.append(
-      {
-        'group': group.name,
-        'channels': group.channels,
-        'kept': len(kept),
-        'channel_indices': kept.tolist(),
-      }
-    )
-  return rows
 
 
 def _model_config(

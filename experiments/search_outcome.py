@@ -7,16 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from bandwidth.search.cost import exact_cost
 from experiments import provenance
 from experiments.files import replace_text
 from experiments.model_files import MODEL
 from experiments.plots import figure_at
 from experiments.search_choice import Found
-from experiments.search_export import Exported, policy_of
+from experiments.search_export import Exported
 from experiments.search_setup import Prepared
 
 SEARCH = 'search.json'
+
+KEPT = {
+  'channels': 'channels kept',
+  'bits': 'bits',
+  'joint': 'channels kept, bits of a weight',
+}
+"""What the labels of a policy are, by kind of decisions."""
 
 _MARKERS = {'uniform': 's', 'dynamic programming': 'o', 'searched': '*'}
 
@@ -28,9 +34,10 @@ def make_outcome(
   exported: Exported,
 ) -> dict[str, Any]:
   """Returns what `search.json` says, but for the seconds."""
-  plan = prepared.plan
+  plan, priced = prepared.plan, prepared.priced
   given = plan.config['search']
   (searched,) = (row for row in frontier if row['searcher'] == 'searched')
+  fractions = found.histories.costs * (priced.costs.unit / priced.whole)
   return {
     'config': json.loads(json.dumps(plan.config, default=list)),
     'command': provenance.command(),
@@ -43,12 +50,12 @@ def make_outcome(
     'budget': given['budget'],
     'cost': {
       'name': given['cost']['name'],
-      'whole': plan.whole,
-      'budget': given['budget'] * plan.whole,
-      'found': exact_cost(plan.space, plan.cost, found.best),
+      'whole': priced.whole,
+      'budget': given['budget'] * priced.whole,
+      'found': priced.exact(found.best),
       'fraction': searched['cost'],
     },
-    'policy': policy_of(prepared, found.best),
+    'policy': prepared.subject.policy(found.best),
     'score': {
       'of': given['score'],
       'by_seed': np.fmax.reduce(found.histories.scores, axis=1).tolist(),
@@ -64,7 +71,7 @@ def make_outcome(
     'frontier': list(frontier),
     'history': {
       'scores': found.histories.scores.tolist(),
-      'costs': (found.histories.costs * plan.costs.unit / plan.whole).tolist(),
+      'costs': fractions.tolist(),
     },
     'model': exported.model,
     'weights': MODEL,
@@ -83,10 +90,9 @@ def write_outcome(outcome: Mapping[str, Any], directory: pathlib.Path) -> None:
 def to_markdown(outcome: Mapping[str, Any]) -> str:
   """Returns the tables of a search for people."""
   policy = [
-    [row['group'], f'{row["channels"]:,}', f'{row["kept"]:,}',
-     f'{row["kept"] / row["channels"]:.0%}']
+    [row['name'], row['label'], f'{row["fraction"]:.0%}']
     for row in outcome['policy']
-  ]  # fmt: skip
+  ]
   frontier = [
     [row['searcher'], f'{row["cost"]:.1%}', f'{row["accuracy"]:.2%}',
      f'{row["loss"]:.4f}']
@@ -96,8 +102,15 @@ def to_markdown(outcome: Mapping[str, Any]) -> str:
     '# Search',
     f'`{outcome["command"]}`',
     *_sentences(outcome),
-    '## Kept channels',
-    table(['layer', 'channels', 'kept', 'fraction'], policy),
+    '## Policy',
+    table(
+      [
+        'layer',
+        KEPT[outcome['config']['search']['decisions']['name']],
+        'of all',
+      ],
+      policy,
+    ),
     '## On examples that the search has not seen, not fine-tuned',
     _examples(outcome),
     table(['', 'cost', 'accuracy', 'loss'], frontier),
@@ -179,13 +192,13 @@ def plot_frontier(
 def plot_policy(
   policy: Sequence[Mapping[str, Any]], path: pathlib.Path
 ) -> None:
-  """Plots the fraction of channels that each layer keeps."""
+  """Plots the fraction of channels, or of 8 bits, that each layer keeps."""
   with figure_at(path, (max(4.0, 0.4 * len(policy) + 2), 3.6)) as figure:
     axes = figure.add_subplot()
-    kept = [100 * row['kept'] / row['channels'] for row in policy]
+    kept = [100 * row['fraction'] for row in policy]
     bars = axes.bar(range(len(policy)), kept, color='#0072b2')
-    axes.bar_label(bars, [str(row['kept']) for row in policy], fontsize=7)
-    names = [row['group'] for row in policy]
+    axes.bar_label(bars, [row['label'] for row in policy], fontsize=7)
+    names = [row['name'] for row in policy]
     axes.set_xticks(range(len(policy)), names, rotation=90, fontsize=7)
     axes.set_ylim(0, 110)
-    axes.set_ylabel('channels kept (%)')
+    axes.set_ylabel('kept (%)')

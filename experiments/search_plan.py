@@ -9,23 +9,13 @@ import numpy as np
 
 from bandwidth import tree
 from bandwidth.search.budget import check_budget
-from bandwidth.search.cost import (
-  CostModel,
-  Costs,
-  cost_model,
-  exact_cost,
-  tabulate,
-)
 from bandwidth.search.problem import Problem, Searcher
 from bandwidth.search.searchers import make_searcher
-from bandwidth.search.space import Space
 from experiments.candidate_scores import check_score
-from experiments.candidates import network_space
 from experiments.model_files import as_variables, check_shapes
+from experiments.subjects import kind_of
+from experiments.subjects.subject import Kind, Priced, named
 from experiments.tasks import Task, make_task
-
-LEVELS = ('divisor', 'smallest', 'most_levels')
-"""Fields of `search` that are arguments of `candidates.network_space`."""
 
 _POSITIVE = (
   *('evaluations', 'seeds', 'images', 'finalists'),
@@ -41,21 +31,13 @@ class Plan(NamedTuple):
     config: resolved.
     task: network and data.
     variables: of the network, shapes and dtypes.
-    space: of decisions.
-    cost: the cost model.
-    costs: of the space.
-    whole: cost of the whole network, in the unit of the cost model.
-    budget: in units of `costs`.
+    kind: of its decisions.
   """
 
   config: Mapping[str, Any]
   task: Task
   variables: Any
-  space: Space
-  cost: CostModel
-  costs: Costs
-  whole: float
-  budget: int
+  kind: Kind
 
 
 def make_plan(config: Mapping[str, Any]) -> Plan:
@@ -72,19 +54,28 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
   _check_numbers(given)
   _check_held_out(config)
   check_score(given['score'])
-  cost = cost_model(**_named(given, 'cost'))
+  kind = kind_of(named(given, 'decisions')['name'])
   task = make_task(config)
   variables = jax.eval_shape(task.model.init, jax.random.key(0), task.example)
-  levels = {name: given[name] for name in LEVELS}
-  space = network_space(task.model, variables, task.example, **levels)
+  priced = kind.price(config, task, variables)
   _check_training_images(given, len(task.train))
-  searcher_of(given, Problem(space, lambda data, candidate: jnp.float32(0)))
-  costs, whole = tabulate(space, cost), exact_cost(space, cost, space.full())
+  if priced is not None:
+    searcher_of(given, Problem(priced.space, lambda *_: jnp.float32(0)))
+    budget_of(given, priced)
+  return Plan(config, task, variables, kind)
+
+
+def budget_of(given: Mapping[str, Any], priced: Priced) -> int:
+  """Returns the budget in units.
+
+  Raises:
+    ValueError: even the smallest network costs more.
+  """
+  amount = given['budget'] * priced.whole
   try:
-    budget = check_budget(space, costs, given['budget'] * whole)
+    return check_budget(priced.space, priced.costs, amount)
   except ValueError as error:
     raise ValueError(f'search.budget={given["budget"]}: {error}') from None
-  return Plan(config, task, variables, space, cost, costs, whole, budget)
 
 
 def searcher_of(given: Mapping[str, Any], problem: Problem) -> Searcher:
@@ -93,7 +84,7 @@ def searcher_of(given: Mapping[str, Any], problem: Problem) -> Searcher:
   Raises:
     ValueError: its name or an option is unknown, or out of range.
   """
-  options = _named(given, 'searcher')
+  options = named(given, 'searcher')
   name = options.pop('name')
   return make_searcher(
     name, problem, evaluations=given['evaluations'], **options
@@ -120,14 +111,6 @@ def network_variables(
   return tree.map_named(
     lambda name, leaf: jnp.asarray(leaf, like[name].dtype), variables
   )
-
-
-def _named(given: Mapping[str, Any], field: str) -> dict[str, Any]:
-  """A group of fields: a name, and the arguments of what it names."""
-  options = dict(given[field])
-  if 'name' not in options:
-    raise ValueError(f'search.{field}.name is missing')
-  return options
 
 
 def _check_numbers(given: Mapping[str, Any]) -> None:

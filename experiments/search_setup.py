@@ -9,16 +9,10 @@ import numpy as np
 
 from bandwidth.search.problem import Data, Problem, make_data
 from experiments import datasets
-from experiments.candidate_scores import (
-  Examples,
-  make_examples,
-  make_measure,
-  make_objective,
-  score_data,
-)
-from experiments.candidates import Candidates, Refit, make_candidates
+from experiments.candidate_scores import Examples, make_examples
 from experiments.objectives import make_preprocess
-from experiments.search_plan import LEVELS, Plan
+from experiments.search_plan import Plan, budget_of
+from experiments.subjects.subject import Priced, Subject
 
 
 class Prepared(NamedTuple):
@@ -26,7 +20,8 @@ class Prepared(NamedTuple):
 
   Attributes:
     plan: of the search.
-    candidates: of the network.
+    subject: the network with its options.
+    budget: in units of the costs.
     problem: what is searched.
     data: arrays of it.
     check: arrays of other examples, that the search does not see.
@@ -35,11 +30,17 @@ class Prepared(NamedTuple):
   """
 
   plan: Plan
-  candidates: Candidates
+  subject: Subject
+  budget: int
   problem: Problem
   data: Data
   check: dict[str, Any]
   measure: Callable[[Any, jax.Array], dict[str, jax.Array]]
+
+  @property
+  def priced(self) -> Priced:
+    """The decisions and what they cost."""
+    return self.subject.priced
 
 
 def prepare(plan: Plan, variables: Any) -> Prepared:
@@ -50,32 +51,30 @@ def prepare(plan: Plan, variables: Any) -> Prepared:
     variables: of the network.
 
   Raises:
-    ValueError: a layer can't be refitted.
+    ValueError: a layer can't be refitted; the budget cannot be reached.
   """
   given = plan.config['search']
   rng = np.random.default_rng(plan.config['seed'])
   batches, statistics = _training_images(plan, rng)
-  candidates = make_candidates(
-    plan.task.model,
+  subject = plan.kind.make(
+    plan.config,
+    plan.task,
     variables,
     batches,
-    refit=Refit(**{name: given['refit'][name] for name in Refit._fields}),
-    key=jax.random.key(plan.config['seed']),
-    **{name: given[name] for name in LEVELS},
+    jax.random.key(plan.config['seed']),
   )
   seen, check = (
-    score_data(candidates, examples)
-    for examples in _held_out(plan, statistics, rng)
+    subject.arrays(examples) for examples in _held_out(plan, statistics, rng)
   )
+  space, costs = subject.priced.space, subject.priced.costs
   return Prepared(
     plan=plan,
-    candidates=candidates,
-    problem=Problem(plan.space, make_objective(candidates, given['score'])),
-    data=make_data(
-      plan.space, plan.costs, errors=candidates.errors, objective=seen
-    ),
+    subject=subject,
+    budget=budget_of(given, subject.priced),
+    problem=Problem(space, subject.objective),
+    data=make_data(space, costs, errors=subject.errors, objective=seen),
     check=check,
-    measure=jax.jit(make_measure(candidates)),
+    measure=jax.jit(subject.measure),
   )
 
 

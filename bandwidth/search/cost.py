@@ -33,7 +33,16 @@ def memory(
   Args:
     weight_bits: of a weight; 0 leaves weights out.
     activation_bits: of an activation; 0 leaves activations out.
+
+  Raises:
+    ValueError: bits are negative or not finite.
   """
+  for name, bits in (
+    ('weight_bits', weight_bits),
+    ('activation_bits', activation_bits),
+  ):
+    if not 0 <= bits < math.inf:
+      raise ValueError(f'{name}={bits} is negative or not finite')
 
   def model(
     layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray
@@ -67,7 +76,8 @@ def roofline(
     activation_bits: of an activation.
 
   Raises:
-    ValueError: a rate is not positive.
+    ValueError: a rate is not positive, or the overhead or bits are negative or
+      not finite.
 
   References:
     Williams et al., Roofline, CACM 2009.
@@ -76,8 +86,10 @@ def roofline(
     ('macs_per_second', macs_per_second),
     ('bytes_per_second', bytes_per_second),
   ):
-    if value <= 0:
+    if not value > 0:
       raise ValueError(f'{name}={value} is not positive')
+  if not 0 <= overhead < math.inf:
+    raise ValueError(f'overhead={overhead} is negative or not finite')
   moved = memory(weight_bits=weight_bits, activation_bits=activation_bits)
 
   def model(

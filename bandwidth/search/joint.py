@@ -1,4 +1,4 @@
-r"""Channels and precision chosen together, in bytes.
+r"""Channels and precision of a kernel chosen together.
 
 A decision is made for each kernel: how many of its input channels stay, and the
 step by which its weights are rounded. Weights that round to zero are zeros, so
@@ -10,23 +10,40 @@ and the error of the layer, for its inputs X,
 
 .. math:: \|X W - X \hat W\|^2 / \|X W\|^2
 
-needs no more than the moments of X. Of all pairs of channels and steps those
-stay that no other beats in both: the levels of a decision lie on that frontier,
-ascending in bytes, and every searcher works on them as on numbers of channels.
+needs no more than the moments of X. `joint_space` makes decisions of choices.
+
+Weights may be rounded one row after another, each row taking up what those
+before it have lost. With :math:`G = X'X = V V'`, V upper triangular, and
+:math:`E = W - \hat W`, the error is
+
+.. math:: \|V' E\|^2 = \sum_i V_{ii}^2 \|E_i + \sum_{j<i} V_{ji}/V_{ii} E_j\|^2
+
+of which row i, rounded last of its term, leaves what its step leaves. That is
+Babai's nearest plane, and GPTQ (Frantar et al., arXiv 2210.17323).
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from bandwidth.search.options import Factor, option
+from bandwidth.search.options import Factor, Moments, Option, from_matrix
+from bandwidth.search.options import option as option_of
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _CODES = 2**12
 """Codes that are told apart on each side of zero."""
+_BLOCK = 64
+"""Rows that are rounded between two products of matrices."""
+_DAMPING = 1e-3
+"""Added to the diagonal of G, by its mean, where rows make up for others."""
+
+FLOAT_BITS = 32
+"""Of a weight that is not rounded."""
 
 
 class Choice(NamedTuple):
@@ -34,7 +51,7 @@ class Choice(NamedTuple):
 
   Attributes:
     kept: input channels.
-    step: that weights are rounded by; 0: they are not.
+    step: that weights are rounded by, a float32; 0: they are not.
     bits: entropy of the codes of the kept rows, all outputs, in bits.
     density: fraction of the kept rows' weights that are not zero.
     error: of the layer, by the error of no weights at all.
@@ -45,6 +62,45 @@ class Choice(NamedTuple):
   bits: float
   density: float
   error: float
+
+
+class Kernel(NamedTuple):
+  """What the choices of a kernel are made from.
+
+  Attributes:
+    factor: of the reader.
+    gram: X'X / N by importance, as `factor` has its rows, less the means where
+      a constant is fitted: float32 [n, n].
+  """
+
+  factor: Factor
+  gram: jax.Array
+
+
+class Rounding(NamedTuple):
+  """How a kernel becomes one of fewer channels and of rounded weights.
+
+  Attributes:
+    refit: whether the remaining weights are fitted anew before.
+    compensate: whether later rows make up for what earlier ones lose.
+  """
+
+  refit: bool = True
+  compensate: bool = True
+
+
+_ROUNDING = Rounding()
+
+
+def make_kernel(factor: Factor, inputs: Moments) -> Kernel:
+  """Puts together what the choices of a kernel are made from.
+
+  Args:
+    factor: of the reader; its mean is zeros where no constant is fitted.
+    inputs: moments of what it reads.
+  """
+  gram = inputs.gram[factor.order][:, factor.order]
+  return Kernel(factor, gram - factor.mean[:, None] * factor.mean[None])
 
 
 def rounded(kernel: jax.Array, step: float | jax.Array) -> jax.Array:
@@ -66,63 +122,187 @@ def steps_for(kernel: np.ndarray, bits: Sequence[float]) -> np.ndarray:
 
   Args:
     kernel: of any shape.
-    bits: wanted, ascending or not.
+    bits: wanted, ascending or not; `FLOAT_BITS` has the step 0.
 
   Returns:
-    float64 [len(bits)].
+    float32 [len(bits)].
   """
+  wanted = np.asarray(bits, np.float64)
   sigma = max(float(np.std(kernel)), 1e-12)
-  return sigma * np.sqrt(2 * np.pi * np.e) / 2 ** np.asarray(bits, np.float64)
+  steps = sigma * np.sqrt(2 * np.pi * np.e) / 2**wanted
+  return np.where(wanted < FLOAT_BITS, steps, 0.0).astype(np.float32)
+
+
+def compressed(
+  factor: Factor,
+  rows: jax.Array,
+  step: jax.Array,
+  rounding: Rounding = _ROUNDING,
+) -> jax.Array:
+  """Returns a kernel of fewer rows, its weights rounded.
+
+  Args:
+    factor: of the reader.
+    rows: how many stay, int32 [], traced or not.
+    step: of the weights, float32 []; 0: they are not rounded.
+    rounding: how.
+
+  Returns:
+    Matrix by importance, float32 [n, outputs]; zeros where rows are gone.
+  """
+  shape = factor.kernel.shape
+  by_importance = factor._replace(order=jnp.arange(shape[0]))
+  fitted = option_of(by_importance, rows, shape, refit=rounding.refit).kernel
+  if not rounding.compensate:
+    return rounded(fitted, step)
+  return _rounded_in_turn(fitted, step, _pulls(factor.lower, rows))
+
+
+def _pulls(lower: jax.Array, rows: jax.Array) -> jax.Array:
+  """V_ji / V_ii at [i, j], j < i, of the first rows; zeros elsewhere."""
+  count = lower.shape[0]
+  gram = jnp.matmul(lower, lower.T, precision=_HIGHEST)
+  damping = _DAMPING * jnp.trace(gram) / count
+  stays = jnp.arange(count) < rows
+  both = stays[:, None] & stays[None]
+  eye = jnp.eye(count)
+  gram = jnp.where(both, gram + damping * eye, eye)
+  # A Cholesky factor has L L'; of the rows in reverse it is V V'.
+  upper = jnp.linalg.cholesky(gram[::-1, ::-1])[::-1, ::-1]
+  return jnp.tril(upper.T / jnp.diagonal(upper)[:, None], -1)
+
+
+def _rounded_in_turn(
+  weights: jax.Array, step: jax.Array, pulls: jax.Array
+) -> jax.Array:
+  """Rounds row after row, in blocks, as products of matrices are fast."""
+  count, outputs = weights.shape
+  missing = -count % _BLOCK
+  weights = jnp.pad(weights, ((0, missing), (0, 0)))
+  pulls = jnp.pad(pulls, (0, missing))
+
+  def of_block(errors: jax.Array, begin: jax.Array) -> tuple[jax.Array, None]:
+    own = lax.dynamic_slice_in_dim(pulls, begin, _BLOCK)
+    inside = lax.dynamic_slice_in_dim(own, begin, _BLOCK, axis=1)
+    before = lax.dynamic_slice_in_dim(weights, begin, _BLOCK)
+    # Errors from here on are zeros still.
+    wanted = before + jnp.matmul(own, errors, precision=_HIGHEST)
+
+    def of_row(lost: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+      target = wanted[i] + jnp.matmul(inside[i], lost, precision=_HIGHEST)
+      return lost.at[i].set(before[i] - rounded(target, step)), None
+
+    nothing = jnp.zeros((_BLOCK, outputs))
+    lost, _ = lax.scan(of_row, nothing, jnp.arange(_BLOCK))
+    return lax.dynamic_update_slice_in_dim(errors, lost, begin, 0), None
+
+  begins = jnp.arange(0, count + missing, _BLOCK)
+  errors, _ = lax.scan(of_block, jnp.zeros_like(weights), begins)
+  return rounded((weights - errors)[:count], step)
 
 
 def choices_of(
-  factor: Factor,
-  gram: jax.Array,
+  kernel: Kernel,
   *,
   channels: Sequence[int],
   all_channels: int,
-  steps: Sequence[float],
+  steps: Sequence[float] | np.ndarray,
+  rounding: Rounding = _ROUNDING,
 ) -> list[Choice]:
   """Returns all pairs of channels and steps of a kernel.
 
   Args:
-    factor: of the reader.
-    gram: X'X / N by importance, as `factor` has its rows, less the means where
-      a constant is fitted: float32 [n, n].
+    kernel: of the layer.
     channels: kept at each level.
     all_channels: of the decision.
     steps: tried at each.
+    rounding: how weights are rounded.
   """
-  each = factor.order.shape[0] // all_channels
-  shape = factor.kernel.shape
-  by_importance = factor._replace(order=jnp.arange(shape[0]))
+  rows, outputs = kernel.factor.kernel.shape
+  each = rows // all_channels
+  steps = np.asarray(steps, np.float32)
+  counts = np.asarray(channels, np.int32) * each
+  measured = _measure(kernel, counts, steps, rounding=rounding)
+  errors, bits, density = (np.asarray(x, np.float64) for x in measured)
+  return [
+    Choice(
+      kept=kept,
+      step=float(step),
+      bits=bits[i, j] * kept * each * outputs,
+      density=density[i, j],
+      error=max(errors[i, j], 0.0) if np.isfinite(errors[i, j]) else np.nan,
+    )
+    for i, kept in enumerate(channels)
+    for j, step in enumerate(steps)
+  ]
+
+
+# Kernels of one shape share programs.
+@functools.partial(jax.jit, static_argnames='rounding')
+def _measure(
+  kernel: Kernel, rows: jax.Array, steps: jax.Array, *, rounding: Rounding
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Errors, bits a weight and densities: float32 [rows, steps] each."""
+  factor, gram = kernel
   product = jnp.matmul(gram, factor.kernel, precision=_HIGHEST)
   energy = jnp.maximum(jnp.sum(factor.kernel * product), 1e-30)
 
-  @jax.jit
-  def measure(rows: jax.Array, step: jax.Array) -> tuple[jax.Array, ...]:
-    fitted = option(by_importance, rows, shape).kernel
-    weights = rounded(fitted, step)
+  def of_step(rows: jax.Array, step: jax.Array) -> tuple[jax.Array, ...]:
+    weights = compressed(factor, rows, step, rounding)
     lost = factor.kernel - weights
     error = jnp.sum(lost * jnp.matmul(gram, lost, precision=_HIGHEST)) / energy
     return error, _entropy(weights, step, rows), _density(weights, rows)
 
-  found = []
-  for kept in channels:
-    for step in steps:
-      rows = kept * each
-      error, bits, density = measure(jnp.int32(rows), jnp.float32(step))
-      count = rows * shape[1]
-      found.append(
-        Choice(
-          kept,
-          float(step),
-          float(bits) * count,
-          float(density),
-          max(float(error), 0.0),
-        )
-      )
-  return found
+  of_steps = jax.vmap(of_step, (None, 0))
+  return lax.map(lambda count: of_steps(count, steps), rows)
+
+
+def table_of(
+  kernel: Kernel,
+  choices: Sequence[Choice],
+  shape: Sequence[int],
+  *,
+  all_channels: int,
+  rounding: Rounding = _ROUNDING,
+) -> Option:
+  """Returns a kernel at all levels, along a first axis.
+
+  The shift is what keeps the mean of the outputs, where a constant is fitted.
+
+  Args:
+    kernel: of the layer.
+    choices: by level.
+    shape: of the kernel.
+    all_channels: of the decision.
+    rounding: that the choices were measured with.
+  """
+  each = kernel.factor.order.shape[0] // all_channels
+  rows = np.array([choice.kept for choice in choices], np.int32) * each
+  steps = np.array([choice.step for choice in choices], np.float32)
+  kernels, shifts = _realize(
+    kernel.factor, rows, steps, shape=tuple(shape), rounding=rounding
+  )
+  errors = [choice.error for choice in choices]
+  return Option(kernels, shifts, jnp.asarray(errors, jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnames=('shape', 'rounding'))
+def _realize(
+  factor: Factor,
+  rows: jax.Array,
+  steps: jax.Array,
+  *,
+  shape: tuple[int, ...],
+  rounding: Rounding,
+) -> tuple[jax.Array, jax.Array]:
+  def one(pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    weights = compressed(factor, *pair, rounding)
+    lost = factor.kernel - weights
+    shift = jnp.matmul(factor.mean, lost, precision=_HIGHEST)
+    matrix = jnp.zeros_like(weights).at[factor.order].set(weights)
+    return from_matrix(matrix, shape), shift
+
+  return lax.map(one, (rows, steps))
 
 
 def _entropy(weights: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:
@@ -134,14 +314,16 @@ def _entropy(weights: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:
   counts = jnp.zeros(2 * _CODES + 1).at[codes].add(stays.astype(jnp.float32))
   shares = counts / jnp.maximum(counts.sum(), 1.0)
   bits = -jnp.sum(jnp.where(shares > 0, shares * jnp.log2(shares + 1e-30), 0.0))
-  return jnp.where(step > 0, bits, 32.0)
+  return jnp.where(step > 0, jnp.maximum(bits, 0.0), float(FLOAT_BITS))
 
 
 def _density(weights: jax.Array, rows: jax.Array) -> jax.Array:
   return jnp.sum(weights != 0) / jnp.maximum(rows * weights.shape[1], 1)
 
 
-def pareto(choices: Sequence[Choice], sizes: Sequence[float]) -> list[int]:
+def pareto(
+  choices: Sequence[Choice], sizes: Sequence[float] | np.ndarray
+) -> list[int]:
   """Returns the choices that no other beats in size and error, by size.
 
   Args:
@@ -164,7 +346,7 @@ def pareto(choices: Sequence[Choice], sizes: Sequence[float]) -> list[int]:
 
 
 def thin(
-  indices: Sequence[int], sizes: Sequence[float], most: int
+  indices: Sequence[int], sizes: Sequence[float] | np.ndarray, most: int
 ) -> list[int]:
   """Picks at most so many of a frontier, evenly by the logarithm of size.
 

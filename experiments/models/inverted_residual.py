@@ -15,6 +15,7 @@ import jax
 from bandwidth import pruning
 from bandwidth.base import unknown_name
 from bandwidth.pruning.connections import INPUT
+from experiments.models.depthwise import convolve_depthwise
 from experiments.models.prunable import kept_widths
 from experiments.models.resnet import he_normal
 
@@ -91,11 +92,13 @@ def conv(
   name: str | None = None,
 ) -> nn.Conv:
   """Returns a convolution without bias; `groups` of them beside each other."""
+  alone = groups > 1 and groups == channels
   return nn.Conv(
     channels,
     (size, size),
     strides=(stride, stride),
     feature_group_count=groups,
+    conv_general_dilated=convolve_depthwise if alone else None,
     use_bias=False,
     kernel_init=he_normal,
     name=name,

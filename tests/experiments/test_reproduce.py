@@ -52,7 +52,32 @@ def test_files_have_tables_and_plots(tmp_path):
   assert '| 1 | 1,000, 1.0x, 1.00% | 3,000, 1.7x, 2.00% |' in text
   assert '| mean | 1,000, 1.0x, 1.00% | 2,500, 2.1x, 2.00% |' in text
   assert '2,500 | 2.0x' in (tmp_path / 'summary.md').read_text()
+  assert not (tmp_path / 'search.md').read_text().count('\n## ')
   plot = tmp_path / 'plots' / 'lenet5_rate_error.png'
+  assert plot.read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_search_has_its_table_and_plot(tmp_path):
+  row = {
+    'network': 'net',
+    'budget': 0.5,
+    'searcher': 'uniform',
+    'seeds': 1,
+    'evaluations': 1,
+    'cost': 0.49,
+    'check_loss': 0.125,
+    'check_loss_error': float('nan'),
+    'seconds': 2.0,
+  }
+  written = {'command': 'it', 'device': '1 x cpu', 'rows': [row]}
+  path = tmp_path / 'benchmark' / 'search.json'
+  path.parent.mkdir()
+  path.write_text(json.dumps(written))
+  (tmp_path / 'plots').mkdir()
+  reproduce.rebuild(tmp_path)
+  text = (tmp_path / 'search.md').read_text()
+  assert '| uniform | 1 | 1 | 49.00% | 0.1250 |  | 2.00 |' in text
+  plot = tmp_path / 'plots' / 'search_searchers.png'
   assert plot.read_bytes().startswith(b'\x89PNG')
 
 

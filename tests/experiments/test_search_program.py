@@ -141,7 +141,7 @@ def test_costs_are_those_of_the_file(searched):
 
 def test_policy_is_that_of_the_file(searched):
   _, workdir, outcome = searched
-  policy = {row['group']: row for row in outcome['policy']}
+  policy = {row['name']: row for row in outcome['policy']}
   assert list(policy) == ['Conv_0', 'Conv_1', 'Dense_0']
   kept = [row['kept'] for row in policy.values()]
   assert outcome['model'] == {

@@ -53,5 +53,10 @@ def test_convolution_compares_both_in_one_run(tmp_path, capsys):
   assert [row['convolution'] for row in rows] == ['xla', 'matrix']
   assert rows[0]['speedup'] == 1.0
   assert all(np.isfinite(row['by_limit']) for row in rows)
+  arguments = ['--depthwise', '--batch', '2', '--repeats', '1']
+  assert convolution.main([*arguments, '--output', str(output)]) == 0
+  rows = json.loads(output.read_text())['rows']
+  assert {row['convolution'] for row in rows} == {'grouped', 'shifts'}
+  assert all(row['ms'] > 0 for row in rows)
   assert convolution.main(['--repeats', '0']) == 2
   assert 'repeats=0 must be positive' in capsys.readouterr().err

@@ -1,6 +1,7 @@
 import pytest
 
 from experiments.benchmark import search
+from experiments.benchmark.search_summary import DEFAULT, summarized
 
 
 def cell(searcher, seed, loss, accuracy, tuned):
@@ -22,18 +23,18 @@ def test_differences_are_paired_by_seed():
   cells = [
     cell('amc', 0, 0.5, 0.80, 0.90),
     cell('amc', 1, 0.9, 0.70, 0.80),
-    cell(search.DEFAULT, 0, 0.4, 0.82, 0.91),
-    cell(search.DEFAULT, 1, 0.7, 0.74, 0.83),
+    cell(DEFAULT, 0, 0.4, 0.82, 0.91),
+    cell(DEFAULT, 1, 0.7, 0.74, 0.83),
   ]
-  amc, ours = search.summarized(cells)
+  amc, ours = summarized(cells)
   assert (amc['check_loss'], amc['accuracy'], amc['tuned']) == (0.7, 75, 85)
   # Differences 0.1 and 0.2: their mean, and half of their distance.
-  key = f'check_loss_minus_{search.DEFAULT}'
+  key = f'check_loss_minus_{DEFAULT}'
   assert amc[key] == 0.15
   assert amc[f'{key}_error'] == 0.05
   assert ours['accuracy_minus_amc'] == pytest.approx(3)
   assert ours['accuracy_minus_amc_error'] == pytest.approx(1)
-  assert f'accuracy_minus_{search.DEFAULT}' not in ours
+  assert f'accuracy_minus_{DEFAULT}' not in ours
   assert ours['seeds'] == 2
 
 
@@ -41,7 +42,7 @@ def test_cells_without_fine_tuning_have_no_such_columns():
   without = {
     k: v for k, v in cell('amc', 0, 0.5, 0.8, 0).items() if k != 'tuned'
   }
-  (row,) = search.summarized([without])
+  (row,) = summarized([without])
   assert 'tuned' not in row
   assert 'accuracy' in row
 

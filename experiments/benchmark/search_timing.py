@@ -1,0 +1,89 @@
+"""Where the time of an AMC search goes: one program beside its parts."""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bandwidth.search.budget import check_budget
+from bandwidth.search.problem import evaluate
+from bandwidth.search.searchers import make_searcher
+from experiments.search_setup import Prepared
+
+_REPEATS = 3
+
+
+def time_search(
+  prepared: Prepared, searcher: str, evaluations: int, fraction: float
+) -> dict[str, Any]:
+  """Times a search, its evaluations alone, and it without evaluations.
+
+  Args:
+    prepared: what is searched.
+    searcher: its name.
+    evaluations: how many.
+    fraction: of the whole cost, the budget.
+  """
+  traces = 0
+
+  def counted(data: Any, candidate: jax.Array) -> jax.Array:
+    nonlocal traces
+    traces += 1
+    return prepared.problem.objective(data, candidate)
+
+  def unevaluated(data: Any, candidate: jax.Array) -> jax.Array:
+    del data
+    # Something that the agent can learn from.
+    return -jnp.abs(candidate - 1.0).sum()
+
+  priced, problem = prepared.priced, prepared.problem
+  budget = check_budget(priced.space, priced.costs, fraction * priced.whole)
+  arguments = (jax.random.key(0), prepared.data, jnp.int32(budget))
+  search = make_searcher(
+    searcher, problem._replace(objective=counted), evaluations=evaluations
+  )
+  start = time.monotonic()
+  program = jax.jit(search).lower(*arguments).compile()
+  compiled = time.monotonic() - start
+  in_search = traces
+  agent = jax.jit(
+    make_searcher(
+      searcher, problem._replace(objective=unevaluated), evaluations=evaluations
+    )
+  )
+  alone = jax.jit(functools.partial(evaluate, problem))
+  candidates = jax.block_until_ready(program(*arguments)).candidates
+  seconds = _interleaved(
+    lambda: program(*arguments),
+    lambda: alone(prepared.data, candidates),
+    lambda: agent(*arguments),
+  )
+  total, evaluating, learning = seconds
+  return {
+    'searcher': searcher,
+    'evaluations': evaluations,
+    'traces': in_search,
+    'compile_seconds': round(compiled, 2),
+    'seconds': round(total, 2),
+    'ms_per_episode': round(1000 * total / evaluations, 3),
+    'evaluation_seconds': round(evaluating, 2),
+    'agent_seconds': round(learning, 3),
+    'outside_evaluation': round(1 - evaluating / total, 4),
+  }
+
+
+def _interleaved(*programs: Callable[[], Any]) -> list[float]:
+  """Median seconds of programs, run in turn."""
+  times: list[list[float]] = [[] for _ in programs]
+  for repeat in range(_REPEATS + 1):
+    for program, own in zip(programs, times, strict=True):
+      start = time.monotonic()
+      jax.block_until_ready(program())
+      # The first of each may compile.
+      if repeat:
+        own.append(time.monotonic() - start)
+  return [statistics.median(own) for own in times]
