@@ -8,39 +8,21 @@ take less than two minutes.
     python -m experiments.search --config configs/quickstart_search.py --workdir W
     python -m experiments.train --config configs/quickstart_search.py:policy=W/search.json --workdir W2
 
-The second line goes on training the smaller network.
+The second line goes on training the smaller network. `:bits` lets HAQ choose
+the bits of each layer's weights and inputs; `:joint` chooses channels and
+precision together, in bytes of the file.
 """  # noqa: E501
-
-import json
-import pathlib
-from typing import Any
 
 import ml_collections
 
-
-def read_policy(path: pathlib.Path) -> dict[str, Any]:
-  """Reads what a search has left: `model`, and `weights` beside the file.
-
-  Raises:
-    ValueError: it can't be read, or is no search.json.
-  """
-  prefix = f'policy={str(path)!r}'
-  try:
-    found = json.loads(path.read_text('utf-8'))
-  except OSError as error:
-    raise ValueError(f'{prefix} cannot be read: {error.strerror}') from None
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{prefix} is no JSON: {error}') from None
-  for key, kind in (('model', dict), ('weights', str)):
-    if not isinstance(found, dict) or not isinstance(found.get(key), kind):
-      raise ValueError(f'{prefix} is no search.json: {key} is missing')
-  return found
+MODES = ('', 'bits', 'joint', 'runlocal')
 
 
 def get_config(mode: str = '') -> ml_collections.ConfigDict:
-  if mode not in ('', 'runlocal') and not mode.startswith('policy='):
+  if mode not in MODES and not mode.startswith('policy='):
     raise ValueError(
-      f'quickstart_search.py:{mode} is unknown; known: runlocal, policy=FILE'
+      f'quickstart_search.py:{mode} is unknown; known: '
+      f'{", ".join(MODES[1:])}, policy=FILE'
     )
   config = ml_collections.ConfigDict()
   config.seed = 0
@@ -76,6 +58,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.search.searcher.name = 'cma_es_dynamic'
   config.search.evaluations = 400
   config.search.seeds = 1
+  config.search.decisions = ml_collections.ConfigDict({'name': 'channels'})
   config.search.cost = ml_collections.ConfigDict({'name': 'macs'})
   config.search.budget = 0.2
   config.search.frontier = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -90,11 +73,21 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.eval_every_epochs = 1.0
   config.checkpoint_every_epochs = 1.0
 
+  if mode == 'bits':
+    config.search.searcher.name = 'haq'
+    config.search.decisions.name = 'bits'
+    config.search.cost.name = 'weight_bytes'
+    config.search.budget = 0.4
+    config.search.frontier = (0.3, 0.4, 0.5, 0.7)
+
+  if mode == 'joint':
+    config.search.decisions.name = 'joint'
+    config.search.cost.name = 'file_bytes'
+    config.search.budget = 0.02
+    config.search.frontier = (0.01, 0.02, 0.03, 0.05, 0.1)
+
   if mode.startswith('policy='):
-    path = pathlib.Path(mode.removeprefix('policy='))
-    found = read_policy(path)
-    config.model = ml_collections.ConfigDict(found['model'])
-    config.initial = str(path.parent / found['weights'])
+    config.policy = mode.removeprefix('policy=')
     config.dataset.validation = 0
     config.optimizer.learning_rate = 0.01
     config.stages.train.epochs = 2.0

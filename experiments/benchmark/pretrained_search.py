@@ -103,7 +103,7 @@ class Check(NamedTuple):
   """
 
   images: jax.Array
-  logits: np.ndarray
+  logits: jax.Array
   fidelity: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
 
 
@@ -248,10 +248,7 @@ def published_arrays(variables: Any) -> dict[str, np.ndarray]:
 
 
 def measure(
-  subject: Subject,
-  candidate: np.ndarray,
-  check: Check,
-  path: pathlib.Path,
+  subject: Subject, candidate: np.ndarray, check: Check, path: pathlib.Path
 ) -> Row:
   """Writes the smaller network of a candidate and measures the file.
 
@@ -283,7 +280,7 @@ def measure(
     'macs': cost / subject.whole,
     'parameters': tree.size(params),
     'bytes': path.stat().st_size,
-    'kl': float(divergence(logits, jnp.asarray(check.logits)).mean()),
+    'kl': float(divergence(logits, check.logits).mean()),
     **check.fidelity(published_arrays(whole)),
     'masked_minus_exported': difference,
     'kept': candidates.space.kept(candidate),
@@ -316,8 +313,8 @@ def search(
   Raises:
     ValueError: a name is unknown, or a budget cannot be reached.
   """
-  space = subject.candidates.space
-  units = [_units(subject, budget) for budget in budgets]
+  space, costs = subject.candidates.space, subject.costs
+  units = [check_budget(space, costs, b * subject.whole) for b in budgets]
   searchers = {name: _make(name, subject.problem, count) for name in names}
   found = []
   for name, searcher in searchers.items():
@@ -340,11 +337,6 @@ def search(
   return [({'searcher': 'whole', 'budget': 1.0}, space.full()), *found]
 
 
-def _units(subject: Subject, budget: float) -> int:
-  space, costs = subject.candidates.space, subject.costs
-  return check_budget(space, costs, budget * subject.whole)
-
-
 def _make(name: str, problem: Problem, count: int) -> Searcher:
   """Makes a searcher that has time to learn in so few evaluations."""
   options = {
@@ -359,14 +351,13 @@ def _make(name: str, problem: Problem, count: int) -> Searcher:
 def rows(given: argparse.Namespace, folder: pathlib.Path) -> list[Row]:
   """Searches and measures; files go to a folder."""
   _check_arguments(given)
-  weights = given.weights or packaged('efficientnet_lite0')
   cifar10 = given.cifar10.expanduser()
 
   def read(name: str, count: int) -> jax.Array:
     found = pictures.read_pictures(cifar10, name, count)
     return enlarged(found.images, given.image_size)
 
-  arrays = read_weights(weights)
+  arrays = read_weights(given.weights or packaged('efficientnet_lite0'))
   variables = efficientnet_variables(arrays)
   images = read(_TESTED, given.examples)
   subject = make_subject(
@@ -378,10 +369,9 @@ def rows(given: argparse.Namespace, folder: pathlib.Path) -> list[Row]:
     statistics=given.statistics,
   )
   found = search(subject, given.searchers, given.budgets, given.evaluations)
-  logits = _forward(subject.candidates.model, variables, images)
   check = Check(
     images=images,
-    logits=np.asarray(logits),
+    logits=_forward(subject.candidates.model, variables, images),
     fidelity=pictures.PictureFidelity(
       arrays,
       cifar10,

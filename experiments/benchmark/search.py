@@ -22,6 +22,7 @@ and with the search of `--searchers`, the first of them.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import pathlib
@@ -57,6 +58,7 @@ from experiments.weights import read_weights
 
 NAME = 'search'
 _CELLS = 'cells.jsonl'
+_AGENTS = ('amc', 'td3')
 
 Programs = Mapping[str, Callable[..., History]]
 
@@ -96,9 +98,25 @@ def make_programs(
   """Returns compiled searchers `(key, data, budget) -> history`, by name."""
   return {
     name: jax.jit(
-      make_searcher(name, prepared.problem, evaluations=evaluations)
+      make_searcher(
+        name,
+        prepared.problem,
+        evaluations=evaluations,
+        **(_as_published(evaluations) if name in _AGENTS else {}),
+      )
     )
     for name in names
+  }
+
+
+def _as_published(evaluations: int) -> dict[str, Any]:
+  """AMC's schedule of 800 episodes, in as many as there are.
+
+  101 of them are random, and then the noise falls by 0.95 an episode.
+  """
+  return {
+    'warmup': evaluations * 100 // 800,
+    'decay': 0.95 ** max(800 / evaluations, 1.0),
   }
 
 
@@ -108,9 +126,18 @@ def cell(
   searcher: str,
   prepared: Prepared,
   program: Callable[..., History],
-  tuning: Tuning | None,
+  finish: Callable[[tuple[int, ...]], dict[str, float]],
 ) -> Cell:
-  """Searches once and measures what was found."""
+  """Searches once and measures what was found.
+
+  Args:
+    name: of the network.
+    fraction: of the whole cost, the budget.
+    searcher: its name.
+    prepared: what is searched.
+    program: the searcher, compiled.
+    finish: `levels -> accuracies on the test set`.
+  """
   priced, seed = prepared.priced, prepared.plan.config['seed']
   budget = check_budget(priced.space, priced.costs, fraction * priced.whole)
   start = time.monotonic()
@@ -131,26 +158,35 @@ def cell(
     'score': float(history.scores[place]),
     'check_loss': float(found['loss'][0]),
     'check_accuracy': float(found['accuracy'][0]),
-    **tested(prepared, candidate, tuning),
+    **finish(tuple(candidate.tolist())),
     'seconds': seconds,
     'levels': candidate.tolist(),
   }
 
 
-def tested(
-  prepared: Prepared, candidate: np.ndarray, tuning: Tuning | None
-) -> dict[str, float]:
-  """Returns accuracies on the test set, before and after training on."""
-  if tuning is None:
-    return {}
-  statistics_of = prepared.check['examples'].statistics
-  variables = prepared.subject.variables(candidate, statistics_of)
-  # The same order of examples for all searchers.
-  key = jax.random.key(prepared.plan.config['seed'])
-  return {
-    'accuracy': tuning.test(variables),
-    'tuned': tuning.test(tuning.train(variables, key)),
-  }
+def finisher(
+  prepared: Prepared, tuning: Tuning | None
+) -> Callable[[tuple[int, ...]], dict[str, float]]:
+  """Returns `levels -> accuracies on the test set`, before and after tuning.
+
+  Searchers that found the same share the result.
+  """
+
+  @functools.cache
+  def finish(levels: tuple[int, ...]) -> dict[str, float]:
+    if tuning is None:
+      return {}
+    statistics_of = prepared.check['examples'].statistics
+    candidate = np.array(levels, np.int32)
+    variables = prepared.subject.variables(candidate, statistics_of)
+    # The same order of examples for all searchers.
+    key = jax.random.key(prepared.plan.config['seed'])
+    return {
+      'accuracy': tuning.test(variables),
+      'tuned': tuning.test(tuning.train(variables, key)),
+    }
+
+  return finish
 
 
 def all_cells(given: argparse.Namespace) -> list[Cell]:
@@ -171,11 +207,15 @@ def all_cells(given: argparse.Namespace) -> list[Cell]:
         programs = make_programs(prepared, given.searchers, given.evaluations)
         if given.steps:
           tuning = make_tuning(
-            prepared.plan, steps=given.steps, learning_rate=given.learning_rate
+            prepared.plan,
+            steps=given.steps,
+            learning_rate=given.learning_rate,
+            tested=given.test_images,
           )
+      finish = finisher(prepared, tuning)
       for fraction, searcher in missing:
         program = programs[searcher]
-        made = cell(name, fraction, searcher, prepared, program, tuning)
+        made = cell(name, fraction, searcher, prepared, program, finish)
         cells.append(made)
         _append(path, made)
       if given.output:
@@ -251,7 +291,7 @@ def frontiers(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _check(given: argparse.Namespace) -> None:
-  for field in ('seeds', 'evaluations'):
+  for field in ('seeds', 'evaluations', 'test_images'):
     if getattr(given, field) < 1:
       raise ValueError(f'{field}={getattr(given, field)} is not positive')
   if given.images is not None and given.images < 1:
@@ -280,6 +320,7 @@ def main(argv: Sequence[str]) -> int:
   add('--seeds', type=int, default=10, help='0, 1, … of them')
   add('--evaluations', type=int, default=400)
   add('--images', type=int, help='that score candidates; as the config has it')
+  add('--test_images', type=int, default=10_000, help='of the test set')
   add('--steps', type=int, default=200, help='of training what was found')
   add('--learning_rate', type=float, default=0.01, help='of it, at first')
   add('--runs', type=pathlib.Path, default=pathlib.Path('runs/search'))

@@ -35,13 +35,16 @@ class Tuning(NamedTuple):
   test: Callable[[Any], float]
 
 
-def make_tuning(plan: Plan, *, steps: int, learning_rate: float) -> Tuning:
+def make_tuning(
+  plan: Plan, *, steps: int, learning_rate: float, tested: int
+) -> Tuning:
   """Compiles both when they are first called.
 
   Args:
     plan: of the search; its config has optimizer, augmentation and batch size.
     steps: of training.
     learning_rate: that falls to 0 by a cosine.
+    tested: examples of the test set, the first of them, at most all.
 
   Raises:
     ValueError: the data set is not held in memory.
@@ -69,7 +72,7 @@ def make_tuning(plan: Plan, *, steps: int, learning_rate: float) -> Tuning:
   counts = jax.jit(rest.counts)
   return Tuning(
     lambda variables, key: train(variables, images, labels, key),
-    lambda variables: _accuracy(counts, variables, rest.evaluated),
+    lambda variables: _accuracy(counts, variables, rest.evaluated, tested),
   )
 
 
@@ -114,13 +117,15 @@ def _accuracy(
   counts: Callable[..., Mapping[str, jax.Array]],
   variables: Any,
   split: datasets.Split,
+  tested: int,
 ) -> float:
+  count = min(tested, len(split))
   state = {k: v for k, v in variables.items() if k != 'params'}
-  size = min(_EVALUATED, len(split))
+  size = min(_EVALUATED, count)
   correct = 0.0
-  for start in range(0, len(split), size):
+  for start in range(0, count, size):
     # The last batch begins earlier, and what was counted weighs nothing.
-    first = min(start, len(split) - size)
+    first = min(start, count - size)
     weight = np.arange(first, first + size) >= start
     rows = slice(first, first + size)
     batch = {
@@ -129,4 +134,4 @@ def _accuracy(
       'weight': jnp.asarray(weight, jnp.float32),
     }
     correct += float(counts(variables['params'], state, batch)['correct'])
-  return correct / len(split)
+  return correct / count
