@@ -54,6 +54,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.stage_order = ('train',)
 
   config.search = ml_collections.ConfigDict()
+  config.search.network = ''
   config.search.searcher = ml_collections.ConfigDict()
   config.search.searcher.name = 'cma_es_dynamic'
   config.search.evaluations = 400

@@ -216,12 +216,14 @@ def _fill(given: Any, defaults: dict[str, Any], path: str) -> dict[str, Any]:
       close = difflib.get_close_matches(key, defaults, n=1)
       hint = f'; did you mean {path}{close[0]}?' if close else ''
       raise ValueError(f'config: there is no field {path}{key}{hint}')
-    if key in _OPEN or not isinstance(defaults[key], dict):
+    if not isinstance(defaults[key], dict):
       filled[key] = value
     elif not isinstance(value, dict):
       raise ValueError(
         f'config: {path}{key}={value!r} is not a group of fields'
       )
+    elif key in _OPEN:
+      filled[key] = value
     else:
       filled[key] = _fill(value, defaults[key], f'{path}{key}.')
   return filled

@@ -1,5 +1,6 @@
 """What a config says of a search, found out before any network is trained."""
 
+import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ _POSITIVE = (
   *('refit.batches', 'refit.batch_size', 'refit.points'),
 )
 _NOT_NEGATIVE = ('statistics', 'refit.ridge')
+_WHOLE = (*_POSITIVE, *('statistics', 'divisor', 'most_levels'))
+_REAL = ('budget', 'smallest', 'refit.ridge')
 
 
 class Plan(NamedTuple):
@@ -75,7 +78,9 @@ def budget_of(given: Mapping[str, Any], priced: Priced) -> int:
   try:
     return check_budget(priced.space, priced.costs, amount)
   except ValueError as error:
-    raise ValueError(f'search.budget={given["budget"]}: {error}') from None
+    raise ValueError(
+      f'search.budget={given["budget"]}: {error} of {priced.whole:g}'
+    ) from None
 
 
 def searcher_of(given: Mapping[str, Any], problem: Problem) -> Searcher:
@@ -115,16 +120,32 @@ def network_variables(
 
 def _check_numbers(given: Mapping[str, Any]) -> None:
   flat = {**given, **{f'refit.{k}': v for k, v in given['refit'].items()}}
+  _check_types(flat)
   for field in _POSITIVE:
     if flat[field] < 1:
       raise ValueError(f'search.{field}={flat[field]} is not positive')
   for field in _NOT_NEGATIVE:
-    if flat[field] < 0:
-      raise ValueError(f'search.{field}={flat[field]} is negative')
+    if not 0 <= flat[field] < np.inf:
+      raise ValueError(
+        f'search.{field}={flat[field]} is negative or not finite'
+      )
   for field in ('budget', 'frontier'):
     for value in np.atleast_1d(given[field]).tolist():
       if not 0 < value <= 1:
         raise ValueError(f'search.{field}={value} is not in (0, 1]')
+
+
+def _check_types(flat: Mapping[str, Any]) -> None:
+  points = flat['frontier']
+  points = points if isinstance(points, list | tuple) else (points,)
+  for fields, kind, what in (
+    ([(name, flat[name]) for name in _WHOLE], numbers.Integral, 'integer'),
+    ([(name, flat[name]) for name in _REAL], numbers.Real, 'number'),
+    ([('frontier', point) for point in points], numbers.Real, 'number'),
+  ):
+    for name, value in fields:
+      if isinstance(value, bool) or not isinstance(value, kind):
+        raise ValueError(f'search.{name}={value!r} is no {what}')
 
 
 def _check_held_out(config: Mapping[str, Any]) -> None:

@@ -41,12 +41,12 @@ def read_weights(path: pathlib.Path) -> Arrays:
   """
   if path.is_dir():
     arrays = _read_checkpoint(path)
+  elif not path.is_file():
+    raise ValueError(f'input={str(path)!r} is not there')
   elif path.suffix not in READABLE:
     raise ValueError(
       f'input={str(path)!r} has none of the suffixes {", ".join(READABLE)}'
     )
-  elif not path.is_file():
-    raise ValueError(f'input={str(path)!r} is not there')
   else:
     arrays = _READERS.get(path.suffix, _read_torch)(path)
   if not arrays:

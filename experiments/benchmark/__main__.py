@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
   if not argv or argv[0] in ('-h', '--help'):
     print((__doc__ or '').strip() + '\n')
     for name, what in BENCHMARKS.items():
-      print(f'  {name:13} {what}')
+      print(f'  {name:17} {what}')
     return 0 if argv else 2
   name, *rest = argv
   if name not in BENCHMARKS:

@@ -115,7 +115,6 @@ def test_rows_are_of_the_files(variables, tmp_path, capsys):
     (['--searchers', 'spdi'], "searchers='spdi' is unknown; known: .*'spdy'"),
     (['--evaluations', '0'], 'evaluations=0 is not positive'),
     (['--image_size', '100'], 'image_size=100 is no multiple of 32'),
-    (['--statistics', '9', '--fitted', '8'], 'statistics=9 is not in'),
     (['--ridge', 'nan'], 'ridge=nan is negative or not finite'),
     (['--budgets', '1.5'], r'budgets=1.5 is not in \(0, 1\]'),
     (['--weights', 'none.safetensors'], "input='none.safetensors' is not ther"),

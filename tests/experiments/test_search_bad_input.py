@@ -259,6 +259,43 @@ def test_policies(name, tmp_path):
   assert '\n' not in str(error.value)
 
 
+TYPES = {
+  'budget abc': ({'budget': 'abc'}, "search.budget='abc' is no number"),
+  'two budgets': ({'budget': (0.3, 0.5)}, 'search.budget=.* is no number'),
+  'frontier abc': ({'frontier': 'abc'}, "search.frontier='abc' is no number"),
+  'a word in it': ({'frontier': (0.5, 'nan')}, "frontier='nan' is no number"),
+  'evaluations 2.5': ({'evaluations': 2.5}, 'evaluations=2.5 is no integer'),
+  'seeds true': ({'seeds': True}, 'search.seeds=True is no integer'),
+  'divisor 1.5': ({'divisor': 1.5}, 'search.divisor=1.5 is no integer'),
+  'images none': ({'images': None}, 'search.images=None is no integer'),
+  'ridge nan': (
+    {'refit__ridge': math.nan},
+    'search.refit.ridge=nan is negative or not finite',
+  ),
+  'searcher, no group': (
+    {'searcher': 'cma_es'},
+    "search.searcher='cma_es' is not a group of fields",
+  ),
+  'cost, no group': (
+    {'cost': 'macs'},
+    "search.cost='macs' is not a group of fields",
+  ),
+}
+
+
+@pytest.mark.parametrize('name', TYPES)
+def test_types_of_plain_dictionaries(name, tmp_path):
+  fields, message = TYPES[name]
+  config = make_config().to_dict()
+  for field, value in fields.items():
+    *parents, leaf = field.split('__')
+    group = config['search']
+    for each in parents:
+      group = group.setdefault(each, {})
+    group[leaf] = value
+  refused(config, tmp_path, message)
+
+
 def test_the_program_prints_one_line(tmp_path):
   command = [sys.executable, '-m', 'experiments.search']
   config = ROOT / 'configs' / 'quickstart_search.py'
