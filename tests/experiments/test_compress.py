@@ -1,3 +1,5 @@
+import pathlib
+
 import numpy as np
 import pytest
 import safetensors.numpy
