@@ -85,7 +85,7 @@ def make_joint(
   *,
   divisor: int = 8,
   smallest: float = 0.2,
-  bits: Sequence[float] = (1, 1.5, 2, 2.5, 3, 4, 5, 6),
+  bits: Sequence[float] = (0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6),
   most_levels: int = 48,
   refit: Refit = _REFIT,
   key: jax.Array,

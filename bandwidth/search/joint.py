@@ -37,6 +37,10 @@ from bandwidth.search.options import option as option_of
 _HIGHEST = jax.lax.Precision.HIGHEST
 _CODES = 2**12
 """Codes that are told apart on each side of zero."""
+_FINEST = 14
+_BISECTIONS = 24
+_SAMPLE = 2**15
+"""Weights that a step is found by; more are taken at equal distances."""
 _BLOCK = 64
 """Rows that are rounded between two products of matrices."""
 _DAMPING = 1e-3
@@ -115,22 +119,39 @@ def rounded(kernel: jax.Array, step: float | jax.Array) -> jax.Array:
 
 
 def steps_for(kernel: np.ndarray, bits: Sequence[float]) -> np.ndarray:
-  r"""Returns steps that give about so many bits a weight.
+  r"""Returns steps that give so many bits a weight, the entropy of its codes.
 
   At high rates an entropy-coded uniform quantizer of a Gaussian of deviation
-  sigma takes :math:`\log_2(\sigma \sqrt{2 \pi e} / \Delta)` bits.
+  sigma takes :math:`\log_2(\sigma \sqrt{2 \pi e} / \Delta)` bits; at low ones,
+  where most weights round to zero, there is no such formula, and the step is
+  found by bisection.
 
   Args:
     kernel: of any shape.
-    bits: wanted, ascending or not; `FLOAT_BITS` has the step 0.
+    bits: wanted, positive; 32: no rounding.
 
   Returns:
-    float32 [len(bits)].
+    float32 [len(bits)]; 0 where nothing is rounded.
   """
-  wanted = np.asarray(bits, np.float64)
-  sigma = max(float(np.std(kernel)), 1e-12)
-  steps = sigma * np.sqrt(2 * np.pi * np.e) / 2**wanted
-  return np.where(wanted < FLOAT_BITS, steps, 0.0).astype(np.float32)
+  flat = np.asarray(kernel, np.float64).reshape(-1)
+  flat = flat[:: -(-max(flat.size, 1) // _SAMPLE)]
+  largest = max(float(np.abs(flat).max(initial=0.0)), 1e-12)
+  steps = []
+  for wanted in bits:
+    # Half of a step rounds to zero, so that twice the largest leaves nothing.
+    low, high = largest / 2**_FINEST, 2 * largest
+    for _ in range(_BISECTIONS):
+      middle = np.sqrt(low * high)
+      coarse = _entropy_of(np.round(flat / middle)) < wanted
+      low, high = (low, middle) if coarse else (middle, high)
+    steps.append(0.0 if wanted == FLOAT_BITS else np.sqrt(low * high))
+  return np.array(steps, np.float32)
+
+
+def _entropy_of(codes: np.ndarray) -> float:
+  _, counts = np.unique(codes, return_counts=True)
+  shares = counts / counts.sum()
+  return float(-(shares * np.log2(shares)).sum())
 
 
 def compressed(

@@ -41,7 +41,7 @@ FILE_BYTES = 'file_bytes'
 
 _KNOWN = {
   # Bits a weight, about, among which the steps are.
-  'bits': (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0),
+  'bits': (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0),
   # By kernel, channels that are given; 'all': none is removed.
   'kept': None,
 }

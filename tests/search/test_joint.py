@@ -158,9 +158,10 @@ def test_tables_are_what_was_measured():
 
 def test_steps_give_about_the_bits_that_are_wanted():
   kernel = np.random.default_rng(0).normal(size=200_000) * 0.05
-  steps = joint.steps_for(kernel, (3, 5, 32))
-  assert steps[2] == 0
-  for bits, step in zip((3, 5), steps, strict=False):
+  wanted = (0.3, 1, 3, 5, 32)
+  steps = joint.steps_for(kernel, wanted)
+  assert steps[-1] == 0
+  for bits, step in zip(wanted[:-1], steps, strict=False):
     assert entropy_in_numpy(np.round(kernel / step)) == pytest.approx(
       bits, abs=0.05
     )
