@@ -28,6 +28,9 @@ from experiments.candidates import (
 )
 from experiments.model_files import named_arrays
 
+_MOST_WIDTHS = 16
+"""Numbers of channels of a kernel, each of which is tried with each step."""
+
 MOST_BITS = 12
 """Target of a weight that is rounded: codes of more are not told apart."""
 
@@ -117,7 +120,12 @@ def make_joint(
   """
   check_rates(bits)
   channels = network_space(
-    model, variables, batches[0, :1], divisor=divisor, smallest=smallest
+    model,
+    variables,
+    batches[0, :1],
+    divisor=divisor,
+    smallest=smallest,
+    most_levels=_MOST_WIDTHS,
   )
   sources = _sources(channels, variables, model.layers())
   names = [_module(source.reader.kernel) for source in sources]
@@ -131,15 +139,13 @@ def make_joint(
   for source, name, own in zip(sources, names, widths, strict=True):
     kernel = jnp.asarray(leaves[source.reader.kernel])
     prepared = _prepare(source, kernel, inputs[name], refit)
-    how: dict[str, Any] = {
-      'all_channels': len(source.order),
-      'rounding': Rounding(refit=refit.enabled, compensate=compensate),
-    }
+    count = len(source.order)
     every = joint_lib.choices_of(
       prepared,
       channels=own,
+      all_channels=count,
       steps=joint_lib.steps_for(np.asarray(kernel), bits),
-      **how,
+      rounding=Rounding(refit=refit.enabled, compensate=compensate),
     )
     _check_finite(source.reader.kernel, every)
     picked = joint_space.order_choices(
@@ -151,7 +157,15 @@ def make_joint(
       most_levels=most_levels,
     )
     choices.append(picked)
-    tables.append(joint_lib.table_of(prepared, picked, kernel.shape, **how))
+    tables.append(
+      joint_lib.table_of(
+        prepared,
+        picked,
+        kernel.shape,
+        all_channels=count,
+        refit=refit.enabled,
+      )
+    )
   space = joint_space.make_joint_space(
     channels,
     choices,

@@ -59,6 +59,9 @@ class Choice(NamedTuple):
     bits: entropy of the codes of the kept rows, all outputs, in bits.
     density: fraction of the kept rows' weights that are not zero.
     error: of the layer, by the error of no weights at all.
+    compensated: whether later rows make up for what earlier ones lose. That
+      lowers the error of fine steps; of coarse ones, where most weights round
+      to zero, it costs many bits.
   """
 
   kept: int
@@ -66,6 +69,7 @@ class Choice(NamedTuple):
   bits: float
   density: float
   error: float
+  compensated: bool = False
 
 
 class Kernel(NamedTuple):
@@ -86,7 +90,8 @@ class Rounding(NamedTuple):
 
   Attributes:
     refit: whether the remaining weights are fitted anew before.
-    compensate: whether later rows make up for what earlier ones lose.
+    compensate: whether rows that make up for what earlier ones lose are tried
+      too.
   """
 
   refit: bool = True
@@ -158,7 +163,9 @@ def compressed(
   factor: Factor,
   rows: jax.Array,
   step: jax.Array,
-  rounding: Rounding = _ROUNDING,
+  compensated: jax.Array | bool = False,
+  *,
+  refit: bool = True,
 ) -> jax.Array:
   """Returns a kernel of fewer rows, its weights rounded.
 
@@ -166,17 +173,17 @@ def compressed(
     factor: of the reader.
     rows: how many stay, int32 [], traced or not.
     step: of the weights, float32 []; 0: they are not rounded.
-    rounding: how.
+    compensated: see `Choice`; traced or not.
+    refit: see `Rounding`.
 
   Returns:
     Matrix by importance, float32 [n, outputs]; zeros where rows are gone.
   """
   shape = factor.kernel.shape
   by_importance = factor._replace(order=jnp.arange(shape[0]))
-  fitted = option_of(by_importance, rows, shape, refit=rounding.refit).kernel
-  if not rounding.compensate:
-    return rounded(fitted, step)
-  return _rounded_in_turn(fitted, step, _pulls(factor.lower, rows))
+  fitted = option_of(by_importance, rows, shape, refit=refit).kernel
+  pulls = jnp.where(compensated, _pulls(factor.lower, rows), 0.0)
+  return _rounded_in_turn(fitted, step, pulls)
 
 
 def _pulls(lower: jax.Array, rows: jax.Array) -> jax.Array:
@@ -243,7 +250,15 @@ def choices_of(
   each = rows // all_channels
   steps = np.asarray(steps, np.float32)
   counts = np.asarray(channels, np.int32) * each
-  measured = _measure(kernel, counts, steps, rounding=rounding)
+  ways = (False, True) if rounding.compensate else (False,)
+  pairs = [(step, way) for step in steps for way in ways if step or not way]
+  measured = _measure(
+    kernel,
+    counts,
+    np.array([step for step, _ in pairs], np.float32),
+    np.array([way for _, way in pairs]),
+    refit=rounding.refit,
+  )
   errors, bits, density = (np.asarray(x, np.float64) for x in measured)
   return [
     Choice(
@@ -252,30 +267,38 @@ def choices_of(
       bits=bits[i, j] * kept * each * outputs,
       density=density[i, j],
       error=max(errors[i, j], 0.0) if np.isfinite(errors[i, j]) else np.nan,
+      compensated=way,
     )
     for i, kept in enumerate(channels)
-    for j, step in enumerate(steps)
+    for j, (step, way) in enumerate(pairs)
   ]
 
 
 # Kernels of one shape share programs.
-@functools.partial(jax.jit, static_argnames='rounding')
+@functools.partial(jax.jit, static_argnames='refit')
 def _measure(
-  kernel: Kernel, rows: jax.Array, steps: jax.Array, *, rounding: Rounding
+  kernel: Kernel,
+  rows: jax.Array,
+  steps: jax.Array,
+  compensated: jax.Array,
+  *,
+  refit: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Errors, bits a weight and densities: float32 [rows, steps] each."""
   factor, gram = kernel
   product = jnp.matmul(gram, factor.kernel, precision=_HIGHEST)
   energy = jnp.maximum(jnp.sum(factor.kernel * product), 1e-30)
 
-  def of_step(rows: jax.Array, step: jax.Array) -> tuple[jax.Array, ...]:
-    weights = compressed(factor, rows, step, rounding)
+  def of_step(
+    rows: jax.Array, step: jax.Array, way: jax.Array
+  ) -> tuple[jax.Array, ...]:
+    weights = compressed(factor, rows, step, way, refit=refit)
     lost = factor.kernel - weights
     error = jnp.sum(lost * jnp.matmul(gram, lost, precision=_HIGHEST)) / energy
     return error, _entropy(weights, step, rows), _density(weights, rows)
 
-  of_steps = jax.vmap(of_step, (None, 0))
-  return lax.map(lambda count: of_steps(count, steps), rows)
+  of_steps = jax.vmap(of_step, (None, 0, 0))
+  return lax.map(lambda count: of_steps(count, steps, compensated), rows)
 
 
 def table_of(
@@ -284,7 +307,7 @@ def table_of(
   shape: Sequence[int],
   *,
   all_channels: int,
-  rounding: Rounding = _ROUNDING,
+  refit: bool = True,
 ) -> Option:
   """Returns a kernel at all levels, along a first axis.
 
@@ -295,35 +318,40 @@ def table_of(
     choices: by level.
     shape: of the kernel.
     all_channels: of the decision.
-    rounding: that the choices were measured with.
+    refit: as the choices were measured.
   """
   each = kernel.factor.order.shape[0] // all_channels
   rows = np.array([choice.kept for choice in choices], np.int32) * each
-  steps = np.array([choice.step for choice in choices], np.float32)
   kernels, shifts = _realize(
-    kernel.factor, rows, steps, shape=tuple(shape), rounding=rounding
+    kernel.factor,
+    rows,
+    np.array([choice.step for choice in choices], np.float32),
+    np.array([choice.compensated for choice in choices]),
+    shape=tuple(shape),
+    refit=refit,
   )
   errors = [choice.error for choice in choices]
   return Option(kernels, shifts, jnp.asarray(errors, jnp.float32))
 
 
-@functools.partial(jax.jit, static_argnames=('shape', 'rounding'))
+@functools.partial(jax.jit, static_argnames=('shape', 'refit'))
 def _realize(
   factor: Factor,
   rows: jax.Array,
   steps: jax.Array,
+  compensated: jax.Array,
   *,
   shape: tuple[int, ...],
-  rounding: Rounding,
+  refit: bool,
 ) -> tuple[jax.Array, jax.Array]:
-  def one(pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    weights = compressed(factor, *pair, rounding)
+  def one(given: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    weights = compressed(factor, *given, refit=refit)
     lost = factor.kernel - weights
     shift = jnp.matmul(factor.mean, lost, precision=_HIGHEST)
     matrix = jnp.zeros_like(weights).at[factor.order].set(weights)
     return from_matrix(matrix, shape), shift
 
-  return lax.map(one, (rows, steps))
+  return lax.map(one, (rows, steps, compensated))
 
 
 def _entropy(weights: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from bandwidth.search import joint, options
-from bandwidth.search.joint import Rounding
 
 CHANNELS, TAPS, OUTPUTS = 40, 2, 3
 STEPS = np.array([0.0, 0.25, 1.5], np.float32)
@@ -29,14 +28,11 @@ def make_kernel(*, intercept=False, seed=0):
 @pytest.fixture(name='made', scope='module')
 def make_choices():
   rows, kernel = make_kernel()
+  both = joint.choices_of(
+    kernel, channels=[20, CHANNELS], all_channels=CHANNELS, steps=STEPS
+  )
   found = {
-    compensate: joint.choices_of(
-      kernel,
-      channels=[20, CHANNELS],
-      all_channels=CHANNELS,
-      steps=STEPS,
-      rounding=Rounding(compensate=compensate),
-    )
+    compensate: [x for x in both if x.compensated == compensate or not x.step]
     for compensate in (False, True)
   }
   return rows, kernel.factor, found
@@ -59,7 +55,7 @@ def test_bits_and_errors_are_those_of_numpy(made, compensate):
   for choice in found[compensate]:
     count = choice.kept * TAPS
     weights = np.asarray(
-      joint.compressed(factor, count, choice.step, Rounding(True, compensate))
+      joint.compressed(factor, count, choice.step, choice.compensated)
     )
     bits = 32.0 * count * OUTPUTS
     if choice.step:
@@ -83,9 +79,7 @@ def test_weights_are_rounded_to_the_nearest_multiples(made):
         by_importance(factor), count, (CHANNELS * TAPS, OUTPUTS)
       ).kernel
     )
-    weights = joint.compressed(
-      factor, count, choice.step, Rounding(True, False)
-    )
+    weights = joint.compressed(factor, count, choice.step)
     if choice.step:
       fitted = np.round(fitted / choice.step) * np.float32(choice.step)
     np.testing.assert_array_equal(weights, fitted)
@@ -94,7 +88,7 @@ def test_weights_are_rounded_to_the_nearest_multiples(made):
 @pytest.mark.parametrize('count', [CHANNELS * TAPS, 30])
 def test_rows_make_up_for_those_before(made, count):
   _, factor, _ = made
-  step, rounding = 0.5, Rounding()
+  step = 0.5
   fitted = np.asarray(
     options.option(
       by_importance(factor), count, (CHANNELS * TAPS, OUTPUTS)
@@ -112,7 +106,7 @@ def test_rows_make_up_for_those_before(made, count):
     expected[i] = np.round(left[i] / step) * step
     lost = (left[i] - expected[i]) / upper[i, i]
     left[i:] -= np.outer(upper[i, i:], lost)
-  found = np.asarray(joint.compressed(factor, count, step, rounding))
+  found = np.asarray(joint.compressed(factor, count, step, True))
   # Weights halfway between two multiples may fall to the other side.
   assert np.mean(np.abs(found[:count] - expected) > 1e-4) < 0.02
 
@@ -139,11 +133,12 @@ def test_coarse_steps_prune_and_whole_kernels_lose_nothing(made):
 def test_tables_are_what_was_measured():
   rows, kernel = make_kernel(intercept=True)
   factor = kernel.factor
-  how = {'all_channels': CHANNELS, 'rounding': Rounding()}
-  found = joint.choices_of(kernel, channels=[30], steps=STEPS[1:], **how)
+  found = joint.choices_of(
+    kernel, channels=[30], all_channels=CHANNELS, steps=STEPS[1:]
+  )
   shape = (TAPS, CHANNELS, OUTPUTS)
-  table = joint.table_of(kernel, found, shape, **how)
-  assert table.kernel.shape == (2, *shape)
+  table = joint.table_of(kernel, found, shape, all_channels=CHANNELS)
+  assert table.kernel.shape == (4, *shape)
   back = np.argsort(np.asarray(factor.order))
   target = rows @ np.asarray(factor.kernel)
   for level, choice in enumerate(found):
