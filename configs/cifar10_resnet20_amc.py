@@ -8,7 +8,7 @@ twelve epochs, an hour of a core, where He et al. (arXiv 1512.03385) train 164.
     python -m experiments.search --config configs/cifar10_resnet20_amc.py --workdir W
     python -m experiments.train --config configs/cifar10_resnet20_amc.py:policy=W/search.json --workdir W2
 
-The second line goes on training the smaller network, for four epochs. To
+The second line goes on training the smaller network, for three epochs. To
 compare, `:whole=W/network` does the same to the whole one.
 
 `:narrow` is the network at half the width, a quarter of the multiply-adds, for
@@ -68,7 +68,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
   config.search.decisions = ml_collections.ConfigDict({'name': 'channels'})
   config.search.searcher = ml_collections.ConfigDict()
   config.search.searcher.name = 'cma_es_dynamic'
-  config.search.evaluations = 200
+  config.search.evaluations = 100
   config.search.cost = ml_collections.ConfigDict({'name': 'macs'})
   config.search.budget = 0.5
   config.search.frontier = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
@@ -86,7 +86,7 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     config['policy' if kind == 'policy' else 'initial'] = path
     config.dataset.validation = 0
     config.optimizer.learning_rate = 0.02
-    config.stages.train.epochs = 4.0
+    config.stages.train.epochs = 3.0
     config.stages.train.files = (('model', 'auto'),)
 
   if mode == 'runlocal':

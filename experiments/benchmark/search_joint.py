@@ -1,7 +1,7 @@
 """Channels and precision chosen together, or one after the other, or one only.
 
     python -m experiments.benchmark search_joint [--networks NAME …]
-      [--budgets 0.02 0.04] [--seeds 5] [--evaluations 400] [--runs DIR]
+      [--budgets 0.015 0.03] [--seeds 5] [--evaluations 400] [--runs DIR]
 
 A budget is of the bytes of model.bwz, everything counted, as a fraction of the
 network's float32 bytes. Three ways search the same options, refitted and
@@ -21,7 +21,7 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from experiments.benchmark import table
 from experiments.benchmark.search import network_arrays, network_config
 from experiments.search_choice import Found, measure_all, search
 from experiments.search_export import export_file
-from experiments.search_plan import make_plan, network_variables
+from experiments.search_plan import budget_of, make_plan, network_variables
 from experiments.search_setup import Prepared, prepare
 from experiments.startup import InputError
 
@@ -43,26 +43,22 @@ Arrays = Mapping[str, np.ndarray]
 Searched = tuple[Prepared, Found]
 
 
-def searched(
+def prepared_as(
   config: Config, arrays: Arrays, name: str, **given: Any
-) -> Searched:
-  """Searches as a config says, but for some fields of its group `search`."""
+) -> Prepared:
+  """Prepares a network with some fields of `search` changed."""
   plan = make_plan({**config, 'search': {**config['search'], **given}})
-  prepared = prepare(plan, network_variables(plan, arrays, name))
-  return prepared, search(prepared)
+  return prepare(plan, network_variables(plan, arrays, name))
 
 
-def _of_file(budget: float, evaluations: int, **options: Any) -> dict[str, Any]:
+def _of_file(evaluations: int, **options: Any) -> dict[str, Any]:
   return {
     'decisions': {'name': 'joint', **options},
     'cost': {'name': 'file_bytes'},
-    'budget': budget,
+    # Any file is within it; each search has a budget of its own.
+    'budget': 1.0,
     'evaluations': evaluations,
   }
-
-
-def _score(result: Searched) -> float:
-  return float(np.fmax.reduce(result[1].histories.scores, axis=None))
 
 
 def pruned_first(
@@ -70,44 +66,70 @@ def pruned_first(
   arrays: Arrays,
   name: str,
   *,
-  budget: float,
+  part: float,
   evaluations: int,
-  pruned: Sequence[float],
-) -> Searched:
-  """Chooses channels, then steps of what is left.
+) -> Prepared:
+  """Chooses channels; steps of what is left are then to be searched.
 
   Args:
     config: resolved.
     arrays: of the network, by name.
     name: of the network, for error messages.
-    budget: of the file, by the float32 bytes of the network.
-    evaluations: in all.
-    pruned: fractions of the parameters that are tried.
+    part: of the parameters that stays.
+    evaluations: of this search, and of the next.
+  """
+  prepared = prepared_as(
+    config,
+    arrays,
+    name,
+    decisions={'name': 'channels'},
+    cost={'name': 'parameters'},
+    budget=part,
+    evaluations=evaluations,
+  )
+  kept = prepared.priced.space.kept(search(prepared).best)
+  by_kernel = {
+    reader.name: kept[group.name]
+    for group in prepared.priced.space.groups
+    for reader in group.inputs
+  }
+  given = _of_file(evaluations, kept=by_kernel)
+  return prepared_as(config, arrays, name, **given)
+
+
+def _prepared(
+  config: Config, arrays: Arrays, name: str, given: argparse.Namespace
+) -> dict[str, list[Prepared]]:
+  """What each way searches; of several the best counts."""
+  whole = (config, arrays, name)
+  each = given.evaluations // (2 * len(given.pruned))
+  return {
+    'joint': [prepared_as(*whole, **_of_file(given.evaluations))],
+    'quantize': [
+      prepared_as(*whole, **_of_file(given.evaluations, kept='all'))
+    ],
+    'prune, then quantize': [
+      pruned_first(*whole, part=part, evaluations=each) for part in given.pruned
+    ],
+  }
+
+
+def within(ways: Sequence[Prepared], budget: float) -> Searched:
+  """Searches within a budget of bytes; the best of several.
 
   Raises:
     ValueError: no file is within the budget.
   """
-  each = evaluations // (2 * len(pruned))
   found, problem = [], ''
-  for part in pruned:
-    prepared, first = searched(
-      config,
-      arrays,
-      name,
-      decisions={'name': 'channels'},
-      cost={'name': 'parameters'},
-      budget=part,
-      evaluations=each,
-    )
-    kept = prepared.priced.space.kept(first.best)
-    by_kernel = {
-      reader.name: kept[group.name]
-      for group in prepared.priced.space.groups
-      for reader in group.inputs
-    }
+  for prepared in ways:
+    plan = prepared.plan
+    own = {**plan.config['search'], 'budget': budget}
     try:
-      own = _of_file(budget, each, kept=by_kernel)
-      found.append(searched(config, arrays, name, **own))
+      changed = prepared._replace(
+        plan=plan._replace(config={**plan.config, 'search': own}),
+        budget=budget_of(own, prepared.priced),
+      )
+      found.append((changed, search(changed)))
     except ValueError as error:
       # More is left than the budget has room for.
       problem = str(error)
@@ -116,39 +138,41 @@ def pruned_first(
   return max(found, key=_score)
 
 
-def _ways(
-  config: Config,
-  arrays: Arrays,
-  name: str,
-  budget: float,
+def _score(result: Searched) -> float:
+  return float(np.fmax.reduce(result[1].histories.scores, axis=None))
+
+
+def _row(
+  place: Mapping[str, Any],
+  way: str,
+  ways: Sequence[Prepared],
   given: argparse.Namespace,
-) -> Iterator[tuple[str, Searched]]:
-  count = given.evaluations
-  whole = (config, arrays, name)
-  yield WAYS[0], searched(*whole, **_of_file(budget, count))
-  yield WAYS[1], searched(*whole, **_of_file(budget, count, kept='all'))
-  yield (
-    WAYS[2],
-    pruned_first(*whole, budget=budget, evaluations=count, pruned=given.pruned),
-  )
-
-
-def _row(result: Searched, directory: pathlib.Path) -> dict[str, Any]:
-  prepared, found = result
+) -> dict[str, Any]:
+  prepared, found = within(ways, place['bytes_budget'])
+  directory = given.runs / place['network'].replace(':', '-') / 'joint'
   directory.mkdir(parents=True, exist_ok=True)
   exported = export_file(prepared, found.best, directory)
   measured = measure_all(prepared, found.best[None])
-  return {
-    'file_bytes': exported.tested['file_bytes'],
-    'of_float32': round(
-      exported.tested['file_bytes'] / prepared.priced.whole, 5
-    ),
+  size = exported.tested['file_bytes']
+  row = {
+    **place,
+    'way': way,
+    'evaluations': given.evaluations,
+    'file_bytes': size,
+    'of_float32': round(size / prepared.priced.whole, 5),
     'check_loss': float(measured['loss'][0]),
     'check_accuracy': float(measured['accuracy'][0]),
     'test_accuracy': exported.tested['accuracy'],
     'difference': exported.difference,
     'policy': prepared.subject.policy(found.best),
   }
+  print(
+    f'{row["network"]} {row["bytes_budget"]:g} {way} seed {row["seed"]}: '
+    f'{size:,} bytes, loss {row["check_loss"]:.4f}, '
+    f'{row["test_accuracy"]:.2%}',
+    flush=True,
+  )
+  return row
 
 
 def all_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -161,36 +185,27 @@ def all_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
   for name in given.networks:
     arrays = network_arrays(name, given.runs)
     for seed in range(given.seeds):
+      places = [
+        {'network': name, 'bytes_budget': budget, 'seed': seed}
+        for budget in given.budgets
+      ]
+      missing = [
+        place
+        for place in places
+        if not any(place.items() <= row.items() for row in rows)
+      ]
+      if not missing:
+        continue
       config = {**network_config(name), 'seed': seed}
-      for budget in given.budgets:
-        place = {'network': name, 'bytes_budget': budget, 'seed': seed}
-        if any(place.items() <= row.items() for row in rows):
-          continue
-        made = []
-        for way, result in _ways(config, arrays, name, budget, given):
-          directory = given.runs / name.replace(':', '-') / 'joint'
-          made.append(
-            {
-              **place,
-              'way': way,
-              'evaluations': given.evaluations,
-              **_row(result, directory),
-            }
-          )
-          _show(made[-1])
+      if given.images:
+        config['search'] = {**config['search'], 'images': given.images}
+      ways = _prepared(config, arrays, name, given)
+      for place in missing:
+        made = [_row(place, way, ways[way], given) for way in WAYS]
         rows += made
         with path.open('a', encoding='utf-8') as file:
           file.writelines(json.dumps(row) + '\n' for row in made)
   return [row for row in rows if row['network'] in given.networks]
-
-
-def _show(row: Mapping[str, Any]) -> None:
-  print(
-    f'{row["network"]} {row["bytes_budget"]:g} {row["way"]} seed '
-    f'{row["seed"]}: {row["file_bytes"]:,} bytes, loss '
-    f'{row["check_loss"]:.4f}, {row["test_accuracy"]:.2%}',
-    flush=True,
-  )
 
 
 def _check(given: argparse.Namespace) -> None:
@@ -217,10 +232,11 @@ def main(argv: Sequence[str]) -> int:
   )
   add = parser.add_argument
   add('--networks', nargs='+', default=['quickstart_search'])
-  add('--budgets', type=float, nargs='+', default=[0.02, 0.04])
+  add('--budgets', type=float, nargs='+', default=[0.015, 0.03])
   add('--pruned', type=float, nargs='+', default=[0.3, 0.6])
   add('--seeds', type=int, default=5, help='0, 1, … of them')
   add('--evaluations', type=int, default=400)
+  add('--images', type=int, help='that score candidates; as the config has it')
   add('--runs', type=pathlib.Path, default=pathlib.Path('runs/search'))
   add('--output', help='JSON file')
   given = parser.parse_args(argv)

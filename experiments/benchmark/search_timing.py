@@ -14,7 +14,7 @@ from bandwidth.search.problem import evaluate
 from bandwidth.search.searchers import make_searcher
 from experiments.search_setup import Prepared
 
-_REPEATS = 3
+_REPEATS = 2
 
 
 def time_search(
@@ -50,13 +50,16 @@ def time_search(
   program = jax.jit(search).lower(*arguments).compile()
   compiled = time.monotonic() - start
   in_search = traces
-  agent = jax.jit(
+  agent = _compiled(
     make_searcher(
       searcher, problem._replace(objective=unevaluated), evaluations=evaluations
-    )
+    ),
+    arguments,
   )
-  alone = jax.jit(functools.partial(evaluate, problem))
-  candidates = jax.block_until_ready(program(*arguments)).candidates
+  candidates = program(*arguments).candidates
+  alone = _compiled(
+    functools.partial(evaluate, problem), (prepared.data, candidates)
+  )
   seconds = _interleaved(
     lambda: program(*arguments),
     lambda: alone(prepared.data, candidates),
@@ -76,14 +79,18 @@ def time_search(
   }
 
 
+def _compiled(
+  fn: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Callable[..., Any]:
+  return jax.jit(fn).lower(*arguments).compile()
+
+
 def _interleaved(*programs: Callable[[], Any]) -> list[float]:
-  """Median seconds of programs, run in turn."""
+  """Median seconds of compiled programs, run in turn."""
   times: list[list[float]] = [[] for _ in programs]
-  for repeat in range(_REPEATS + 1):
+  for _ in range(_REPEATS):
     for program, own in zip(programs, times, strict=True):
       start = time.monotonic()
       jax.block_until_ready(program())
-      # The first of each may compile.
-      if repeat:
-        own.append(time.monotonic() - start)
+      own.append(time.monotonic() - start)
   return [statistics.median(own) for own in times]
