@@ -66,51 +66,64 @@ def make_tuning(
     },
     span=(0, steps),
   )
-  train = jax.jit(_training(task.loss, optimizer, steps, config['batch_size']))
   images = jnp.asarray(task.train.image)
   labels = jnp.asarray(task.train.label)
+  step = _make_step(task.loss, optimizer, config['batch_size'])
   counts = jax.jit(rest.counts)
+
+  def train(variables: Any, key: jax.Array) -> Any:
+    carry, stays = _start(variables, optimizer)
+    # Not a scan: inside of loops XLA:CPU convolves many times as slowly.
+    for own in jax.random.split(key, steps):
+      carry = step(carry, stays, images, labels, own)
+    params, state, _ = carry
+    return {'params': params, **state}
+
   return Tuning(
-    lambda variables, key: train(variables, images, labels, key),
+    train,
     lambda variables: _accuracy(counts, variables, rest.evaluated, tested),
   )
 
 
-def _training(
+def _start(
+  variables: Any, optimizer: optax.GradientTransformation
+) -> tuple[tuple[Any, Any, Any], Any]:
+  """Parameters, other state and the optimizer's; and what may change."""
+  params = variables['params']
+  state = {k: v for k, v in variables.items() if k != 'params'}
+  stays = tree.map_named(
+    lambda name, leaf: (leaf != 0) | (not name.endswith('kernel')), params
+  )
+  return (params, state, optimizer.init(params)), stays
+
+
+def _make_step(
   loss: Callable[..., Any],
   optimizer: optax.GradientTransformation,
-  steps: int,
   batch: int,
-) -> Callable[..., Any]:
-  def run(
-    variables: Any, images: jax.Array, labels: jax.Array, key: jax.Array
-  ) -> Any:
-    params = variables['params']
-    state = {k: v for k, v in variables.items() if k != 'params'}
-    stays = tree.map_named(
-      lambda name, leaf: (leaf != 0) | (not name.endswith('kernel')), params
+) -> Callable[..., tuple[Any, Any, Any]]:
+  @jax.jit
+  def step(
+    carry: tuple[Any, Any, Any],
+    stays: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+  ) -> tuple[Any, Any, Any]:
+    params, state, moments = carry
+    chosen_key, own_key = jax.random.split(key)
+    chosen = jax.random.randint(chosen_key, (batch,), 0, len(labels))
+    examples = {'image': images[chosen], 'label': labels[chosen]}
+    gradients, (state, _) = jax.grad(loss, has_aux=True)(
+      params, state, examples, own_key
     )
+    updates, moments = optimizer.update(gradients, moments, params)
+    updates = jax.tree.map(
+      lambda keep, update: jnp.where(keep, update, 0.0), stays, updates
+    )
+    return optax.apply_updates(params, updates), state, moments
 
-    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-      params, state, moments = carry
-      chosen_key, own_key = jax.random.split(key)
-      chosen = jax.random.randint(chosen_key, (batch,), 0, len(labels))
-      examples = {'image': images[chosen], 'label': labels[chosen]}
-      gradients, (state, _) = jax.grad(loss, has_aux=True)(
-        params, state, examples, own_key
-      )
-      updates, moments = optimizer.update(gradients, moments, params)
-      updates = jax.tree.map(
-        lambda keep, update: jnp.where(keep, update, 0.0), stays, updates
-      )
-      return (optax.apply_updates(params, updates), state, moments), None
-
-    start = (params, state, optimizer.init(params))
-    keys = jax.random.split(key, steps)
-    (params, state, _), _ = jax.lax.scan(step, start, keys)
-    return {'params': params, **state}
-
-  return run
+  return step
 
 
 def _accuracy(
