@@ -8,7 +8,7 @@ twelve epochs, an hour of a core, where He et al. (arXiv 1512.03385) train 164.
     python -m experiments.search --config configs/cifar10_resnet20_amc.py --workdir W
     python -m experiments.train --config configs/cifar10_resnet20_amc.py:policy=W/search.json --workdir W2
 
-The second line goes on training the smaller network, for three epochs. To
+The second line goes on training the smaller network, for six epochs. To
 compare, `:whole=W/network` does the same to the whole one.
 
 `:narrow` is the network at half the width, a quarter of the multiply-adds, for
@@ -85,8 +85,8 @@ def get_config(mode: str = '') -> ml_collections.ConfigDict:
     kind, _, path = mode.partition('=')
     config['policy' if kind == 'policy' else 'initial'] = path
     config.dataset.validation = 0
-    config.optimizer.learning_rate = 0.02
-    config.stages.train.epochs = 3.0
+    config.optimizer.learning_rate = 0.05
+    config.stages.train.epochs = 6.0
     config.stages.train.files = (('model', 'auto'),)
 
   if mode == 'runlocal':
