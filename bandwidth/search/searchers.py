@@ -11,6 +11,7 @@ from bandwidth.search.cma_es import make_cma_es
 from bandwidth.search.dynamic import make_dynamic
 from bandwidth.search.genetic import make_genetic
 from bandwidth.search.haq import make_haq
+from bandwidth.search.measured import make_measured
 from bandwidth.search.problem import Problem, Searcher
 from bandwidth.search.spdy import make_spdy
 
@@ -22,6 +23,12 @@ SEARCHERS: Mapping[str, Callable[..., Searcher]] = {
   'cma_es': make_cma_es,
   'spdy': make_spdy,
   'cma_es_dynamic': functools.partial(make_cma_es, start='dynamic'),
+  'dynamic_measured': functools.partial(
+    make_measured, searcher='dynamic', share=0.95
+  ),
+  'cma_es_measured': functools.partial(
+    make_measured, searcher='cma_es', share=0.4
+  ),
 }
 """Factories that take `evaluations`."""
 
