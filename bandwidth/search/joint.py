@@ -43,6 +43,8 @@ _SAMPLE = 2**15
 """Weights that a step is found by; more are taken at equal distances."""
 _BLOCK = 64
 """Rows that are rounded between two products of matrices."""
+_BATCH = 8
+"""Choices of a kernel that are made side by side."""
 _DAMPING = 1e-3
 """Added to the diagonal of G, by its mean, where rows make up for others."""
 
@@ -351,7 +353,7 @@ def _realize(
     matrix = jnp.zeros_like(weights).at[factor.order].set(weights)
     return from_matrix(matrix, shape), shift
 
-  return lax.map(one, (rows, steps, compensated))
+  return lax.map(one, (rows, steps, compensated), batch_size=_BATCH)
 
 
 def _entropy(weights: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:

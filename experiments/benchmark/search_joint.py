@@ -196,7 +196,7 @@ def all_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
       ]
       if not missing:
         continue
-      config = {**network_config(name), 'seed': seed}
+      config: dict[str, Any] = {**network_config(name), 'seed': seed}
       if given.images:
         config['search'] = {**config['search'], 'images': given.images}
       ways = _prepared(config, arrays, name, given)
