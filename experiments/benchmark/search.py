@@ -70,7 +70,13 @@ def network_config(name: str) -> dict[str, Any]:
 
 
 def network_arrays(name: str, runs: pathlib.Path) -> dict[str, np.ndarray]:
-  """Trains the network of a config once; returns its arrays by name."""
+  """Trains the network of a config once; returns its arrays by name.
+
+  Where `search.network` of the config names one, that is taken.
+  """
+  given = network_config(name)['search']['network']
+  if given:
+    return dict(read_weights(pathlib.Path(given)))
   directory = runs / name.replace(':', '-') / 'network'
   plain = {k: v for k, v in network_config(name).items() if k != 'search'}
   train(plain, str(directory))
