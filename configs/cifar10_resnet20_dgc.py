@@ -18,8 +18,7 @@ hour of a core dense, half an hour compressed:
     python -m experiments.reproduce cifar10_resnet20_dgc:{short,dense_short,top_k_short} --seeds 0 1 2
 
 A parameter is sent some 25 times in all there, and some 100 times in `small`:
-two images a worker, 25,000 steps, a cosine; half an hour of a core dense, three
-quarters of one compressed. Not measured yet.
+two images a worker, 25,000 steps, a cosine. Not measured yet.
 
     python -m experiments.train --config configs/cifar10_resnet20_dgc.py --workdir W
     python -m experiments.train --config configs/cifar10_resnet20_dgc.py:dense …

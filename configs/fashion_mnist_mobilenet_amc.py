@@ -1,7 +1,8 @@
 """MobileNet-V1 at an eighth of the width, Fashion-MNIST, searched.
 
 Fourteen layers of channels to choose, depthwise convolutions among them, for
-`benchmark search` on a CPU. Seven minutes of a core to train.
+`benchmark search` on a CPU. Eleven minutes of a core to train, to 87.7 % of
+the validation split (results/fashion_mnist_mobilenet_amc/network.bwz).
 
     python -m experiments.search --config configs/fashion_mnist_mobilenet_amc.py --workdir W
     python -m experiments.train --config configs/fashion_mnist_mobilenet_amc.py:policy=W/search.json --workdir W2

@@ -137,35 +137,20 @@ def make_joint(
   rates = [bits[i] for i in (0, len(bits) // 2, -1)]
   choices, tables = [], []
   for source, name, own in zip(sources, names, widths, strict=True):
-    kernel = jnp.asarray(leaves[source.reader.kernel])
-    prepared = _prepare(source, kernel, inputs[name], refit)
-    count = len(source.order)
-    every = joint_lib.choices_of(
-      prepared,
-      channels=own,
-      all_channels=count,
-      steps=joint_lib.steps_for(np.asarray(kernel), bits),
-      rounding=Rounding(refit=refit.enabled, compensate=compensate),
-    )
-    _check_finite(source.reader.kernel, every)
-    picked = joint_space.order_choices(
+    picked, table = _choose(
       channels,
-      source.layer,
-      every,
-      floats=source.floats,
+      source,
+      jnp.asarray(leaves[source.reader.kernel]),
+      inputs[name],
+      channels_kept=own,
+      bits=bits,
       rates=rates,
       most_levels=most_levels,
+      refit=refit,
+      compensate=compensate,
     )
     choices.append(picked)
-    tables.append(
-      joint_lib.table_of(
-        prepared,
-        picked,
-        kernel.shape,
-        all_channels=count,
-        refit=refit.enabled,
-      )
-    )
+    tables.append(table)
   space = joint_space.make_joint_space(
     channels,
     choices,
@@ -179,6 +164,43 @@ def make_joint(
     model, variables, space, orders, readers, tuple(tables)
   )
   return JointCandidates(candidates, tuple(choices), channels.groups)
+
+
+def _choose(
+  channels: Space,
+  source: _Source,
+  kernel: jax.Array,
+  inputs: options.Moments,
+  *,
+  channels_kept: Sequence[int],
+  bits: Sequence[float],
+  rates: Sequence[float],
+  most_levels: int,
+  refit: Refit,
+  compensate: bool,
+) -> tuple[tuple[Choice, ...], options.Option]:
+  """Levels of a kernel, and the kernel at each."""
+  prepared, count = _prepare(source, kernel, inputs, refit), len(source.order)
+  every = joint_lib.choices_of(
+    prepared,
+    channels=channels_kept,
+    all_channels=count,
+    steps=joint_lib.steps_for(np.asarray(kernel), bits),
+    rounding=Rounding(refit=refit.enabled, compensate=compensate),
+  )
+  _check_finite(source.reader.kernel, every)
+  picked = joint_space.order_choices(
+    channels,
+    source.layer,
+    every,
+    floats=source.floats,
+    rates=rates,
+    most_levels=most_levels,
+  )
+  table = joint_lib.table_of(
+    prepared, picked, kernel.shape, all_channels=count, refit=refit.enabled
+  )
+  return picked, table
 
 
 def check_rates(bits: Sequence[float]) -> None:

@@ -14,15 +14,9 @@ from experiments.plots import figure_at
 from experiments.search_choice import Found
 from experiments.search_export import Exported
 from experiments.search_setup import Prepared
+from experiments.subjects import kind_of
 
 SEARCH = 'search.json'
-
-KEPT = {
-  'channels': 'channels kept',
-  'bits': 'bits',
-  'joint': 'channels kept, bits of a weight',
-}
-"""What the labels of a policy are, by kind of decisions."""
 
 _MARKERS = {'uniform': 's', 'dynamic programming': 'o', 'searched': '*'}
 
@@ -89,6 +83,7 @@ def write_outcome(outcome: Mapping[str, Any], directory: pathlib.Path) -> None:
 
 def to_markdown(outcome: Mapping[str, Any]) -> str:
   """Returns the tables of a search for people."""
+  kind = kind_of(outcome['config']['search']['decisions']['name'])
   policy = [
     [row['name'], row['label'], f'{row["fraction"]:.0%}']
     for row in outcome['policy']
@@ -103,14 +98,7 @@ def to_markdown(outcome: Mapping[str, Any]) -> str:
     f'`{outcome["command"]}`',
     *_sentences(outcome),
     '## Policy',
-    table(
-      [
-        'layer',
-        KEPT[outcome['config']['search']['decisions']['name']],
-        'of all',
-      ],
-      policy,
-    ),
+    table(['layer', kind.labels, 'of all'], policy),
     '## On examples that the search has not seen, not fine-tuned',
     _examples(outcome),
     table(['', 'cost', 'accuracy', 'loss'], frontier),
@@ -130,6 +118,16 @@ def _sentences(outcome: Mapping[str, Any]) -> list[str]:
     f'{outcome["weights"]}: {test["accuracy"]:.2%} of the '
     f'{test["examples"]:,} test examples, not fine-tuned; '
     f'{test["file_bytes"]:,} bytes.',
+    *_unrounded(outcome),
+  ]
+
+
+def _unrounded(outcome: Mapping[str, Any]) -> list[str]:
+  if not any(row['name'].endswith('/activations') for row in outcome['policy']):
+    return []
+  return [
+    'The file holds weights in their bits. What layers read is rounded in the '
+    'search and on the unseen examples below, not in the accuracy of the file.'
   ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from bandwidth import tree
 from bandwidth.search.budget import check_budget
 from bandwidth.search.problem import Problem, Searcher
-from bandwidth.search.searchers import make_searcher
+from bandwidth.search.searchers import check_searcher, make_searcher
 from experiments.candidate_scores import check_score
 from experiments.model_files import as_variables, check_shapes
 from experiments.subjects import kind_of
@@ -62,6 +62,7 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
   variables = jax.eval_shape(task.model.init, jax.random.key(0), task.example)
   priced = kind.price(config, task, variables)
   _check_training_images(given, len(task.train))
+  check_searcher(named(given, 'searcher')['name'])
   if priced is not None:
     searcher_of(given, Problem(priced.space, lambda *_: jnp.float32(0)))
     budget_of(given, priced)

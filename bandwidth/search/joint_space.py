@@ -232,10 +232,9 @@ def make_joint_space(
   for place, own in zip(places, choices, strict=True):
     layer, source = channels.layers[place], channels.reads[place]
     _check_choices(layer, own, shrinks=source != FIXED)
-    name = None
+    name = None if source == FIXED else channels.groups[source].name
     if source != FIXED:
       readers[source] = len(groups)
-      name = channels.groups[source].name
     each = floats.get(name, 0) if name else 0
     sizes = sizes_of(channels, place, own, floats=each, rate=rate)
     levels.append(_whole_sizes(layer, sizes))

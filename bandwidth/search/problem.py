@@ -103,11 +103,7 @@ def evaluate(problem: Problem, data: Data, candidates: jax.Array) -> History:
     score = problem.objective(data.objective, candidate)
     return score.astype(jnp.float32), cost_of(data.costs, candidate)
 
-  if len(candidates) == 1:
-    # A loop in a loop would copy all that the objective reads every time.
-    scores, costs = jax.tree.map(lambda x: x[None], one(candidates[0]))
-  else:
-    scores, costs = jax.lax.map(one, candidates)
+  scores, costs = jax.lax.map(one, candidates)
   return History(candidates, scores, costs)
 
 

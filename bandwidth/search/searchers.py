@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bandwidth.base import make_named
+from bandwidth.base import make_named, unknown_name
 from bandwidth.search.amc import make_amc
 from bandwidth.search.baselines import make_random, make_uniform
 from bandwidth.search.cma_es import make_cma_es
@@ -41,6 +41,13 @@ SINGLE: Mapping[str, Callable[..., Searcher]] = {
   'dynamic': make_dynamic,
 }
 """Factories of searchers that evaluate one candidate."""
+
+
+def check_searcher(name: str) -> None:
+  """Raises ValueError where a searcher is unknown."""
+  known = {**SEARCHERS, **BITS, **SINGLE}
+  if name not in known:
+    raise ValueError(unknown_name('searcher', name, known))
 
 
 def make_searcher(

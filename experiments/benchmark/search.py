@@ -116,10 +116,7 @@ def make_programs(
 
 
 def _schedule(evaluations: int) -> dict[str, int]:
-  """AMC's own, whose first 101 episodes are random, but at most half of all.
-
-  All of it shrunk to so few evaluations does worse.
-  """
+  """AMC's own, whose first 101 episodes are random, but at most half of all."""
   return {'warmup': min(100, evaluations // 2)}
 
 
@@ -196,7 +193,7 @@ def all_cells(given: argparse.Namespace) -> list[Cell]:
   """Computes every cell that is not in the file of cells yet."""
   path = given.runs / _CELLS
   given.runs.mkdir(parents=True, exist_ok=True)
-  cells = _read_cells(path)
+  cells = read_lines(path)
   for name in given.networks:
     of_seed = prepared_for(name, network_arrays(name, given.runs), given)
     programs: Programs = {}
@@ -258,7 +255,8 @@ def _append(path: pathlib.Path, made: Cell) -> None:
   )
 
 
-def _read_cells(path: pathlib.Path) -> list[Cell]:
+def read_lines(path: pathlib.Path) -> list[Cell]:
+  """Returns the objects of a file, one a line; none where there is no file."""
   if not path.exists():
     return []
   return [json.loads(line) for line in path.read_text('utf-8').splitlines()]

@@ -27,7 +27,11 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmark import table
-from experiments.benchmark.search import network_arrays, network_config
+from experiments.benchmark.search import (
+  network_arrays,
+  network_config,
+  read_lines,
+)
 from experiments.search_choice import Found, measure_all, search
 from experiments.search_export import export_file
 from experiments.search_plan import budget_of, make_plan, network_variables
@@ -179,9 +183,7 @@ def all_rows(given: argparse.Namespace) -> list[dict[str, Any]]:
   """Computes every row that is not in the file of rows yet."""
   given.runs.mkdir(parents=True, exist_ok=True)
   path = given.runs / _ROWS
-  rows = []
-  if path.exists():
-    rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  rows = read_lines(path)
   for name in given.networks:
     arrays = network_arrays(name, given.runs)
     for seed in range(given.seeds):

@@ -35,11 +35,6 @@ def time_search(
     traces += 1
     return prepared.problem.objective(data, candidate)
 
-  def unevaluated(data: Any, candidate: jax.Array) -> jax.Array:
-    del data
-    # Something that the agent can learn from.
-    return -jnp.abs(candidate - 1.0).sum()
-
   priced, problem = prepared.priced, prepared.problem
   budget = check_budget(priced.space, priced.costs, fraction * priced.whole)
   arguments = (jax.random.key(0), prepared.data, jnp.int32(budget))
@@ -47,12 +42,14 @@ def time_search(
     searcher, problem._replace(objective=counted), evaluations=evaluations
   )
   start = time.monotonic()
-  program = jax.jit(search).lower(*arguments).compile()
+  program = _compiled(search, arguments)
   compiled = time.monotonic() - start
   in_search = traces
   agent = _compiled(
     make_searcher(
-      searcher, problem._replace(objective=unevaluated), evaluations=evaluations
+      searcher,
+      problem._replace(objective=_unevaluated),
+      evaluations=evaluations,
     ),
     arguments,
   )
@@ -60,23 +57,28 @@ def time_search(
   alone = _compiled(
     functools.partial(evaluate, problem), (prepared.data, candidates)
   )
-  seconds = _interleaved(
+  total, evaluating, learning = _interleaved(
     lambda: program(*arguments),
     lambda: alone(prepared.data, candidates),
     lambda: agent(*arguments),
   )
-  total, evaluating, learning = seconds
   return {
     'searcher': searcher,
     'evaluations': evaluations,
     'traces': in_search,
     'compile_seconds': round(compiled, 2),
     'seconds': round(total, 2),
-    'ms_per_episode': round(1000 * total / evaluations, 3),
+    'ms_per_episode': round(1e3 * total / evaluations, 3),
     'evaluation_seconds': round(evaluating, 2),
     'agent_seconds': round(learning, 3),
     'outside_evaluation': round(1 - evaluating / total, 4),
   }
+
+
+def _unevaluated(data: Any, candidate: jax.Array) -> jax.Array:
+  """Something that an agent can learn from."""
+  del data
+  return -jnp.abs(candidate - 1.0).sum()
 
 
 def _compiled(

@@ -136,4 +136,4 @@ def _policy(
   return rows
 
 
-KIND = Kind(_price, _make)
+KIND = Kind(_price, _make, 'bits')

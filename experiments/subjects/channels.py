@@ -103,4 +103,4 @@ def _policy(
   return rows
 
 
-KIND = Kind(_price, _make)
+KIND = Kind(_price, _make, 'channels kept')

@@ -173,4 +173,4 @@ def _policy(
   ]
 
 
-KIND = Kind(_check, _make)
+KIND = Kind(_check, _make, 'channels kept, bits of a weight')

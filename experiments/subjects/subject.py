@@ -82,10 +82,12 @@ class Kind(NamedTuple):
       by the network's weights. ValueError where the config can't be used.
     make: `(config, task, variables, batches, key) -> Subject`, where
       batches are preprocessed training images, float32 [B, N, H, W, C].
+    labels: what the labels of a policy are.
   """
 
   price: Callable[[Mapping[str, Any], Task, Any], Priced | None]
   make: Callable[[Mapping[str, Any], Task, Any, jax.Array, jax.Array], Subject]
+  labels: str
 
 
 def arrays_of(variables: Any) -> dict[str, np.ndarray]:
