@@ -1,10 +1,10 @@
 """Convolution of each channel alone, fast on CPUs too.
 
-XLA:CPU takes fifteen to thirty times as long for a grouped convolution as for
-the same products written as shifts: of 128 images of 14x14 with 32 channels 22
-ms against 1.4 on one core, and with gradients 61 ms against 19, see `python -m
-experiments.benchmark convolution`. Elsewhere XLA's own is the fast one; which
-it is is settled when a program is compiled for a platform.
+XLA:CPU takes ten to twenty-five times as long for a grouped convolution as for
+the same products written as shifts, and three to ten times for the gradients:
+`python -m experiments.benchmark convolution --depthwise`, in results/README.md.
+Elsewhere XLA's own is the fast one; which it is is settled when a program is
+compiled for a platform.
 """
 
 from collections.abc import Sequence
