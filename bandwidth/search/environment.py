@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth.base import unknown_name
+from bandwidth.search.bit_options import BitGroup
 from bandwidth.search.budget import levels_of, wall
 from bandwidth.search.cost import cost_of, layer_costs
 from bandwidth.search.problem import Data
@@ -174,7 +175,8 @@ def make_environment(
       before; the budget is applied afterwards and always rounds down.
 
   Raises:
-    ValueError: a name is unknown.
+    ValueError: a name is unknown; decisions are about bits alone, see
+      `haq.make_bit_environment`.
 
   References:
     He et al., AMC: AutoML for Model Compression, 2018, section 3,
@@ -182,6 +184,10 @@ def make_environment(
   """
   if rounding not in ROUNDINGS:
     raise ValueError(unknown_name('rounding', rounding, ROUNDINGS))
+  if any(isinstance(group, BitGroup) for group in space.groups):
+    raise ValueError(
+      'space: its decisions are bits, not channels; haq is for those'
+    )
   table = normalize_columns(layer_features(space, state=state))
   observe = _make_observe(space, table)
   decide = _make_decide(space, ROUNDINGS[rounding])

@@ -123,6 +123,22 @@ def test_kernels_have_no_more_values_than_their_bits_allow(searched):
       "mode='log'",
     ),
     (
+      {
+        'decisions': {'name': 'bits'},
+        'cost': {'name': 'bytes'},
+        'searcher': {'name': 'amc'},
+      },
+      'its decisions are bits, not channels',
+    ),
+    (
+      {
+        'decisions': {'name': 'joint'},
+        'cost': {'name': 'file_bytes'},
+        'searcher': {'name': 'cma'},
+      },
+      "searcher='cma'",
+    ),
+    (
       {'decisions': {'name': 'joint'}, 'cost': {'name': 'file_byte'}},
       "cost='file_byte'",
     ),
