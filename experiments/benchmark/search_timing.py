@@ -53,7 +53,8 @@ def time_search(
     ),
     arguments,
   )
-  candidates = program(*arguments).candidates
+  # Waited for: what still runs would be timed with what comes next.
+  candidates = jax.block_until_ready(program(*arguments)).candidates
   alone = _compiled(
     functools.partial(evaluate, problem), (prepared.data, candidates)
   )
