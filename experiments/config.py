@@ -96,10 +96,12 @@ DEFAULTS: dict[str, Any] = {
     'network': '',
     # `name` of a searcher, and its options.
     'searcher': {'name': 'cma_es_dynamic'},
-    # What is decided, `name` and options: `channels` of each layer; `bits` of
-    # weights and activations, with `mode` linear or kmeans, `bits` to choose
-    # among, and `pins`, whether first and last layer have HAQ's; or `joint`,
-    # channels and, from about so many `bits` a weight, precision.
+    # What is decided, `name` and options: `channels` of each layer, and with
+    # `residual` 'group' those that residual connections add (not for dynamic
+    # programming, which needs a chain); `bits` of weights and activations,
+    # with `mode` linear or kmeans, `bits` to choose among, and `pins`, whether
+    # first and last layer have HAQ's; or `joint`, channels and, from about so
+    # many `bits` a weight, precision.
     'decisions': {'name': 'channels'},
     # Candidates that a searcher evaluates, and how many times it is run.
     'evaluations': 400,

@@ -1,5 +1,10 @@
-"""Decisions on how many channels each group of layers keeps."""
+"""Decisions on how many channels each group of layers keeps.
 
+Channels that residual connections add are 'fixed', or one decision for each
+'group' of them, where the network knows both (`decisions.residual`).
+"""
+
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,12 +40,32 @@ from experiments.tasks import Task
 LEVELS = ('divisor', 'smallest', 'most_levels')
 """Fields of `search` that are arguments of `candidates.network_space`."""
 
+_KNOWN = {'residual': 'fixed'}
+
+
+def _space_options(given: Mapping[str, Any], model: Any) -> dict[str, Any]:
+  """Arguments of `candidates.network_space` that the config chooses.
+
+  Raises:
+    ValueError: a field is unknown, or one that the network has no use for.
+  """
+  residual = options_of(given, 'decisions', _KNOWN)['residual']
+  levels = {name: given[name] for name in LEVELS}
+  if residual == _KNOWN['residual']:
+    return levels
+  layers = getattr(model, 'layers', None)
+  if layers is None or 'residual' not in inspect.signature(layers).parameters:
+    raise ValueError(
+      f'search.decisions.residual={residual!r}: channels of '
+      f'{type(model).__name__} are not added in groups that may be removed'
+    )
+  return {**levels, 'layers': layers(residual=residual)}
+
 
 def _price(config: Mapping[str, Any], task: Task, variables: Any) -> Priced:
   given = config['search']
-  options_of(given, 'decisions', {})
+  levels = _space_options(given, task.model)
   model = cost_model(**named(given, 'cost'))
-  levels = {name: given[name] for name in LEVELS}
   space = network_space(task.model, variables, task.example, **levels)
   return Priced(
     space=space,
@@ -64,7 +89,7 @@ def _make(
     batches,
     refit=Refit(**{name: given['refit'][name] for name in Refit._fields}),
     key=key,
-    **{name: given[name] for name in LEVELS},
+    **_space_options(given, task.model),
   )
 
   def network(candidate: np.ndarray, images: jax.Array | None) -> Network:

@@ -147,6 +147,17 @@ BAD = {
     {'model': {'name': 'resnet50'}},
     r'ResNetImagenet has no layers\(\)',
   ),
+  'nothing is added': (
+    {'decisions__residual': 'group'},
+    "search.decisions.residual='group': channels of LeNet5 are not added",
+  ),
+  'residual': (
+    {
+      'model': {'name': 'mobilenet_v2_cifar'},
+      'decisions__residual': 'grouped',
+    },
+    "residual='grouped' is unknown; known: fixed, group",
+  ),
   'argument of the network': (
     {'model': {'name': 'lenet5', 'channel': (3, 4)}},
     "model='channel' is unknown; known: .*channels",

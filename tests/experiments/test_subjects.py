@@ -179,3 +179,22 @@ def test_channels_are_priced_before_training(network):
   plan = make_plan(resolve(make_config(network)))
   priced = plan.kind.price(plan.config, plan.task, plan.variables)
   assert priced.whole == priced.exact(priced.space.full())
+
+
+def test_channels_of_residual_connections_are_decisions_where_asked_for():
+  config = named_config('quickstart_search', 'runlocal').to_dict()
+  config['model'] = {'name': 'mobilenet_v2_cifar'}
+
+  def decided(**options):
+    search = {**config['search'], 'images': 100, 'budget': 0.5}
+    # They are no chain, which dynamic programming needs.
+    search['searcher'] = {'name': 'cma_es'}
+    search['decisions'] = {'name': 'channels', **options}
+    plan = make_plan(resolve({**config, 'search': search}))
+    space = plan.kind.price(plan.config, plan.task, plan.variables).space
+    return {group.name: group.channels for group in space.groups}
+
+  fixed, grouped = decided(), decided(residual='group')
+  # Channels between blocks, beside those inside of them.
+  assert fixed.items() < grouped.items()
+  assert set(grouped.values()) - set(fixed.values())
