@@ -18,7 +18,9 @@ hour of a core dense, half an hour compressed:
     python -m experiments.reproduce cifar10_resnet20_dgc:{short,dense_short,top_k_short} --seeds 0 1 2
 
 A parameter is sent some 25 times in all there, and some 100 times in `small`:
-two images a worker, 25,000 steps, a cosine. Not measured yet.
+two images a worker, 25,000 steps, a cosine. There compression costs nothing:
+69.38 % compressed, 67.88 % dense (test, seed 0; 43 and 31 minutes of a core that
+was shared).
 
     python -m experiments.train --config configs/cifar10_resnet20_dgc.py --workdir W
     python -m experiments.train --config configs/cifar10_resnet20_dgc.py:dense …
