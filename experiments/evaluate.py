@@ -1,13 +1,16 @@
 """Measures a compressed network: accuracy of what its file decodes to.
 
     python -m experiments.evaluate --model W/model.bwz [--data_dir DIR]
+      [--backend xla|pallas|native] [--mode exact|int16|int8]
 
 Network and data set are those of the file's metadata or, where it was written
-without, of `--config` or of the `config.json` beside it.
+without, of `--config` or of the `config.json` beside it. With `--backend` it
+runs from the compressed form, without its weights ever being decoded.
 """
 
 import argparse
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandwidth import coding
+from bandwidth import coding, inference
 from experiments import datasets
+from experiments.compressed_network import CompressedNetwork
 from experiments.config import resolve
 from experiments.evaluation import Evaluator
 from experiments.files import replace_text
@@ -52,6 +56,8 @@ def load(
   *,
   split: str = 'test',
   batch_size: int = 1000,
+  backend: str = '',
+  mode: str = 'exact',
 ) -> Loaded:
   """Reads a network and the data that it is for.
 
@@ -60,13 +66,15 @@ def load(
     config: whose `model` and `dataset` are used.
     split: 'test', or 'validation' if the config holds some examples out.
     batch_size: examples at a time.
+    backend: of `inference.BACKENDS`: a .bwz file is run from its compressed
+      form. Empty: its weights are decoded.
+    mode: of `inference.MODES`, with a backend.
 
   Raises:
     ValueError: the file is malformed or of another network; the data set can't
-      be read or has no such split.
+      be read or has no such split; the backend can't be used.
   """
   config = resolve(config)
-  params, model_state = as_variables(read_weights(model), str(model))
   fields = ('name', 'source', 'data_dir', 'validation', 'image_size')
   given = config['dataset']
   dataset = datasets.load(
@@ -78,7 +86,12 @@ def load(
   network = make_model(config['model'], num_classes=dataset.num_classes)
   image = jnp.zeros((1, *dataset.image_shape), jnp.float32)
   wanted = jax.eval_shape(network.init, jax.random.key(0), image)
-  check_shapes({'params': params, **model_state}, wanted, str(model))
+  if backend:
+    params, model_state = _compressed(model, wanted)
+    network = CompressedNetwork(network, backend=backend, mode=mode)
+  else:
+    params, model_state = as_variables(read_weights(model), str(model))
+    check_shapes({'params': params, **model_state}, wanted, str(model))
   workers = make_workers('pmap', {'data': 1})
   evaluator = Evaluator(
     make_classification_counts(network, make_preprocess(given)),
@@ -95,18 +108,44 @@ def load(
   return Loaded(params, model_state, measure, len(examples))
 
 
+def _compressed(model: pathlib.Path, wanted: Any) -> tuple[Any, Any]:
+  """Parameters, compressed, and model state of a file.
+
+  Raises:
+    ValueError: it is no .bwz file, or of another network.
+  """
+  if model.suffix != '.bwz':
+    raise ValueError(f'backend: model={str(model)!r} is not compressed')
+  with coding.open_file(model) as reader:
+    shapes = {
+      name: jax.ShapeDtypeStruct(reader.shape(name), np.float32)
+      for name in reader
+    }
+  params, model_state = as_variables(shapes, str(model))
+  check_shapes({'params': params, **model_state}, wanted, str(model))
+  nested = inference.load_compressed(model)
+  return nested.pop('params'), nested
+
+
 def evaluate(
   model: pathlib.Path,
   config: Mapping[str, Any],
   *,
   split: str = 'test',
   batch_size: int = 1000,
+  backend: str = '',
+  mode: str = 'exact',
 ) -> dict[str, Any]:
   """Returns accuracy, loss and size of a network in a file; as `load`."""
-  loaded = load(model, config, split=split, batch_size=batch_size)
+  loaded = load(
+    model, config, split=split, batch_size=batch_size, backend=backend,
+    mode=mode,
+  )  # fmt: skip
   result = loaded.measure(loaded.params, loaded.model_state)
-  leaves = jax.tree.leaves((loaded.params, loaded.model_state))
-  dense = 4 * sum(leaf.size for leaf in leaves)
+  leaves = jax.tree.leaves(
+    (loaded.params, loaded.model_state), is_leaf=inference.is_matrix
+  )
+  dense = 4 * sum(math.prod(leaf.shape) for leaf in leaves)
   size = model.stat().st_size
   return {
     'model': str(model),
@@ -161,6 +200,8 @@ def _run(options: argparse.Namespace) -> None:
     config,
     split=options.split,
     batch_size=options.batch_size,
+    backend=options.backend,
+    mode=options.mode,
   )
   print(
     f'{result["accuracy"]:.2%} of {result["examples"]:,} {options.split} '
@@ -184,6 +225,13 @@ def main(argv: Sequence[str]) -> int:
   add('--data_dir', help='of tensorflow-datasets')
   add('--split', default='test', choices=('test', 'validation'))
   add('--batch_size', type=int, default=1000, help='examples at a time')
+  add(
+    '--backend',
+    default='',
+    choices=('', *inference.BACKENDS),
+    help='run from the compressed form',
+  )
+  add('--mode', default='exact', choices=inference.MODES, help='of arithmetic')
   add('--output', type=pathlib.Path, help='JSON file for the result')
   options = parser.parse_args(argv)
   try:

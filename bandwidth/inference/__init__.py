@@ -1,0 +1,41 @@
+"""Run from the compressed form: products that never decode the weights.
+
+`matmul` is the interface; `matrices` has the forms and what packs them.
+"""
+
+from bandwidth.inference.loading import load_compressed
+from bandwidth.inference.matrices import (
+  CodebookMatrix,
+  Matrix,
+  SparseMatrix,
+  UniformMatrix,
+  codebook_matrix,
+  decode,
+  is_matrix,
+  nbytes,
+  rows_of,
+  sparse_matrix,
+  ternary_matrix,
+  uniform_matrix,
+)
+from bandwidth.inference.products import BACKENDS, matmul
+from bandwidth.inference.rounding import MODES
+
+__all__ = [
+  'BACKENDS',
+  'MODES',
+  'CodebookMatrix',
+  'Matrix',
+  'SparseMatrix',
+  'UniformMatrix',
+  'codebook_matrix',
+  'decode',
+  'is_matrix',
+  'load_compressed',
+  'matmul',
+  'nbytes',
+  'rows_of',
+  'sparse_matrix',
+  'ternary_matrix',
+  'uniform_matrix',
+]

@@ -1,0 +1,220 @@
+"""Products by C++ kernels, on CPUs: built on first use, called by XLA.
+
+Sources are in `native/`. They are compiled by the system's compiler ($CXX, g++
+or clang++) against the headers that come with jaxlib, once for each version of
+sources, compiler and jaxlib, into $XDG_CACHE_HOME/bandwidth or
+~/.cache/bandwidth. Kernels are chosen by what the machine can do when they are
+called first.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import secrets
+import shutil
+import subprocess
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from bandwidth.base import unknown_name
+from bandwidth.inference.matrices import (
+  CodebookMatrix,
+  Matrix,
+  SparseMatrix,
+  UniformMatrix,
+  block_inputs,
+)
+
+INSTRUCTIONS = ('best', 'scalar', 'avx2', 'avx512')
+"""Sets of kernels."""
+
+MODES = {'exact': 0, 'int16': 1, 'int8': 2}
+
+_SOURCES = pathlib.Path(__file__).parent / 'native'
+_FLAGS = ('-O3', '-std=c++17', '-fPIC', '-Wall', '-Wno-maybe-uninitialized')
+_X86 = {
+  'avx2.cc': ('-mavx2', '-mfma', '-mf16c'),
+  'avx512.cc': (
+    *('-mavx2', '-mfma', '-mavx512f', '-mavx512bw', '-mavx512vl'),
+    *('-mavx512dq', '-mavx512vbmi', '-mavx512vnni'),
+  ),
+}
+_TARGETS = {
+  'bandwidth_codebook': 'BandwidthCodebook',
+  'bandwidth_uniform': 'BandwidthUniform',
+  'bandwidth_sparse': 'BandwidthSparse',
+}
+
+
+class NativeError(RuntimeError):
+  """The kernels can't be had on this machine; the message says why."""
+
+
+def compiler() -> str | None:
+  """Returns the C++ compiler that would be used, or None."""
+  for name in (os.environ.get('CXX'), 'g++', 'clang++', 'c++'):
+    if name and (found := shutil.which(name)):
+      return found
+  return None
+
+
+def _version_of(tool: str) -> str:
+  shown = subprocess.run(
+    [tool, '--version'], capture_output=True, text=True, check=False
+  )
+  return shown.stdout
+
+
+def _cache() -> pathlib.Path:
+  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(base) / 'bandwidth' / 'native'
+
+
+def build(
+  directory: pathlib.Path | None = None, flags: tuple[str, ...] = ()
+) -> pathlib.Path:
+  """Compiles the kernels, unless they are there.
+
+  Args:
+    directory: where they are kept; None: the user's cache.
+    flags: further ones, of compiler and linker.
+
+  Returns:
+    The shared library.
+
+  Raises:
+    NativeError: there is no compiler, or it fails.
+  """
+  tool = compiler()
+  if tool is None:
+    raise NativeError(
+      'backend=native needs a C++ compiler ($CXX, g++ or clang++), and there '
+      'is none; backend=xla needs none'
+    )
+  sources = sorted(_SOURCES.glob('*.cc'))
+  if platform.machine() not in ('x86_64', 'AMD64'):
+    sources = [path for path in sources if path.name not in _X86]
+  text = [path.read_text() for path in sorted(_SOURCES.iterdir())]
+  told = (*text, _version_of(tool), jaxlib.__version__, *_FLAGS, *flags)
+  name = hashlib.sha256('\0'.join(told).encode()).hexdigest()[:16]
+  directory = directory or _cache()
+  library = directory / f'{name}.so'
+  if not library.exists():
+    directory.mkdir(parents=True, exist_ok=True)
+    aside = directory / f'.{name}.{secrets.token_hex(4)}'
+    try:
+      _compile(tool, sources, aside, flags)
+      aside.replace(library)
+    finally:
+      aside.unlink(missing_ok=True)
+  return library
+
+
+def _compile(
+  tool: str,
+  sources: list[pathlib.Path],
+  output: pathlib.Path,
+  flags: tuple[str, ...],
+) -> None:
+  headers = ('-isystem', jax.ffi.include_dir())
+  with tempfile.TemporaryDirectory() as folder:
+    objects = [str(pathlib.Path(folder) / f'{path.stem}.o') for path in sources]
+    running = [
+      subprocess.Popen(
+        [tool, *_FLAGS, *_X86.get(path.name, ()), *flags, *headers, '-c',
+         str(path), '-o', made],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      )
+      for path, made in zip(sources, objects, strict=True)
+    ]  # fmt: skip
+    for path, process in zip(sources, running, strict=True):
+      said, _ = process.communicate()
+      if process.returncode:
+        raise NativeError(f'{tool} fails on {path.name}: {_first_error(said)}')
+    linked = subprocess.run(
+      [tool, '-shared', '-pthread', *flags, *objects, '-o', str(output)],
+      capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if linked.returncode:
+      raise NativeError(f'{tool} fails to link: {_first_error(linked.stderr)}')
+
+
+def _first_error(said: str) -> str:
+  lines = [line for line in said.splitlines() if 'error' in line]
+  return (lines or said.splitlines() or ['no message'])[0].strip()
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+  """Builds, loads and registers the kernels, once a process.
+
+  Raises:
+    NativeError: they can't be built.
+  """
+  loaded = ctypes.CDLL(str(build()))
+  loaded.BandwidthUse.restype = ctypes.c_char_p
+  loaded.BandwidthUse.argtypes = [ctypes.c_char_p]
+  for target, symbol in _TARGETS.items():
+    handler = jax.ffi.pycapsule(getattr(loaded, symbol))
+    jax.ffi.register_ffi_target(target, handler, platform='cpu')
+  return loaded
+
+
+def use(instructions: str = 'best') -> str:
+  """Chooses kernels; returns the name of those in use then.
+
+  Args:
+    instructions: of `INSTRUCTIONS`. Where the machine lacks them, nothing
+      changes.
+
+  Raises:
+    ValueError: the name is unknown.
+    NativeError: see `build`.
+  """
+  if instructions not in INSTRUCTIONS:
+    raise ValueError(unknown_name('instructions', instructions, INSTRUCTIONS))
+  return library().BandwidthUse(instructions.encode()).decode()
+
+
+def why_not(matrix: Matrix) -> str:
+  """Returns why kernels can't run a matrix; empty where they can."""
+  if isinstance(matrix, SparseMatrix):
+    return ''
+  runs = (
+    matrix.codebook if isinstance(matrix, CodebookMatrix) else matrix.step
+  ).shape[1]
+  bits = matrix.bits if isinstance(matrix, CodebookMatrix) else 8
+  block = block_inputs(bits)
+  if runs > 1 and matrix.shape[0] // runs % block:
+    run = matrix.shape[0] // runs
+    return f'runs of {run} inputs are not whole blocks of {block}'
+  return ''
+
+
+def product(x: jax.Array, matrix: Matrix, mode: str) -> jax.Array:
+  """Returns x W, float32 [..., N].
+
+  Args:
+    x: float32 [..., K].
+    matrix: that `why_not` has nothing against.
+    mode: of `MODES`; of a `SparseMatrix` 'exact'.
+  """
+  library()
+  result = jax.ShapeDtypeStruct((*x.shape[:-1], matrix.shape[1]), jnp.float32)
+  if isinstance(matrix, CodebookMatrix):
+    call = jax.ffi.ffi_call('bandwidth_codebook', result)
+    arguments = (matrix.codes, matrix.codebook)
+    given = {'bits': np.int64(matrix.bits), 'mode': np.int64(MODES[mode])}
+    return call(x, *arguments, **given)
+  if isinstance(matrix, UniformMatrix):
+    call = jax.ffi.ffi_call('bandwidth_uniform', result)
+    return call(x, matrix.levels, matrix.step, mode=np.int64(MODES[mode]))
+  call = jax.ffi.ffi_call('bandwidth_sparse', result)
+  return call(x, matrix.starts, matrix.columns, matrix.codes, matrix.codebook)

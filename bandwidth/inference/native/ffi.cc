@@ -1,0 +1,448 @@
+// What XLA calls: checks, activations in the order of the codes, threads.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace bandwidth {
+namespace {
+
+namespace ffi = xla::ffi;
+
+// Modes of arithmetic, as matmul.py numbers them.
+enum Mode { kExact = 0, kInt16 = 1, kInt8 = 2 };
+
+const Kernels* Named(const std::string& name) {
+  if (name == "scalar") return &ScalarKernels();
+#if defined(__x86_64__)
+  if (name == "avx2" && __builtin_cpu_supports("avx2") &&
+      __builtin_cpu_supports("fma")) {
+    return &Avx2Kernels();
+  }
+  if (name == "avx512" && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vbmi") &&
+      __builtin_cpu_supports("avx512vnni")) {
+    return &Avx512Kernels();
+  }
+#endif
+  return nullptr;
+}
+
+const Kernels* Best() {
+  for (const char* name : {"avx512", "avx2"}) {
+    if (const Kernels* kernels = Named(name)) return kernels;
+  }
+  return &ScalarKernels();
+}
+
+std::atomic<const Kernels*>& Current() {
+  static std::atomic<const Kernels*> current{Best()};
+  return current;
+}
+
+// Outputs are handed out in pieces. The caller takes part, so that the work is
+// done even if no thread of the pool is ever free.
+class Pieces {
+ public:
+  Pieces(int64_t outputs, int64_t piece, std::function<void(int64_t, int64_t)> f)
+      : outputs_(outputs), piece_(piece), work_(std::move(f)) {}
+
+  void Take() {
+    for (;;) {
+      const int64_t begin = next_.fetch_add(piece_);
+      if (begin >= outputs_) return;
+      const int64_t end = std::min(begin + piece_, outputs_);
+      work_(begin, end);
+      if (done_.fetch_add(end - begin) + (end - begin) == outputs_) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        all_done_.notify_all();
+      }
+    }
+  }
+
+  void Wait() {
+    // Others are at their last piece: to sleep and be woken would take longer.
+    for (int i = 0; i < 4096; ++i) {
+      if (done_.load(std::memory_order_acquire) == outputs_) return;
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_done_.wait(lock, [this] { return done_.load() == outputs_; });
+  }
+
+ private:
+  const int64_t outputs_;
+  const int64_t piece_;
+  const std::function<void(int64_t, int64_t)> work_;
+  std::atomic<int64_t> next_{0};
+  std::atomic<int64_t> done_{0};
+  std::mutex mutex_;
+  std::condition_variable all_done_;
+};
+
+// Below these bytes of a matrix a second thread costs more than it saves.
+constexpr int64_t kBytesOfThread = 1 << 16;
+constexpr int64_t kBytesOfPiece = 1 << 16;
+
+void Divide(ffi::ThreadPool& pool, int64_t outputs, int64_t bytes,
+            const std::function<void(int64_t, int64_t)>& work) {
+  const int64_t threads = std::min<int64_t>(
+      std::max<int64_t>(pool.num_threads(), 1), bytes / kBytesOfThread);
+  if (threads <= 1) return work(0, outputs);
+  const int64_t pieces =
+      std::max<int64_t>(4 * threads, bytes / kBytesOfPiece);
+  const int64_t piece = std::max<int64_t>(outputs / pieces, 1);
+  auto shared = std::make_shared<Pieces>(outputs, piece, work);
+  for (int64_t i = 1; i < threads; ++i) {
+    pool.Schedule([shared] { shared->Take(); });
+  }
+  shared->Take();
+  shared->Wait();
+}
+
+// Memory that starts where a cache line does.
+template <typename T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count)
+      : bytes_(count * sizeof(T) + kAlignment),
+        data_(reinterpret_cast<T*>(
+            (reinterpret_cast<uintptr_t>(bytes_.data()) + kAlignment - 1) /
+            kAlignment * kAlignment)) {
+    std::memset(static_cast<void*>(data_), 0, count * sizeof(T));
+  }
+  T* get() const { return data_; }
+
+ private:
+  static constexpr uintptr_t kAlignment = 64;
+  std::vector<uint8_t> bytes_;
+  T* data_;
+};
+
+// Rows of activations, filled up with zeros.
+struct Rows {
+  const float* x;
+  int64_t batch;
+  int64_t inputs;
+  int64_t filled;
+};
+
+// The order in which codes of a block are met by kernels whose numbers have
+// `element` bytes: 0 <= result[i] < inputs of a block.
+std::vector<int> OrderOf(int bits, int element) {
+  const int elements = kBlockBytes / element;
+  const int fields = 8 * element / bits;
+  std::vector<int> order;
+  for (int f = 0; f < fields; ++f) {
+    for (int i = 0; i < elements; ++i) {
+      const int lane = i * element / 4;
+      const int within = i * element % 4 / element;
+      order.push_back(kLanes * (within * fields + f) + lane);
+    }
+  }
+  return order;
+}
+
+template <typename T>
+struct Rounded {
+  Aligned<T> values;
+  Aligned<float> scale;
+  Aligned<int32_t> sums;
+};
+
+// Rounds rows to integers, each with a scale of its own.
+template <typename T>
+Rounded<T> Round(const Rows& rows, int64_t runs, int largest,
+                 const std::vector<int>& order) {
+  Rounded<T> made{Aligned<T>(rows.batch * rows.filled),
+                  Aligned<float>(rows.batch),
+                  Aligned<int32_t>(rows.batch * runs)};
+  const int64_t block = order.size();
+  const int64_t run = rows.filled / runs;
+  for (int64_t b = 0; b < rows.batch; ++b) {
+    const float* x = rows.x + b * rows.inputs;
+    float most = 0;
+    for (int64_t k = 0; k < rows.inputs; ++k) {
+      most = std::max(most, std::fabs(x[k]));
+    }
+    made.scale.get()[b] = most / largest;
+    const float inverse = most > 0 ? largest / most : 0.0f;
+    T* values = made.values.get() + b * rows.filled;
+    for (int64_t at = 0; at < rows.filled; at += block) {
+      for (int64_t i = 0; i < block; ++i) {
+        const int64_t k = at + order[i];
+        if (k >= rows.inputs) continue;
+        const float value = std::nearbyintf(x[k] * inverse);
+        // What is not finite has no integer; the scale carries it on.
+        values[at + i] =
+            std::isfinite(value) ? static_cast<T>(value) : static_cast<T>(0);
+      }
+    }
+    for (int64_t k = 0; k < rows.filled; ++k) {
+      made.sums.get()[b * runs + k / run] += values[k];
+    }
+  }
+  return made;
+}
+
+template <typename T>
+Integers<T> View(const Rounded<T>& rounded, const Rows& rows) {
+  return {rounded.values.get(), rounded.scale.get(), rounded.sums.get(),
+          rows.filled, rows.batch};
+}
+
+// Codebooks as integers, each with a scale of its own.
+template <typename T>
+struct RoundedBooks {
+  Aligned<T> books;
+  Aligned<float> scale;
+};
+
+template <typename T>
+RoundedBooks<T> RoundBooks(const float* book, int64_t count, int entries,
+                           int largest) {
+  RoundedBooks<T> made{Aligned<T>(count * entries), Aligned<float>(count)};
+  for (int64_t i = 0; i < count; ++i) {
+    const float* values = book + i * entries;
+    float most = 0;
+    for (int e = 0; e < entries; ++e) {
+      most = std::max(most, std::fabs(values[e]));
+    }
+    made.scale.get()[i] = most / largest;
+    const float inverse = most > 0 ? largest / most : 0.0f;
+    for (int e = 0; e < entries; ++e) {
+      made.books.get()[i * entries + e] =
+          static_cast<T>(std::nearbyintf(values[e] * inverse));
+    }
+  }
+  return made;
+}
+
+template <typename Dimensions>
+int64_t LeadingOf(const Dimensions& dimensions) {
+  int64_t batch = 1;
+  for (size_t i = 0; i + 1 < dimensions.size(); ++i) batch *= dimensions[i];
+  return batch;
+}
+
+ffi::Error Wrong(const std::string& what) {
+  return ffi::Error::InvalidArgument("bandwidth: " + what);
+}
+
+using Activations = ffi::Buffer<ffi::F32>;
+using Products = ffi::ResultBuffer<ffi::F32>;
+
+// The rows, copied where a block has to be filled up.
+class Filled {
+ public:
+  explicit Filled(const Rows& rows)
+      : copy_(rows.filled == rows.inputs ? 0 : rows.batch * rows.filled),
+        view_{rows.x, rows.filled, rows.batch} {
+    if (rows.filled == rows.inputs) return;
+    for (int64_t b = 0; b < rows.batch; ++b) {
+      std::memcpy(copy_.get() + b * rows.filled, rows.x + b * rows.inputs,
+                  rows.inputs * sizeof(float));
+    }
+    view_.x = copy_.get();
+  }
+  const Floats& view() const { return view_; }
+
+ private:
+  Aligned<float> copy_;
+  Floats view_;
+};
+
+ffi::Error CodebookProduct(ffi::ThreadPool pool, Activations x,
+                           ffi::Buffer<ffi::U8> codes,
+                           ffi::Buffer<ffi::F32> book, Products y,
+                           int64_t bits, int64_t mode) {
+  const auto xs = x.dimensions(), cs = codes.dimensions(),
+             bs = book.dimensions(), ys = y->dimensions();
+  if (bits != 2 && bits != 4 && bits != 8) return Wrong("bits");
+  if (xs.size() < 1 || cs.size() != 2 || bs.size() != 3 || ys.size() < 1) {
+    return Wrong("axes of operands");
+  }
+  const Rows rows{x.typed_data(), LeadingOf(xs),
+                  static_cast<int64_t>(xs.back()),
+                  cs[1] / kBlockBytes * (8 * kBlockBytes / bits)};
+  const int64_t outputs = cs[0], runs = bs[1], blocks = cs[1] / kBlockBytes;
+  if (cs[1] % kBlockBytes || rows.filled < rows.inputs || bs[2] != 1 << bits ||
+      static_cast<int64_t>(ys.back()) != outputs ||
+      LeadingOf(ys) != rows.batch || bs[0] < 1 || outputs % bs[0] ||
+      runs < 1 || blocks % runs) {
+    return Wrong("shapes of a codebook matrix do not fit");
+  }
+  const Codebook matrix{codes.typed_data(), book.typed_data(),
+                        static_cast<int>(bits),
+                        {outputs / bs[0], runs, blocks / runs}};
+  float* out = y->typed_data();
+  const Kernels& kernels = *Current().load();
+  const int64_t bytes = outputs * cs[1];
+  if (mode == kExact) {
+    const Filled filled(rows);
+    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
+      kernels.codebook(matrix, filled.view(), {begin, end, out, outputs});
+    });
+  } else if (mode == kInt16) {
+    const auto in = Round<int16_t>(rows, runs, kLargest16, OrderOf(bits, 2));
+    const auto books = RoundBooks<int16_t>(matrix.book, bs[0] * runs, 1 << bits,
+                                           kLargestBook16);
+    const IntegerBook<int16_t> view{books.books.get(), books.scale.get()};
+    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
+      kernels.codebook16(matrix, view, View(in, rows),
+                         {begin, end, out, outputs});
+    });
+  } else if (mode == kInt8) {
+    const auto in = Round<int8_t>(rows, runs, kLargest8, OrderOf(bits, 1));
+    const auto books =
+        RoundBooks<int8_t>(matrix.book, bs[0] * runs, 1 << bits, kLargest8);
+    const IntegerBook<int8_t> view{books.books.get(), books.scale.get()};
+    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
+      kernels.codebook8(matrix, view, View(in, rows),
+                        {begin, end, out, outputs});
+    });
+  } else {
+    return Wrong("mode");
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error UniformProduct(ffi::ThreadPool pool, Activations x,
+                          ffi::Buffer<ffi::S8> levels,
+                          ffi::Buffer<ffi::F32> step, Products y,
+                          int64_t mode) {
+  const auto xs = x.dimensions(), ls = levels.dimensions(),
+             ss = step.dimensions(), ys = y->dimensions();
+  if (xs.size() < 1 || ls.size() != 2 || ss.size() != 2 || ys.size() < 1) {
+    return Wrong("axes of operands");
+  }
+  const Rows rows{x.typed_data(), LeadingOf(xs),
+                  static_cast<int64_t>(xs.back()), ls[1]};
+  const int64_t outputs = ls[0], runs = ss[1], blocks = ls[1] / kBlockBytes;
+  if (ls[1] % kBlockBytes || rows.filled < rows.inputs ||
+      static_cast<int64_t>(ys.back()) != outputs ||
+      LeadingOf(ys) != rows.batch || ss[0] < 1 || outputs % ss[0] ||
+      runs < 1 || blocks % runs) {
+    return Wrong("shapes of a uniform matrix do not fit");
+  }
+  const Uniform matrix{levels.typed_data(), step.typed_data(),
+                       {outputs / ss[0], runs, blocks / runs}};
+  float* out = y->typed_data();
+  const Kernels& kernels = *Current().load();
+  const int64_t bytes = outputs * ls[1];
+  if (mode == kExact) {
+    const Filled filled(rows);
+    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
+      kernels.uniform(matrix, filled.view(), {begin, end, out, outputs});
+    });
+  } else if (mode == kInt16) {
+    const auto in = Round<int16_t>(rows, runs, kLargest16, {0});
+    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
+      kernels.uniform16(matrix, View(in, rows), {begin, end, out, outputs});
+    });
+  } else if (mode == kInt8) {
+    const auto in = Round<int8_t>(rows, runs, kLargest8, {0});
+    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
+      kernels.uniform8(matrix, View(in, rows), {begin, end, out, outputs});
+    });
+  } else {
+    return Wrong("mode");
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error SparseProduct(ffi::ThreadPool pool, Activations x,
+                         ffi::Buffer<ffi::S32> starts, ffi::AnyBuffer columns,
+                         ffi::Buffer<ffi::U8> codes,
+                         ffi::Buffer<ffi::F32> book, Products y) {
+  const auto xs = x.dimensions(), ss = starts.dimensions(),
+             ks = columns.dimensions(), cs = codes.dimensions(),
+             bs = book.dimensions(), ys = y->dimensions();
+  if (xs.size() < 1 || ss.size() != 1 || ks.size() != 1 || cs.size() != 1 ||
+      bs.size() != 1 || ys.size() < 1) {
+    return Wrong("axes of operands");
+  }
+  const bool narrow = columns.element_type() == ffi::U16;
+  if (!narrow && columns.element_type() != ffi::S32) return Wrong("columns");
+  const int64_t outputs = ss[0] - 1, batch = LeadingOf(xs), inputs = xs.back();
+  if (outputs < 0 || ks[0] != cs[0] || bs[0] > kLargestBook || bs[0] < 1 ||
+      inputs < 1 || inputs > std::numeric_limits<int32_t>::max() ||
+      static_cast<int64_t>(ys.back()) != outputs || LeadingOf(ys) != batch) {
+    return Wrong("shapes of a sparse matrix do not fit");
+  }
+  float whole[kLargestBook] = {};
+  std::memcpy(whole, book.typed_data(), bs[0] * sizeof(float));
+  const Sparse matrix{
+      starts.typed_data(),
+      narrow ? static_cast<const uint16_t*>(columns.untyped_data()) : nullptr,
+      narrow ? nullptr : static_cast<const int32_t*>(columns.untyped_data()),
+      codes.typed_data(), whole, static_cast<int>(bs[0]), cs[0],
+      static_cast<int32_t>(inputs)};
+  const Floats in{x.typed_data(), inputs, batch};
+  float* out = y->typed_data();
+  const Kernels& kernels = *Current().load();
+  Divide(pool, outputs, cs[0] * (narrow ? 3 : 5),
+         [&](int64_t begin, int64_t end) {
+           kernels.sparse(matrix, in, {begin, end, out, outputs});
+         });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace bandwidth
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    BandwidthCodebook, bandwidth::CodebookProduct,
+    xla::ffi::Ffi::Bind()
+        .Ctx<xla::ffi::ThreadPool>()
+        .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+        .Arg<xla::ffi::Buffer<xla::ffi::U8>>()
+        .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+        .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+        .Attr<int64_t>("bits")
+        .Attr<int64_t>("mode"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    BandwidthUniform, bandwidth::UniformProduct,
+    xla::ffi::Ffi::Bind()
+        .Ctx<xla::ffi::ThreadPool>()
+        .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+        .Arg<xla::ffi::Buffer<xla::ffi::S8>>()
+        .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+        .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+        .Attr<int64_t>("mode"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    BandwidthSparse, bandwidth::SparseProduct,
+    xla::ffi::Ffi::Bind()
+        .Ctx<xla::ffi::ThreadPool>()
+        .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+        .Arg<xla::ffi::Buffer<xla::ffi::S32>>()
+        .Arg<xla::ffi::AnyBuffer>()
+        .Arg<xla::ffi::Buffer<xla::ffi::U8>>()
+        .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+        .Ret<xla::ffi::Buffer<xla::ffi::F32>>());
+
+// Chooses kernels by name; returns the name of what is in use then: another one
+// where this machine lacks the instructions.
+extern "C" const char* BandwidthUse(const char* name) {
+  if (const bandwidth::Kernels* kernels = bandwidth::Named(name)) {
+    bandwidth::Current() = kernels;
+  } else if (std::strcmp(name, "best") == 0) {
+    bandwidth::Current() = bandwidth::Best();
+  }
+  return bandwidth::Current().load()->name;
+}

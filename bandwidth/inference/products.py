@@ -1,0 +1,252 @@
+"""One product for all forms and backends: y = x W.
+
+    matrix = codebook_matrix(codes, codebook)      # packed, [N, K] codes
+    y = matmul(x, matrix)                          # [..., K] -> [..., N]
+
+It works inside jit and under vmap, and its gradient with respect to x is g W';
+of the modes that round, that of the product without rounding.
+"""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth.base import unknown_name
+from bandwidth.inference import native, pallas, xla
+from bandwidth.inference.matrices import (
+  FORMS,
+  CodebookMatrix,
+  Matrix,
+  SparseMatrix,
+  UniformMatrix,
+  block_inputs,
+)
+from bandwidth.inference.rounding import MODES
+
+BACKENDS = ('auto', 'xla', 'pallas', 'native')
+"""What may run a product; `auto` is `native` on a CPU with a C++ compiler,
+`pallas` on a GPU, and `xla` elsewhere and for what these can't run."""
+
+_FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
+# Sums of so many products of 8 bits fit into 32.
+_MOST_INPUTS = {'int8': 1 << 16}
+_MODULES: dict[str, types.ModuleType] = {
+  'xla': xla, 'pallas': pallas, 'native': native,
+}  # fmt: skip
+
+
+def matmul(
+  x: jax.Array,
+  matrix: Matrix | jax.Array,
+  *,
+  backend: str = 'auto',
+  mode: str = 'exact',
+) -> jax.Array:
+  """Multiplies activations by a compressed matrix, without decoding it.
+
+  Args:
+    x: float32, bfloat16 or float16 [..., K]; sums are of float32.
+    matrix: [K, N], of any form, or an array.
+    backend: of `BACKENDS`.
+    mode: 'exact' is the product with the decoded matrix to the tolerance of
+      float32; 'int16' and 'int8' round activations, by row, and codebooks to
+      integers (`rounding`). A `SparseMatrix` and an array are exact always.
+
+  Returns:
+    [..., N], of the dtype of x.
+
+  Raises:
+    ValueError: a name is unknown; x has another dtype or last axis; parts of
+      the matrix have other shapes or dtypes than its form says; the backend
+      can't run it.
+
+  >>> from bandwidth.inference.matrices import uniform_matrix
+  >>> matrix = uniform_matrix(np.array([[1, -2], [0, 3]]), 0.5)
+  >>> matmul(jnp.array([1.0, 2.0]), matrix, backend='xla').tolist()
+  [-1.5, 3.0]
+  """
+  if backend not in BACKENDS:
+    raise ValueError(unknown_name('backend', backend, BACKENDS))
+  if mode not in MODES:
+    raise ValueError(unknown_name('mode', mode, MODES))
+  x = jnp.asarray(x)
+  if x.dtype not in _FLOATS:
+    raise ValueError(
+      f'x.dtype={x.dtype} is none of float32, bfloat16 and float16'
+    )
+  shape = matrix.shape
+  if len(shape) != 2 or x.ndim < 1 or x.shape[-1] != shape[0]:
+    raise ValueError(f'x has shape {x.shape}, the matrix {tuple(shape)}')
+  if not isinstance(matrix, FORMS):
+    return jnp.matmul(x, jnp.asarray(matrix, x.dtype))
+  check_matrix(matrix)
+  if isinstance(matrix, SparseMatrix):
+    mode = 'exact'
+  if shape[0] > _MOST_INPUTS.get(mode, shape[0]):
+    raise ValueError(
+      f'mode={mode!r}: sums of {shape[0]} products need more than 32 bits'
+    )
+  chosen = _chosen(backend, matrix)
+  if not x.size or not shape[1]:
+    return jnp.zeros((*x.shape[:-1], shape[1]), x.dtype)
+  return _product(chosen, mode)(x.astype(jnp.float32), matrix).astype(x.dtype)
+
+
+def _chosen(backend: str, matrix: Matrix) -> str:
+  """Settles on a backend.
+
+  Raises:
+    ValueError: the one that is asked for can't run the matrix here.
+  """
+  if backend == 'xla':
+    return backend
+  device = jax.default_backend()
+  if backend == 'auto':
+    own = {'cpu': 'native', 'gpu': 'pallas'}.get(device)
+    if own is None or _why_not(own, matrix, device):
+      return 'xla'
+    return own
+  if reason := _why_not(backend, matrix, device):
+    raise ValueError(f'backend={backend!r}: {reason}')
+  return backend
+
+
+def _why_not(backend: str, matrix: Matrix, device: str) -> str:
+  if backend == 'native':
+    if device != 'cpu':
+      return f'its kernels are for CPUs, and this is a {device}'
+    if not _has_native():
+      return native_problem()
+  return _MODULES[backend].why_not(matrix)
+
+
+@functools.cache
+def native_problem() -> str:
+  """Returns why there are no native kernels; empty where there are."""
+  try:
+    native.library()
+  except native.NativeError as error:
+    return str(error)
+  return ''
+
+
+def _has_native() -> bool:
+  return not native_problem()
+
+
+def check_matrix(matrix: Matrix) -> None:
+  """Checks a form's shapes and dtypes; what codes mean is safe in any case.
+
+  Raises:
+    ValueError: one is not what `matrices` says.
+  """
+  inputs, outputs = matrix.shape
+  if isinstance(matrix, CodebookMatrix):
+    _expect('bits', matrix.bits in (2, 4, 8), matrix.bits)
+    row = 64 * -(-inputs // block_inputs(matrix.bits))
+    _expect_array('codes', matrix.codes, np.uint8, (outputs, row))
+    _expect_groups('codebook', matrix.codebook, (inputs, outputs), 3)
+    entries = matrix.codebook.shape[-1]
+    _expect('codebook entries', entries == 2**matrix.bits, entries)
+  elif isinstance(matrix, UniformMatrix):
+    row = 64 * -(-inputs // 64)
+    _expect_array('levels', matrix.levels, np.int8, (outputs, row))
+    _expect_groups('step', matrix.step, (inputs, outputs), 2)
+  else:
+    count = matrix.codes.shape
+    _expect_array('starts', matrix.starts, np.int32, (outputs + 1,))
+    wide = inputs > 2**16
+    columns = np.int32 if wide else np.uint16
+    _expect_array('columns', matrix.columns, columns, count)
+    _expect_array('codes', matrix.codes, np.uint8, (count or (0,))[:1])
+    book = matrix.codebook
+    right = len(book.shape) == 1 and 1 <= book.shape[0] <= 256
+    _expect('codebook', right and book.dtype == np.float32, book.shape)
+
+
+def _expect(name: str, right: bool, value: Any) -> None:
+  if not right:
+    raise ValueError(f'matrix: {name}={value} is not possible')
+
+
+def _expect_array(
+  name: str, array: Any, dtype: Any, shape: tuple[int, ...]
+) -> None:
+  if tuple(array.shape) != shape or array.dtype != dtype:
+    raise ValueError(
+      f'matrix: {name} are {array.dtype} {tuple(array.shape)}; '
+      f'{np.dtype(dtype)} {shape} are wanted'
+    )
+
+
+def _expect_groups(
+  name: str, array: Any, shape: tuple[int, int], axes: int
+) -> None:
+  right = len(array.shape) == axes and array.dtype == np.float32
+  if right:
+    groups, runs = array.shape[:2]
+    right = groups and runs and not shape[1] % groups and not shape[0] % runs
+  if not right:
+    raise ValueError(
+      f'matrix: {name} is {array.dtype} {tuple(array.shape)}, which does not '
+      f'fit {shape[0]} inputs and {shape[1]} outputs'
+    )
+
+
+@functools.cache
+def _product(backend: str, mode: str) -> Callable[..., jax.Array]:
+  """The product of a backend, with its gradient and its way under vmap."""
+  call = _under_vmap(_MODULES[backend].product, mode)
+
+  @jax.custom_vjp
+  def product(x: jax.Array, matrix: Matrix) -> jax.Array:
+    return call(x, matrix)
+
+  def forward(x: jax.Array, matrix: Matrix) -> tuple[jax.Array, Matrix]:
+    return call(x, matrix), matrix
+
+  def backward(matrix: Matrix, g: jax.Array) -> tuple[jax.Array, Any]:
+    return xla.transposed(g, matrix), jax.tree.map(_nothing, matrix)
+
+  product.defvjp(forward, backward)
+  return product
+
+
+def _nothing(leaf: Any) -> Any:
+  """The cotangent of what is no variable."""
+  if jnp.issubdtype(leaf.dtype, jnp.floating):
+    return jnp.zeros(leaf.shape, leaf.dtype)
+  return np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+def _under_vmap(
+  run: Callable[[jax.Array, Matrix, str], jax.Array], mode: str
+) -> Callable[[jax.Array, Matrix], jax.Array]:
+  """A batch of activations is more rows; matrices go one after another."""
+
+  @jax.custom_batching.custom_vmap
+  def call(x: jax.Array, matrix: Matrix) -> jax.Array:
+    return run(x, matrix, mode)
+
+  @call.def_vmap
+  def rule(
+    axis_size: int, batched: tuple[bool, Any], x: jax.Array, matrix: Matrix
+  ) -> tuple[jax.Array, bool]:
+    x_batched, parts = batched
+    if not any(jax.tree.leaves(parts)):
+      return call(x, matrix), True
+
+    def one(i: jax.Array) -> jax.Array:
+      own = jax.tree.map(
+        lambda leaf, split: leaf[i] if split else leaf, matrix, parts
+      )
+      return call(x[i] if x_batched else x, own)
+
+    return jax.lax.map(one, jnp.arange(axis_size)), True
+
+  return call

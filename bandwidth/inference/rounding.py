@@ -1,0 +1,58 @@
+"""Activations and codebooks as integers: x ≈ scale · round(x / scale).
+
+Of the three modes of arithmetic `int16` and `int8` round both, each row and
+each codebook with a scale of its own, the largest magnitude over the largest
+integer. Integers of a `UniformMatrix` are exact as they are.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bandwidth.inference.matrices import CodebookMatrix, Matrix
+
+
+class _Largest(NamedTuple):
+  """Largest integers of a mode."""
+
+  activations: int
+  codebook: int
+
+
+# Four products of 16 bits have to fit into 32; native/kernels.h has the same.
+LARGEST = {'int16': _Largest(32767, 16383), 'int8': _Largest(127, 127)}
+
+MODES = ('exact', *LARGEST)
+"""Modes of arithmetic."""
+
+
+def rounded(values: jax.Array, largest: int) -> jax.Array:
+  """Rounds along the last axis to integers up to `largest` times a scale.
+
+  >>> rounded(jnp.array([0.5, -1.0]), 127).tolist()
+  [0.5039370059967041, -1.0]
+  """
+  most = jnp.abs(values).max(axis=-1, keepdims=True, initial=0.0)
+  inverse = jnp.where(most > 0, largest / jnp.where(most > 0, most, 1.0), 0.0)
+  return jnp.round(values * inverse) * (most / largest)
+
+
+def round_operands(
+  x: jax.Array, matrix: Matrix, mode: str
+) -> tuple[jax.Array, Matrix]:
+  """Returns what a mode multiplies, as float32.
+
+  Args:
+    x: float32 [..., K].
+    matrix: not a `SparseMatrix`, unless the mode is 'exact'.
+    mode: of `MODES`.
+  """
+  if mode == 'exact':
+    return x, matrix
+  largest = LARGEST[mode]
+  if isinstance(matrix, CodebookMatrix):
+    book = rounded(jnp.asarray(matrix.codebook), largest.codebook)
+    matrix = dataclasses.replace(matrix, codebook=book)
+  return rounded(x, largest.activations), matrix
