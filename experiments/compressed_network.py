@@ -8,12 +8,14 @@ kernel of a grouped convolution, a few weights for each channel, is decoded
 where it is used.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bandwidth import inference
@@ -45,11 +47,14 @@ class CompressedNetwork:
 
   def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
     """Runs the network; arguments are those of `nn.Module.apply`."""
-    with nn.intercept_methods(self._intercept):
-      return self.model.apply(variables, *args, **options)
+    embeddings: dict[tuple[str, ...], Any] = {}
+    params = _set_aside(variables['params'], (), embeddings)
+    with nn.intercept_methods(functools.partial(self._intercept, embeddings)):
+      return self.model.apply({**variables, 'params': params}, *args, **options)
 
   def _intercept(
     self,
+    embeddings: Mapping[tuple[str, ...], Any],
     call: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -59,8 +64,10 @@ class CompressedNetwork:
     if context.method_name != '__call__' or run is None:
       return call(*args, **kwargs)
     module: Any = context.module
-    name = 'embedding' if isinstance(module, nn.Embed) else 'kernel'
-    matrix = module.get_variable('params', name)
+    if isinstance(module, nn.Embed):
+      matrix = embeddings.get(module.path)
+    else:
+      matrix = module.get_variable('params', 'kernel')
     if not inference.is_matrix(matrix):
       return call(*args, **kwargs)
     (inputs,) = (*args, *kwargs.values())
@@ -70,6 +77,27 @@ class CompressedNetwork:
         module.get_variable('params', 'bias'), (1,) * (y.ndim - 1) + (-1,)
       )
     return y
+
+
+def _set_aside(
+  node: Any, path: tuple[str, ...], embeddings: dict[tuple[str, ...], Any]
+) -> Any:
+  """Takes embeddings out of parameters; Flax asks for arrays of their shape.
+
+  Args:
+    node: nested dictionaries.
+    path: of it.
+    embeddings: gets them, by path of the layer.
+  """
+  if not isinstance(node, Mapping):
+    return node
+  kept = {name: _set_aside(x, (*path, name), embeddings)
+          for name, x in node.items()}  # fmt: skip
+  if inference.is_matrix(node.get('embedding')):
+    matrix = embeddings[path] = node['embedding']
+    # A zero that looks like a whole array takes no memory.
+    kept['embedding'] = np.broadcast_to(np.float32(0), matrix.shape[::-1])
+  return kept
 
 
 def _dense(
@@ -90,7 +118,8 @@ def _conv(
   module: nn.Conv, matrix: Any, x: jax.Array, options: Mapping[str, str]
 ) -> jax.Array:
   """Convolves images [N, H, W, C]."""
-  size = tuple(module.kernel_size)
+  size: Any = module.kernel_size
+  size = (size,) if isinstance(size, int) else tuple(size)
   strides = _pair(module.strides)
   dilation = _pair(module.kernel_dilation)
   padding: Any = module.padding
@@ -117,7 +146,7 @@ def _conv(
   return inference.matmul(x, matrix, **options)
 
 
-def _pair(given: int | tuple[int, ...] | None) -> tuple[int, int]:
+def _pair(given: int | Sequence[int] | None) -> tuple[int, int]:
   if given is None or isinstance(given, int):
     return (given or 1,) * 2
   return (given[0], given[1])

@@ -105,13 +105,11 @@ def read_file(path: pathlib.Path) -> tuple[Any, Any]:
   return as_variables(read_weights(path), str(path))
 
 
-def as_variables(
-  arrays: Mapping[str, np.ndarray], source: str
-) -> tuple[Any, Any]:
+def as_variables(arrays: Mapping[str, Any], source: str) -> tuple[Any, Any]:
   """Nests named arrays; returns parameters and model state.
 
   Args:
-    arrays: by names whose first part is the collection.
+    arrays: or shapes, by names whose first part is the collection.
     source: of the arrays, for error messages.
 
   Raises:

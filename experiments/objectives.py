@@ -101,9 +101,13 @@ def make_classification_loss(
 
 
 def make_classification_counts(
-  model: nn.Module, preprocess: Callable[[jax.Array], jax.Array]
+  model: Any, preprocess: Callable[[jax.Array], jax.Array]
 ) -> Callable[..., dict[str, jax.Array]]:
   """Returns sums over a batch, from which accuracy and mean loss are made.
+
+  Args:
+    model: what has the `apply` of an `nn.Module`.
+    preprocess: of images.
 
   Returns:
     `(params, model_state, batch) -> {'correct', 'loss', 'examples'}`, float32

@@ -115,15 +115,23 @@ def _levels_as_codes(
   least, most = int(tensor.levels.min()), int(tensor.levels.max())
   if most - least >= _ENTRIES:
     return None
-  codes = np.subtract(
-    tensor.levels, least, dtype=np.int32, casting='unsafe'
-  ).astype(np.uint8)
+  # Wrapped to bytes a difference below 256 is what it is.
+  codes = tensor.levels.astype(np.uint8)
+  codes -= np.uint8(least % _ENTRIES)
   # Levels that do not occur need no code: fewer may do with fewer bits.
-  present = np.flatnonzero(np.bincount(codes.reshape(-1)))
+  present = np.flatnonzero(_counts(codes))
   place = np.zeros(_ENTRIES, np.uint8)
   place[present] = np.arange(len(present), dtype=np.uint8)
   values = (present + least).astype(np.float32)
   return place[codes], tensor.step[..., None] * values
+
+
+def _counts(codes: np.ndarray) -> np.ndarray:
+  """How often each of 256 codes occurs; NumPy would widen all at once."""
+  counts = np.zeros(_ENTRIES, np.int64)
+  for row in codes:
+    counts += np.bincount(row.reshape(-1), minlength=_ENTRIES)
+  return counts
 
 
 def _by_output(
@@ -155,7 +163,6 @@ def _is_sparse(
     return False
   if form == 'sparse':
     return True
-  counts = np.bincount(codes.reshape(-1), minlength=entries)
-  nonzero = int(counts[book[0, 0] != 0].sum())
+  nonzero = int(_counts(codes)[:entries][book[0, 0] != 0].sum())
   bits = next(b for b in matrices.WIDTHS if entries <= 2**b)
   return _SPARSE_BYTES * nonzero < codes.size * bits // 8

@@ -1,0 +1,206 @@
+"""Files that open into what runs, and networks that run from them."""
+
+import tracemalloc
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bandwidth import coding, inference, tree
+from bandwidth.inference.loading import executable
+from experiments.compressed_network import CompressedNetwork
+from experiments.evaluate import evaluate
+from experiments.models import make_model
+
+RNG = np.random.default_rng(2)
+
+
+def shared(shape, entries=12, density=1.0, grid=()):
+  """Shared weights, those of code 0 pruned."""
+  book = RNG.normal(size=(*grid, entries)).astype(np.float32)
+  book[..., 0] = 0
+  codes = RNG.integers(1, entries, shape) * (RNG.random(shape) < density)
+  return coding.CodebookTensor(codes, book)
+
+
+TENSORS = {
+  'shared': (shared((40, 30)), 'codebook'),
+  'many': (shared((40, 30), entries=200), 'codebook'),
+  'too many': (shared((40, 30), entries=300), 'dense'),
+  'pruned': (shared((40, 30), density=0.1), 'sparse'),
+  'by output': (shared((40, 30), grid=(30,)), 'codebook'),
+  'by input': (shared((40, 30), grid=(4, 1)), 'codebook'),
+  'convolution': (shared((3, 3, 8, 16)), 'codebook'),
+  'pruned convolution': (shared((3, 3, 8, 16), density=0.1), 'sparse'),
+  'convolution by output': (shared((3, 3, 8, 16), grid=(16,)), 'codebook'),
+  'convolution by input': (shared((3, 3, 8, 16), grid=(8, 1)), 'dense'),
+  'levels': (
+    coding.UniformTensor(RNG.integers(-5, 9, (40, 30)), np.float32(0.1)),
+    'codebook',
+  ),
+  'far levels': (
+    coding.UniformTensor(RNG.integers(-300, 300, (40, 30)), np.float32(0.1)),
+    'dense',
+  ),
+  'few far levels': (
+    coding.UniformTensor(
+      np.where(RNG.random((40, 30)) < 0.5, 100, -100), np.float32(0.1)
+    ),
+    'codebook',
+  ),
+  'raw': (coding.RawTensor(np.ones((40, 30), np.float32)), 'dense'),
+  'bias': (shared((30,)), 'dense'),
+}
+KINDS = {
+  inference.CodebookMatrix: 'codebook',
+  inference.SparseMatrix: 'sparse',
+}
+
+
+def as_matrix(array):
+  """A kernel as it multiplies patches: channel by channel."""
+  if array.ndim == 2:
+    return array
+  _height, _width, _inputs, outputs = array.shape
+  return array.transpose(2, 0, 1, 3).reshape(-1, outputs)
+
+
+@pytest.mark.parametrize('name', TENSORS)
+def test_forms_of_tensors(name, tmp_path):
+  tensor, kind = TENSORS[name]
+  path = tmp_path / 'model.bwz'
+  coding.write(path, {'params/Dense_0/kernel': tensor})
+  found = inference.load_compressed(path)['params']['Dense_0']['kernel']
+  assert KINDS.get(type(found), 'dense') == kind
+  if kind == 'dense':
+    np.testing.assert_array_equal(found, tensor.to_array())
+    return
+  wanted = as_matrix(tensor.to_array())
+  np.testing.assert_allclose(inference.decode(found), wanted, rtol=1e-6)
+
+
+def test_as_few_bits_as_there_are_levels():
+  levels = np.where(RNG.random((4, 8)) < 0.5, 100, -100)
+  for leaf, shape in (('kernel', (4, 8)), ('embedding', (8, 4))):
+    tensor = coding.UniformTensor(levels, np.float32(0.1))
+    found = executable(leaf, tensor)
+    assert (found.bits, found.shape) == (2, shape)
+
+
+def test_forms_may_be_chosen(tmp_path):
+  path = tmp_path / 'model.bwz'
+  tensor = shared((40, 30), density=0.1)
+  coding.write(path, {'a/kernel': tensor, 'b/kernel': tensor})
+  for form, kind in (
+    ('dense', np.ndarray),
+    ('codebook', inference.CodebookMatrix),
+    ('sparse', inference.SparseMatrix),
+  ):
+    found = inference.load_compressed(path, forms={'a/kernel': form})
+    assert isinstance(found['a']['kernel'], kind)
+    assert isinstance(found['b']['kernel'], inference.SparseMatrix)
+  with pytest.raises(ValueError, match=r"forms\['a/kernel'\]='csr' is unknown"):
+    inference.load_compressed(path, forms={'a/kernel': 'csr'})
+  with pytest.raises(ValueError, match="forms='c/kernel' is unknown"):
+    inference.load_compressed(path, forms={'c/kernel': 'dense'})
+
+
+def test_memory_stays_below_a_third_of_the_dense_weights(tmp_path):
+  """Four bits a weight, eight matrices; tracemalloc knows of arrays."""
+  path = tmp_path / 'model.bwz'
+  shape = (512, 768)
+  coding.write(
+    path, {f'layer_{i}/kernel': shared(shape, entries=16) for i in range(8)}
+  )
+  tracemalloc.start()
+  try:
+    nested = inference.load_compressed(path)
+    kept, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  dense = 8 * 4 * shape[0] * shape[1]
+  assert len(nested) == 8
+  assert kept < 1.05 * dense / 8
+  assert peak < dense / 3
+
+
+class Everything(nn.Module):
+  """Layers of each kind that may be compressed."""
+
+  @nn.compact
+  def __call__(self, images, words):
+    x = nn.Conv(8, (3, 3), strides=2, name='strided')(images)
+    x = nn.Conv(8, (3, 3), feature_group_count=8, name='depthwise')(x)
+    x = nn.Conv(12, (1, 1), use_bias=False, name='pointwise')(x)
+    x = nn.Conv(12, (1, 1), strides=(2, 2), name='sampled')(x)
+    x = nn.Conv(
+      6, (3, 2), padding='VALID', kernel_dilation=(1, 2), name='dilated'
+    )(x)
+    x = nn.Conv(6, (2, 2), padding=((1, 0), (0, 1)), name='padded')(x)
+    y = nn.Embed(20, 10, name='embed')(words).mean(1)
+    x = jnp.concatenate([x.reshape(len(x), -1), y], 1)
+    return nn.Dense(5)(nn.relu(nn.Dense(7)(x)))
+
+
+@pytest.mark.parametrize('backend', ['xla', 'auto'])
+def test_layers_of_flax(backend, tmp_path):
+  model = Everything()
+  images = jnp.asarray(RNG.normal(size=(2, 16, 14, 3)), jnp.float32)
+  words = jnp.array([[1, 19, 3], [0, 0, 7]])
+  variables = model.init(jax.random.key(0), images, words)
+  arrays = {}
+  for name, leaf in tree.named_leaves(variables):
+    kind = name.rpartition('/')[2]
+    tensor = shared(leaf.shape) if kind != 'bias' else np.asarray(leaf) + 0.5
+    arrays[name] = tensor
+  path = tmp_path / 'model.bwz'
+  coding.write(path, arrays)
+  compressed = inference.load_compressed(path)
+  matrices = jax.tree.leaves(
+    compressed, is_leaf=lambda x: isinstance(x, np.ndarray) or
+    inference.is_matrix(x),
+  )  # fmt: skip
+  assert sum(map(inference.is_matrix, matrices)) == 9
+  network = CompressedNetwork(model, backend=backend)
+  y = jax.jit(network.apply)(compressed, images, words)
+  wanted = model.apply(coding.load_tree(path), images, words)
+  np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['lenet300', 'lenet5'])
+def test_accuracy_of_a_file_is_the_same(name, tmp_path):
+  config = {
+    'model': {'name': name},
+    'dataset': {'name': 'mnist', 'validation': 0, 'mean': 0.0, 'std': 0.3081},
+  }
+  if name == 'lenet5':
+    config['model'] |= {'channels': (4, 6), 'features': 20}
+    config['model']['convolution'] = 'matrix'
+  model = make_model(config['model'], num_classes=10)
+  variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+  arrays = {}
+  for leaf_name, leaf in tree.named_leaves(variables):
+    array = np.asarray(leaf)
+    if leaf_name.endswith('kernel'):
+      step = np.abs(array).max() / 7
+      levels = np.rint(array / step).astype(int)
+      arrays[leaf_name] = coding.UniformTensor(levels, step)
+    else:
+      arrays[leaf_name] = array
+  path = tmp_path / 'model.bwz'
+  coding.write(path, arrays)
+  decoded = evaluate(path, config)
+  # Convolutions by XLA alone take a minute.
+  for backend in ('xla', 'auto') if name == 'lenet300' else ('auto',):
+    found = evaluate(path, config, backend=backend)
+    assert found['accuracy'] == pytest.approx(decoded['accuracy'], abs=2e-4)
+    assert found['loss'] == pytest.approx(decoded['loss'], rel=1e-4)
+    assert found['dense_bytes'] == decoded['dense_bytes']
+  rounded = evaluate(path, config, backend='auto', mode='int8')
+  assert rounded['loss'] == pytest.approx(decoded['loss'], rel=1e-2)
+  other = {**config, 'model': {**config['model'], 'features': (300, 90)}}
+  if name == 'lenet300':
+    with pytest.raises(ValueError, match=r'Dense_1/bias is \(100,\)'):
+      evaluate(path, other, backend='xla')
