@@ -18,22 +18,34 @@ from bandwidth.inference.matrices import (
   ternary_matrix,
   uniform_matrix,
 )
+from bandwidth.inference.planning import (
+  Choice,
+  Plan,
+  Timing,
+  measure_forms,
+  plan_inference,
+)
 from bandwidth.inference.products import BACKENDS, matmul
 from bandwidth.inference.rounding import MODES
 
 __all__ = [
   'BACKENDS',
   'MODES',
+  'Choice',
   'CodebookMatrix',
   'Matrix',
+  'Plan',
   'SparseMatrix',
+  'Timing',
   'UniformMatrix',
   'codebook_matrix',
   'decode',
   'is_matrix',
   'load_compressed',
   'matmul',
+  'measure_forms',
   'nbytes',
+  'plan_inference',
   'rows_of',
   'sparse_matrix',
   'ternary_matrix',
