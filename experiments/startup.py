@@ -104,7 +104,7 @@ def prepare_devices(config: Mapping[str, Any], processes: Processes) -> None:
     InputError: `cpu_devices` can't be split over the processes, JAX is running
       with other devices, or a pod can't find out about itself.
   """
-  _keep_memory()
+  keep_memory()
   per_process = max(processes.count, 1)
   devices = int(config.get('cpu_devices', 0))
   if devices < 0 or devices % per_process:
@@ -122,7 +122,7 @@ def prepare_devices(config: Mapping[str, Any], processes: Processes) -> None:
     _join(processes)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
   """Lets the process keep the memory that it has freed.
 
   On CPUs XLA allocates every result anew, and glibc gets large ones from the
