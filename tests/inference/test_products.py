@@ -249,6 +249,20 @@ def test_narrow_activations(backend):
   np.testing.assert_allclose(np.asarray(y, np.float64), wanted, rtol=1e-2)
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_so(backend, bad):
+  x = np.ones((2, 64), np.float32)
+  x[0, 3] = bad
+  made = forms(64, 5)
+  for name in ('codebook4', 'codebook8', 'int8'):
+    for mode in inference.MODES:
+      y = inference.matmul(
+        jnp.asarray(x), made[name], backend=backend, mode=mode
+      )
+      assert not np.isfinite(y[0]).any(), (name, mode)
+      assert np.isfinite(y[1]).all()
+
+
 def test_empty_operands(backend):
   matrix = inference.codebook_matrix(np.zeros((0, 8), int), np.zeros(4))
   y = inference.matmul(jnp.ones((3, 8)), matrix, backend=backend)

@@ -284,11 +284,8 @@ void Codebook16(const Codebook& m, const IntegerBook<int16_t>& book,
 
 void Codebook16Product(const Codebook& m, const IntegerBook<int16_t>& book,
                        const Integers<int16_t>& x, const Range& range) {
-  switch (m.bits) {
-    case 2: return Codebook16<2>(m, book, x, range);
-    case 4: return Codebook16<4>(m, book, x, range);
-    default: return ScalarKernels().codebook16(m, book, x, range);
-  }
+  if (m.bits == 2) return Codebook16<2>(m, book, x, range);
+  Codebook16<4>(m, book, x, range);
 }
 
 void Uniform16(const Uniform& m, const Integers<int16_t>& x,
@@ -377,11 +374,8 @@ void Codebook8(const Codebook& m, const IntegerBook<int8_t>& book,
 
 void Codebook8Product(const Codebook& m, const IntegerBook<int8_t>& book,
                       const Integers<int8_t>& x, const Range& range) {
-  switch (m.bits) {
-    case 2: return Codebook8<2>(m, book, x, range);
-    case 4: return Codebook8<4>(m, book, x, range);
-    default: return ScalarKernels().codebook8(m, book, x, range);
-  }
+  if (m.bits == 2) return Codebook8<2>(m, book, x, range);
+  Codebook8<4>(m, book, x, range);
 }
 
 void Uniform8(const Uniform& m, const Integers<int8_t>& x,
@@ -417,8 +411,16 @@ void Uniform8(const Uniform& m, const Integers<int8_t>& x,
 
 const Kernels& Avx2Kernels() {
   static const Kernels kernels = {
-      "avx2",            CodebookProduct, UniformProduct,   SparseProduct,
-      Codebook16Product, Uniform16,       Codebook8Product, Uniform8,
+      "avx2",
+      4,
+      4,
+      CodebookProduct,
+      UniformProduct,
+      SparseProduct,
+      Codebook16Product,
+      Uniform16,
+      Codebook8Product,
+      Uniform8,
   };
   return kernels;
 }

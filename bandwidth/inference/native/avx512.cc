@@ -274,11 +274,8 @@ void Codebook16(const Codebook& m, const IntegerBook<int16_t>& book,
 
 void Codebook16Product(const Codebook& m, const IntegerBook<int16_t>& book,
                        const Integers<int16_t>& x, const Range& range) {
-  switch (m.bits) {
-    case 2: return Codebook16<2>(m, book, x, range);
-    case 4: return Codebook16<4>(m, book, x, range);
-    default: return ScalarKernels().codebook16(m, book, x, range);
-  }
+  if (m.bits == 2) return Codebook16<2>(m, book, x, range);
+  Codebook16<4>(m, book, x, range);
 }
 
 void Uniform16(const Uniform& m, const Integers<int16_t>& x,
@@ -470,8 +467,16 @@ void Uniform8(const Uniform& m, const Integers<int8_t>& x,
 
 const Kernels& Avx512Kernels() {
   static const Kernels kernels = {
-      "avx512",          CodebookProduct,  UniformProduct, SparseProduct,
-      Codebook16Product, Uniform16,        Codebook8Product, Uniform8,
+      "avx512",
+      4,
+      8,
+      CodebookProduct,
+      UniformProduct,
+      SparseProduct,
+      Codebook16Product,
+      Uniform16,
+      Codebook8Product,
+      Uniform8,
   };
   return kernels;
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <condition_variable>
 #include <cstring>
 #include <functional>
@@ -163,6 +162,28 @@ struct Rounded {
   Aligned<int32_t> sums;
 };
 
+// The largest magnitude, or what is no number if there is one: without their
+// signs, floats are ordered like the integers of the same bits, and NaN is last.
+inline float Largest(const float* values, int64_t count) {
+  int32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, values + i, sizeof(bits));
+    bits &= 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  float result;
+  std::memcpy(&result, &most, sizeof(result));
+  return result;
+}
+
+// The nearest integer, of halves the even one, of magnitudes below 2^22: the sum
+// has no bits for fractions. Unlike a call, it is done for many at once.
+inline float Nearest(float value) {
+  constexpr float kNoFractions = 12582912.0f;  // 1.5 * 2^23
+  return (value + kNoFractions) - kNoFractions;
+}
+
 // Rounds rows to integers, each with a scale of its own.
 template <typename T>
 Rounded<T> Round(const Rows& rows, int64_t runs, int largest,
@@ -172,27 +193,29 @@ Rounded<T> Round(const Rows& rows, int64_t runs, int largest,
                   Aligned<int32_t>(rows.batch * runs)};
   const int64_t block = order.size();
   const int64_t run = rows.filled / runs;
+  std::vector<T> integers(rows.filled);
   for (int64_t b = 0; b < rows.batch; ++b) {
     const float* x = rows.x + b * rows.inputs;
-    float most = 0;
-    for (int64_t k = 0; k < rows.inputs; ++k) {
-      most = std::max(most, std::fabs(x[k]));
-    }
+    const float most = Largest(x, rows.inputs);
     made.scale.get()[b] = most / largest;
     const float inverse = most > 0 ? largest / most : 0.0f;
+    // What is not finite has no integer; the scale carries it on.
+    const float most_of_all = static_cast<float>(largest);
+    for (int64_t k = 0; k < rows.inputs; ++k) {
+      const float value = Nearest(x[k] * inverse);
+      integers[k] = static_cast<T>(static_cast<int32_t>(
+          value >= -most_of_all && value <= most_of_all ? value : 0.0f));
+    }
+    for (int64_t r = 0; r < runs; ++r) {
+      int32_t sum = 0;
+      for (int64_t k = 0; k < run; ++k) sum += integers[r * run + k];
+      made.sums.get()[b * runs + r] = sum;
+    }
     T* values = made.values.get() + b * rows.filled;
     for (int64_t at = 0; at < rows.filled; at += block) {
       for (int64_t i = 0; i < block; ++i) {
-        const int64_t k = at + order[i];
-        if (k >= rows.inputs) continue;
-        const float value = std::nearbyintf(x[k] * inverse);
-        // What is not finite has no integer; the scale carries it on.
-        values[at + i] =
-            std::isfinite(value) ? static_cast<T>(value) : static_cast<T>(0);
+        values[at + i] = integers[at + order[i]];
       }
-    }
-    for (int64_t k = 0; k < rows.filled; ++k) {
-      made.sums.get()[b * runs + k / run] += values[k];
     }
   }
   return made;
@@ -217,19 +240,37 @@ RoundedBooks<T> RoundBooks(const float* book, int64_t count, int entries,
   RoundedBooks<T> made{Aligned<T>(count * entries), Aligned<float>(count)};
   for (int64_t i = 0; i < count; ++i) {
     const float* values = book + i * entries;
-    float most = 0;
-    for (int e = 0; e < entries; ++e) {
-      most = std::max(most, std::fabs(values[e]));
-    }
+    const float most = Largest(values, entries);
     made.scale.get()[i] = most / largest;
     const float inverse = most > 0 ? largest / most : 0.0f;
     for (int e = 0; e < entries; ++e) {
       made.books.get()[i * entries + e] =
-          static_cast<T>(std::nearbyintf(values[e] * inverse));
+          static_cast<T>(Nearest(values[e] * inverse));
     }
   }
   return made;
 }
+
+// Rows and codebooks rounded to integers but kept as floats, for kernels that
+// look up no integers of such wide codes.
+template <typename T>
+struct RoundedFloats {
+  Aligned<float> x;
+  Aligned<float> books;
+
+  RoundedFloats(const Rows& rows, const float* book, int64_t count,
+                int entries, int largest, int largest_book)
+      : x(rows.batch * rows.filled), books(count * entries) {
+    const auto in = Round<T>(rows, 1, largest, {0});
+    for (int64_t i = 0; i < rows.batch * rows.filled; ++i) {
+      x.get()[i] = in.values.get()[i] * in.scale.get()[i / rows.filled];
+    }
+    const auto made = RoundBooks<T>(book, count, entries, largest_book);
+    for (int64_t i = 0; i < count * entries; ++i) {
+      books.get()[i] = made.books.get()[i] * made.scale.get()[i / entries];
+    }
+  }
+};
 
 template <typename Dimensions>
 int64_t LeadingOf(const Dimensions& dimensions) {
@@ -291,25 +332,41 @@ ffi::Error CodebookProduct(ffi::ThreadPool pool, Activations x,
   float* out = y->typed_data();
   const Kernels& kernels = *Current().load();
   const int64_t bytes = outputs * cs[1];
-  if (mode == kExact) {
+  const int64_t books = bs[0] * runs;
+  const int entries = 1 << bits;
+  const auto as_floats = [&](const auto& rounded) {
+    Codebook same = matrix;
+    same.book = rounded.books.get();
+    const Floats in{rounded.x.get(), rows.filled, rows.batch};
+    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
+      kernels.codebook(same, in, {begin, end, out, outputs});
+    });
+  };
+  if (mode == kInt16 && bits > kernels.widest16) {
+    as_floats(RoundedFloats<int16_t>(rows, matrix.book, books, entries,
+                                     kLargest16, kLargestBook16));
+  } else if (mode == kInt8 && bits > kernels.widest8) {
+    as_floats(RoundedFloats<int8_t>(rows, matrix.book, books, entries,
+                                    kLargest8, kLargest8));
+  } else if (mode == kExact) {
     const Filled filled(rows);
     Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
       kernels.codebook(matrix, filled.view(), {begin, end, out, outputs});
     });
   } else if (mode == kInt16) {
     const auto in = Round<int16_t>(rows, runs, kLargest16, OrderOf(bits, 2));
-    const auto books = RoundBooks<int16_t>(matrix.book, bs[0] * runs, 1 << bits,
-                                           kLargestBook16);
-    const IntegerBook<int16_t> view{books.books.get(), books.scale.get()};
+    const auto made =
+        RoundBooks<int16_t>(matrix.book, books, entries, kLargestBook16);
+    const IntegerBook<int16_t> view{made.books.get(), made.scale.get()};
     Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
       kernels.codebook16(matrix, view, View(in, rows),
                          {begin, end, out, outputs});
     });
   } else if (mode == kInt8) {
     const auto in = Round<int8_t>(rows, runs, kLargest8, OrderOf(bits, 1));
-    const auto books =
-        RoundBooks<int8_t>(matrix.book, bs[0] * runs, 1 << bits, kLargest8);
-    const IntegerBook<int8_t> view{books.books.get(), books.scale.get()};
+    const auto made =
+        RoundBooks<int8_t>(matrix.book, books, entries, kLargest8);
+    const IntegerBook<int8_t> view{made.books.get(), made.scale.get()};
     Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
       kernels.codebook8(matrix, view, View(in, rows),
                         {begin, end, out, outputs});

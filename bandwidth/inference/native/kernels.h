@@ -90,6 +90,9 @@ constexpr int kLargestBook16 = 16383;
 
 struct Kernels {
   const char* name;
+  // Bits of the widest codes that the kernels of integers look up.
+  int widest16;
+  int widest8;
   void (*codebook)(const Codebook&, const Floats&, const Range&);
   void (*uniform)(const Uniform&, const Floats&, const Range&);
   void (*sparse)(const Sparse&, const Floats&, const Range&);

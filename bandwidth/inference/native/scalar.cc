@@ -150,6 +150,8 @@ void IntegerUniform(const Uniform& m, const Integers<T>& x,
 const Kernels& ScalarKernels() {
   static const Kernels kernels = {
       "scalar",
+      8,
+      8,
       CodebookProduct,
       UniformProduct,
       SparseProduct,
