@@ -141,7 +141,7 @@ def _frontiers(results: pathlib.Path) -> list[str]:
 
 
 def _joint(results: pathlib.Path) -> list[str]:
-  files = read_benchmarks(results, 'search_joint.json')
+  files = read_benchmarks(results, 'search_joint*.json')
   if not files:
     return []
   parts = [
