@@ -14,7 +14,7 @@ The second line goes on training the smaller network, for six epochs. To
 compare, `:whole=W/network` does the same to the whole one.
 
 `:narrow` is the network at half the width, a quarter of the multiply-adds, for
-`benchmark search`, which trains many.
+`benchmark search`, which trains many; results/search.md has what it found.
 """  # noqa: E501
 
 import ml_collections

@@ -2,7 +2,8 @@
 
 Fourteen layers of channels to choose, depthwise convolutions among them, for
 `benchmark search` on a CPU. Eleven minutes of a core to train, to 87.7 % of
-the validation split (results/fashion_mnist_mobilenet_amc/network.bwz).
+the validation split (results/fashion_mnist_mobilenet_amc/network.bwz). Searchers
+compared on equal budgets are in results/search.md.
 
     python -m experiments.search --config configs/fashion_mnist_mobilenet_amc.py --workdir W
     python -m experiments.train --config configs/fashion_mnist_mobilenet_amc.py:policy=W/search.json --workdir W2
