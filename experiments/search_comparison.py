@@ -23,7 +23,9 @@ Row = Mapping[str, Any]
 Cells = Mapping[tuple[str, float], Mapping[str, Row]]
 
 EVERY_OTHER = 'every other'
-_MARKERS = 'osD^v<>PX*'
+_MARKERS = 'osD^v<>PXhdp'
+# Colors of matplotlib's cycle; lines beyond it are dashed.
+_COLORS = 10
 
 
 class Measure(NamedTuple):
@@ -341,7 +343,13 @@ def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
   return [
     {'color': 'black', 'linewidth': 2.2, 'marker': '*', 'zorder': 4}
     if name == DEFAULT
-    else {'color': f'C{i}', 'linewidth': 1.2, 'marker': marker, 'markersize': 4}
+    else {
+      'color': f'C{i % _COLORS}',
+      'linewidth': 1.2,
+      'marker': marker,
+      'markersize': 4,
+      'linestyle': '-' if i < _COLORS else '--',
+    }
     for name, (i, marker) in zip(names, styles, strict=False)
   ]
 
