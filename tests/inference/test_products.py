@@ -168,6 +168,7 @@ def test_what_pallas_kernels_cannot_do():
     assert reason in pallas.why_not(made[name], device)
 
 
+@pytest.mark.filterwarnings('ignore:The Pallas Triton backend is deprecated')
 @pytest.mark.parametrize('batch', [1, 8])
 def test_pallas_kernels_lower_for_cuda(batch):
   x = jnp.ones((batch, 256))
