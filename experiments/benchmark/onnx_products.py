@@ -5,6 +5,7 @@ of 32 weights with a scale each (MatMulNBits), with activations in float32 or,
 of accuracy level 4, rounded to 8 bits.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +31,8 @@ def make_product(
     ValueError: onnx or onnxruntime is not installed, or K does not fit.
   """
   try:
-    import onnx
-    import onnxruntime
+    onnx: Any = importlib.import_module('onnx')
+    onnxruntime: Any = importlib.import_module('onnxruntime')
   except ImportError as error:
     raise ValueError(
       f'pip install onnx onnxruntime to compare with {form} ({error.name} is '
