@@ -4,7 +4,6 @@ What one test compiled, another, or a process that it starts, need not: programs
 are kept on disk as long as the tests run.
 """
 
-import gc
 import os
 import shutil
 import tempfile
@@ -15,10 +14,6 @@ import jax
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-
-# Traced programs are many objects that stay: to look through all of them often
-# takes a good part of the time.
-gc.set_threshold(50_000, 20, 50)
 
 _own_cache = ''
 

@@ -33,6 +33,10 @@ from experiments.models import make_model
 from experiments.objectives import make_classification_counts, make_preprocess
 from experiments.weights import read_weights
 
+_DATASET = (
+  'name', 'source', 'data_dir', 'validation', 'image_size', 'memory_limit',
+)  # fmt: skip
+
 
 class Loaded(NamedTuple):
   """A network of a file, and the examples to measure it on.
@@ -75,11 +79,8 @@ def load(
       be read or has no such split; the backend can't be used.
   """
   config = resolve(config)
-  fields = ('name', 'source', 'data_dir', 'validation', 'image_size')
   given = config['dataset']
-  dataset = datasets.load(
-    memory_limit=given['memory_limit'], **{name: given[name] for name in fields}
-  )
+  dataset = datasets.load(**{name: given[name] for name in _DATASET})
   examples = getattr(dataset, split)
   if examples is None:
     raise ValueError(f'split={split!r}: dataset.validation is 0')

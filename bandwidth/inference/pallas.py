@@ -170,21 +170,11 @@ def _kernel(
   batch, fields, _ = x_ref.shape
   few = batch <= _FEW
 
-  def weights_of(words: jax.Array, field: int) -> jax.Array:
-    shifted = words >> jnp.uint32(field * (bits or 8))
-    codes = (shifted & jnp.uint32(2 ** (bits or 8) - 1)).astype(jnp.int32)
-    if bits is None:
-      return ((codes ^ 128) - 128).astype(jnp.float32)
-    if choose:
-      return _choose(codes, table_ref)
-    index = jnp.broadcast_to(jnp.arange(rows)[:, None], codes.shape)
-    return table_ref[index, codes]
-
   def step(i: jax.Array, sums: Any) -> Any:
     at = pl.ds(i * columns, columns)
     words = words_ref[:, at]
     for field in range(fields):
-      weights = weights_of(words, field)
+      weights = _weights(words, field, table_ref, bits=bits, choose=choose)
       if few:
         sums = [
           own + weights * x_ref[b, field, at][None]
@@ -207,6 +197,25 @@ def _kernel(
       y_ref[b, :] = total if scale is None else total * scale
   else:
     y_ref[...] = sums if scale is None else sums * scale[None]
+
+
+def _weights(
+  words: jax.Array,
+  field: int,
+  table_ref: Any,
+  *,
+  bits: int | None,
+  choose: bool,
+) -> jax.Array:
+  """What one field of each word means, float32 [rows, columns]."""
+  shifted = words >> jnp.uint32(field * (bits or 8))
+  codes = (shifted & jnp.uint32(2 ** (bits or 8) - 1)).astype(jnp.int32)
+  if bits is None:
+    return ((codes ^ 128) - 128).astype(jnp.float32)
+  if choose:
+    return _choose(codes, table_ref)
+  index = jnp.broadcast_to(jnp.arange(len(words))[:, None], codes.shape)
+  return table_ref[index, codes]
 
 
 def _choose(codes: jax.Array, table_ref: Any) -> jax.Array:

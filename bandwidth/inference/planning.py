@@ -94,7 +94,7 @@ def measure_forms(
   mode: str = 'exact',
   repeats: int = 7,
 ) -> tuple[Timing, ...]:
-  """Times products of square matrices on this device; some ten seconds.
+  """Times products of square matrices on this device.
 
   Args:
     sizes: K = N of them, at least two.

@@ -29,8 +29,9 @@ from bandwidth.inference.matrices import (
 from bandwidth.inference.rounding import MODES
 
 BACKENDS = ('auto', 'xla', 'pallas', 'native')
-"""What may run a product; `auto` is `native` on a CPU with a C++ compiler,
-`pallas` on a GPU, and `xla` elsewhere and for what these can't run."""
+"""What may run a product; `auto` is `native` on a CPU with a C++ compiler, and
+`xla` elsewhere and for what that can't run. It never is `pallas`: whether those
+kernels are the faster ones is not measured."""
 
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 # Sums of so many products of 8 bits fit into 32.
@@ -105,23 +106,21 @@ def _chosen(backend: str, matrix: Matrix) -> str:
   """
   if backend == 'xla':
     return backend
-  device = jax.default_backend()
   if backend == 'auto':
-    own = {'cpu': 'native', 'gpu': 'pallas'}.get(device)
-    if own is None or _why_not(own, matrix, device):
-      return 'xla'
-    return own
-  if reason := _why_not(backend, matrix, device):
+    return 'xla' if _why_not('native', matrix) else 'native'
+  if reason := _why_not(backend, matrix):
     raise ValueError(f'backend={backend!r}: {reason}')
   return backend
 
 
-def _why_not(backend: str, matrix: Matrix, device: str) -> str:
+def _why_not(backend: str, matrix: Matrix) -> str:
+  """Why a backend can't run a matrix here; empty where it can."""
   if backend == 'native':
+    device = jax.default_backend()
     if device != 'cpu':
       return f'its kernels are for CPUs, and this is a {device}'
-    if not _has_native():
-      return native_problem()
+    if problem := native_problem():
+      return problem
   return _MODULES[backend].why_not(matrix)
 
 
@@ -133,10 +132,6 @@ def native_problem() -> str:
   except native.NativeError as error:
     return str(error)
   return ''
-
-
-def _has_native() -> bool:
-  return not native_problem()
 
 
 def check_matrix(matrix: Matrix) -> None:

@@ -1,8 +1,7 @@
-"""Products by XLA alone, on any device: correct everywhere, seldom fast.
+"""Products by XLA alone, on any device: the portable ones, not the fast ones.
 
 Weights are decoded some outputs at a time, so that no more than `TILE` of them
-are ever there: a whole decoded matrix would take the memory that was saved, and
-on a CPU ten times as long as the dense product.
+are ever there: a whole decoded matrix would take the memory that was saved.
 """
 
 import jax

@@ -177,7 +177,8 @@ def product_rows(
     rate = form.nbytes / own
     rows.append(
       {
-        'shape': f'{inputs}x{outputs}',
+        'shape': (shape := f'{inputs}x{outputs}'),
+        'layer': LAYERS.get(shape, ''),
         'batch': batch,
         'form': form.name,
         'bytes': form.nbytes,

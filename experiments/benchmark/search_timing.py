@@ -45,13 +45,9 @@ def time_search(
   program = _compiled(search, arguments)
   compiled = time.monotonic() - start
   in_search = traces
+  unscored = problem._replace(objective=_unevaluated)
   agent = _compiled(
-    make_searcher(
-      searcher,
-      problem._replace(objective=_unevaluated),
-      evaluations=evaluations,
-    ),
-    arguments,
+    make_searcher(searcher, unscored, evaluations=evaluations), arguments
   )
   # Waited for: what still runs would be timed with what comes next.
   candidates = jax.block_until_ready(program(*arguments)).candidates
