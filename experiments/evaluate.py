@@ -238,6 +238,8 @@ def main(argv: Sequence[str]) -> int:
   try:
     if options.batch_size < 1:
       raise ValueError(f'batch_size={options.batch_size} is not positive')
+    if options.mode != inference.MODES[0] and not options.backend:
+      raise ValueError(f'mode={options.mode!r} needs a --backend')
     _run(options)
   except (ValueError, OSError) as error:
     message = ' '.join(str(error).split())

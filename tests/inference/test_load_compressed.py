@@ -11,7 +11,7 @@ import pytest
 from bandwidth import coding, inference, tree
 from bandwidth.inference.loading import executable
 from experiments.compressed_network import CompressedNetwork
-from experiments.evaluate import evaluate
+from experiments.evaluate import evaluate, main
 from experiments.models import make_model
 
 RNG = np.random.default_rng(2)
@@ -204,3 +204,9 @@ def test_accuracy_of_a_file_is_the_same(name, tmp_path):
   if name == 'lenet300':
     with pytest.raises(ValueError, match=r'Dense_1/bias is \(100,\)'):
       evaluate(path, other, backend='xla')
+
+
+def test_a_mode_without_a_backend_is_refused(tmp_path, capsys):
+  arguments = ['--model', str(tmp_path / 'model.bwz'), '--mode', 'int8']
+  assert main(arguments) == 2
+  assert "mode='int8' needs a --backend" in capsys.readouterr().err
