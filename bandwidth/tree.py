@@ -7,7 +7,7 @@ matches the whole name gives the value.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -41,6 +41,32 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 def names(tree: Any) -> list[str]:
   """Returns the names of the leaves, in the order of `jax.tree.leaves`."""
   return [name for name, _ in named_leaves(tree)]
+
+
+def nested(named: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+  """Returns named leaves as nested dictionaries, one level a slash.
+
+  Raises:
+    ValueError: a name continues, or is the beginning of, another leaf's.
+
+  >>> nested([('Dense_0/bias', 1), ('Dense_0/kernel', 2)])
+  {'Dense_0': {'bias': 1, 'kernel': 2}}
+  """
+  root: dict[str, Any] = {}
+  leaves: set[str] = set()
+  for name, value in named:
+    *parents, leaf = name.split('/')
+    node = root
+    for depth, parent in enumerate(parents):
+      path = '/'.join(parents[: depth + 1])
+      if path in leaves:
+        raise ValueError(f'{name!r} continues the name of another tensor')
+      node = node.setdefault(parent, {})
+    if leaf in node:
+      raise ValueError(f'{name!r} is also the beginning of other names')
+    node[leaf] = value
+    leaves.add(name)
+  return root
 
 
 def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:

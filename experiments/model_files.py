@@ -115,13 +115,7 @@ def as_variables(arrays: Mapping[str, Any], source: str) -> tuple[Any, Any]:
   Raises:
     ValueError: there are no parameters among them.
   """
-  nested: dict[str, Any] = {}
-  for name, array in arrays.items():
-    *parents, leaf = name.split('/')
-    node = nested
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = array
+  nested = tree.nested(arrays.items())
   if 'params' not in nested:
     raise ValueError(f'model={source!r} holds no array named params/…')
   return nested.pop('params'), nested

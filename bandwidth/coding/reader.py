@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from bandwidth import tree
 from bandwidth.coding import directory as directory_lib
 from bandwidth.coding import ledger as ledger_lib
 from bandwidth.coding import records, symbols, tensors, wire
@@ -268,15 +269,4 @@ def load_tree(path: str | os.PathLike[str]) -> dict[str, Any]:
   Raises:
     ValueError: as `open_file`, or a name that continues another tensor's.
   """
-  tree: dict[str, Any] = {}
-  for name, array in read_arrays(path).items():
-    *parents, leaf = name.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-      if not isinstance(node, dict):
-        raise ValueError(f'{name!r} continues the name of another tensor')
-    if leaf in node:
-      raise ValueError(f'{name!r} is also the beginning of other names')
-    node[leaf] = array
-  return tree
+  return tree.nested(read_arrays(path).items())

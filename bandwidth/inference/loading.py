@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bandwidth import coding
+from bandwidth import coding, tree
 from bandwidth.base import unknown_name
 from bandwidth.inference import matrices
 from bandwidth.inference.matrices import Matrix
@@ -52,22 +52,21 @@ def load_compressed(
   for name, form in forms.items():
     if form not in FORMS:
       raise ValueError(unknown_name(f'forms[{name!r}]', form, FORMS))
-  nested: dict[str, Any] = {}
   with coding.open_file(path) as reader:
     for name in forms:
       if name not in reader:
         raise ValueError(unknown_name('forms', name, reader.names))
-    for name in reader:
-      *parents, leaf = name.split('/')
-      node = nested
-      for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-          raise ValueError(f'{name!r} continues the name of another tensor')
-      node[leaf] = executable(
-        leaf, reader.tensor(name), form=forms.get(name, 'smallest')
+    return tree.nested(
+      (
+        name,
+        executable(
+          name.rpartition('/')[2],
+          reader.tensor(name),
+          form=forms.get(name, 'smallest'),
+        ),
       )
-  return nested
+      for name in reader
+    )
 
 
 def executable(
@@ -164,5 +163,5 @@ def _is_sparse(
   if form == 'sparse':
     return True
   nonzero = int(_counts(codes)[:entries][book[0, 0] != 0].sum())
-  bits = next(b for b in matrices.WIDTHS if entries <= 2**b)
+  bits = matrices.bits_for(entries)
   return _SPARSE_BYTES * nonzero < codes.size * bits // 8

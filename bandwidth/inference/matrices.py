@@ -150,11 +150,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
   [1, 2, 3, 0]
   """
   check_bits(bits)
-  codes = np.asarray(codes)
-  if codes.ndim != 2 or codes.dtype.kind not in 'iu':
-    raise ValueError(
-      f'codes are {codes.dtype} {codes.shape}; integers [N, K] are wanted'
-    )
+  codes = _integers('codes', codes)
   if codes.size and not 0 <= codes.min() <= codes.max() < 2**bits:
     raise ValueError(
       f'codes reach from {codes.min()} to {codes.max()}; '
@@ -186,6 +182,24 @@ def unpack(codes: Array, bits: int, inputs: int) -> jax.Array:
   shifts = shifts.reshape(*(1,) * (words.ndim - 1), -1, 1)
   fields = (words[..., None, :] >> shifts) & jnp.uint32(2**bits - 1)
   return fields.reshape(*lead, -1)[..., :inputs].astype(jnp.int32)
+
+
+def bits_for(entries: int) -> int:
+  """Returns the fewest bits that tell so many entries apart, at most 256.
+
+  >>> [bits_for(entries) for entries in (1, 5, 200)]
+  [2, 4, 8]
+  """
+  return next(bits for bits in WIDTHS if entries <= 2**bits)
+
+
+def _integers(name: str, given: Any) -> np.ndarray:
+  array = np.asarray(given)
+  if array.ndim != 2 or array.dtype.kind not in 'iu':
+    raise ValueError(
+      f'{name} are {array.dtype} {array.shape}; integers [N, K] are wanted'
+    )
+  return array
 
 
 def check_bits(bits: int) -> None:
@@ -222,7 +236,7 @@ def codebook_matrix(
       f'1 to {2 ** WIDTHS[-1]} entries is wanted'
     )
   if bits is None:
-    bits = next(b for b in WIDTHS if entries <= 2**b)
+    bits = bits_for(entries)
   check_bits(bits)
   if entries > 2**bits:
     raise ValueError(
@@ -281,11 +295,7 @@ def uniform_matrix(
   [[1.5], [-1.0]]
   """
   check_bits(bits)
-  levels, step = np.asarray(levels), _finite('step', step)
-  if levels.ndim != 2 or levels.dtype.kind not in 'iu':
-    raise ValueError(
-      f'levels are {levels.dtype} {levels.shape}; integers [N, K] are wanted'
-    )
+  levels, step = _integers('levels', levels), _finite('step', step)
   half = 2 ** (bits - 1)
   if levels.size and not -half <= levels.min() <= levels.max() < half:
     raise ValueError(
@@ -324,14 +334,10 @@ def sparse_matrix(codes: np.ndarray, codebook: np.ndarray) -> SparseMatrix:
   ([0, 1, 1], [1], [1])
   """
   codebook = _finite('codebook', codebook)
-  codes = np.asarray(codes)
+  codes = _integers('codes', codes)
   if codebook.ndim != 1 or not 1 <= len(codebook) <= 256:
     raise ValueError(
       f'codebook has shape {codebook.shape}; 1 to 256 entries are wanted'
-    )
-  if codes.ndim != 2 or codes.dtype.kind not in 'iu':
-    raise ValueError(
-      f'codes are {codes.dtype} {codes.shape}; integers [N, K] are wanted'
     )
   if codes.size and not 0 <= codes.min() <= codes.max() < len(codebook):
     raise ValueError(

@@ -290,7 +290,7 @@ def _bits_of(matrix: SparseMatrix) -> int:
   """Bits of a code when 0 has one too; 0 where those are too many."""
   book = np.asarray(matrix.codebook)
   entries = len(book) + (not np.any(book == 0))
-  return next((b for b in matrices.WIDTHS if entries <= 2**b), 0)
+  return matrices.bits_for(entries) if entries <= 2**8 else 0
 
 
 def _has_one_book(matrix: Matrix) -> bool:

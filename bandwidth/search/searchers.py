@@ -43,11 +43,13 @@ SINGLE: Mapping[str, Callable[..., Searcher]] = {
 """Factories of searchers that evaluate one candidate."""
 
 
+_ALL = {**SEARCHERS, **BITS, **SINGLE}
+
+
 def check_searcher(name: str) -> None:
   """Raises ValueError where a searcher is unknown."""
-  known = {**SEARCHERS, **BITS, **SINGLE}
-  if name not in known:
-    raise ValueError(unknown_name('searcher', name, known))
+  if name not in _ALL:
+    raise ValueError(unknown_name('searcher', name, _ALL))
 
 
 def make_searcher(
@@ -66,7 +68,6 @@ def make_searcher(
   """
   if name in SINGLE:
     return make_named('searcher', name, SINGLE, problem, **options)
-  makers = {**SEARCHERS, **BITS, **SINGLE}
   return make_named(
-    'searcher', name, makers, problem, evaluations=evaluations, **options
+    'searcher', name, _ALL, problem, evaluations=evaluations, **options
   )
