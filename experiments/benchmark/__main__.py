@@ -15,6 +15,7 @@ BENCHMARKS = {
   'bytes': 'bytes a step at the shapes of AlexNet, ResNet-50, an LSTM',
   'fuzz': 'hostile files for the reader of .bwz',
   'gradient': 'compressing a gradient beside the momentum update',
+  'gpu_launches': "ways of dealing out a product's work on a GPU",
   'inference': 'products from the compressed form, beside dense ones',
   'latency_table': 'latencies of the layers of a network, for a search',
   'loop': 'overhead of the training loop and of its input',
