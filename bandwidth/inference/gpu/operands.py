@@ -26,7 +26,7 @@ class Operands(NamedTuple):
     x: as the decoding has it.
     tables: as the decoding has it.
     decoding: of the words.
-    scale: float32, broadcasts with [B, N].
+    scale: float32, [1 or B, 1 or N].
   """
 
   words: jax.Array
@@ -68,11 +68,12 @@ def operands(
     return _integers(words, x, matrix, decoding, mode)
   x, matrix = round_operands(x, matrix, mode)
   if isinstance(matrix, CodebookMatrix):
-    tables, scale = _by_output(matrix.codebook[:, 0], matrix, decoding), 1.0
+    tables = _by_output(matrix.codebook[:, 0], matrix, decoding)
+    scale = jnp.ones((1, 1), jnp.float32)
   else:
     tables = jnp.zeros((1, 1), jnp.float32)
-    scale = _spread(matrix.step, matrix)[:, 0]
-  return Operands(words, x, tables, decoding, jnp.asarray(scale, jnp.float32))
+    scale = _spread(matrix.step, matrix).T
+  return Operands(words, x, tables, decoding, scale)
 
 
 def _arithmetic(matrix: CodebookMatrix | UniformMatrix, mode: str) -> str:
@@ -104,7 +105,7 @@ def _integers(
   packed = _packed(by_field, decoding)
   if isinstance(matrix, UniformMatrix):
     tables = jnp.zeros((1, 1), jnp.float32)
-    of_output = _spread(matrix.step, matrix)[:, 0]
+    of_output = _spread(matrix.step, matrix).T
     return Operands(words, packed, tables, decoding, of_row * of_output)
   book = jnp.asarray(matrix.codebook)[:, 0]
   entries, of_book = to_integers(book, largest.codebook)
@@ -115,7 +116,7 @@ def _integers(
     by_word = entries.reshape(len(entries), -1, 4)
     tables = _by_output(_words_of(by_word), matrix, decoding)
   return Operands(
-    words, packed, tables, decoding, of_row * _spread(of_book, matrix)[:, 0]
+    words, packed, tables, decoding, of_row * _spread(of_book, matrix).T
   )
 
 

@@ -31,7 +31,7 @@ class Portable:
     index = first + jnp.arange(self._length).reshape(THREADS, -1)
     vector = index.shape[1]
     begin = jnp.minimum(index[:, :1], row_ref.shape[0] - vector)
-    return row_ref[(begin + jnp.arange(vector)).reshape(-1)]
+    return row_ref[(begin + jnp.arange(vector)[None]).reshape(-1)]
 
   def activations(self, ref: Any, first: Any) -> list[jax.Array]:
     """Loads what multiplies words from the first on, by `packed` group.
