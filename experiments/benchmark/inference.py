@@ -28,7 +28,7 @@ from bandwidth import inference
 from bandwidth.inference.planning import interleaved
 from experiments.benchmark import onnx_products, table
 from experiments.benchmark.device_time import Product, seconds_of
-from experiments.plots import figure_at
+from experiments.inference_results import plot_roofline
 from experiments.startup import keep_memory
 
 NAME = 'inference'
@@ -285,31 +285,6 @@ def add_crossovers(rows: list[dict[str, Any]]) -> None:
         break
       until = other['batch']
     row['gains_until_batch'] = until
-
-
-def plot_roofline(
-  rows: Sequence[dict[str, Any]], copied: float, path: pathlib.Path
-) -> None:
-  """Plots operations a second against operations a byte, batch 1 and more."""
-  with figure_at(path, (6.8, 4.6)) as figure:
-    axes = figure.add_subplot()
-    forms = dict.fromkeys(row['form'] for row in rows)
-    for form in forms:
-      own = [row for row in rows if row['form'] == form]
-      points = []
-      for row in own:
-        inputs, outputs = map(int, row['shape'].split('x'))
-        operations = 2 * inputs * outputs * row['batch']
-        points.append(
-          (operations / row['bytes'], operations / row['ms'] * 1e3 / 1e9)
-        )
-      axes.loglog(*zip(*points, strict=True), '.', label=form)
-    intensity = np.array(axes.get_xlim())
-    axes.loglog(intensity, intensity * copied / 1e9, 'k--', label='copy')
-    axes.set_xlabel('operations of the dense product for each byte read')
-    axes.set_ylabel('operations of the dense product (1e9 a second)')
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=6, ncols=2)
 
 
 def shape_of(text: str) -> tuple[int, int]:
