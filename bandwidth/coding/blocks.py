@@ -18,6 +18,7 @@ A block of raw elements of w bytes each, little-endian: one byte, method + 4·t:
 
 import math
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -49,6 +50,16 @@ def read_codes(source: wire.Source, out: np.ndarray) -> None:
   """
   for begin in range(0, out.size, BLOCK):
     _read_code_block(source, out[begin : begin + BLOCK])
+
+
+def code_blocks(
+  source: wire.Source, count: int, dtype: type[np.unsignedinteger]
+) -> Iterator[np.ndarray]:
+  """Yields a vector of `count` codes block by block; raises as `read_codes`."""
+  for begin in range(0, count, BLOCK):
+    out = np.zeros(min(BLOCK, count - begin), dtype)
+    _read_code_block(source, out)
+    yield out
 
 
 def _write_code_block(sink: wire.Sink, codes: np.ndarray, coder: str) -> None:
