@@ -184,13 +184,14 @@ class Reader:
   def _check(self, place: _Place) -> None:
     """Checks a section without keeping it."""
     found, left = 0, place.length
+    end = place.offset + place.length
     self._file.seek(place.offset)
     while left:
       data = self._file.read(min(left, _WINDOWED))
       if not data:
-        raise ValueError('file: ends too early')
+        at = end - left
+        raise ValueError(f'file, byte {at}: ends too early')
       found, left = zlib.crc32(data, found), left - len(data)
-    end = place.offset + place.length
     if found.to_bytes(CHECKSUM, 'little') != self._fetch(end, CHECKSUM):
       raise _wrong_checksum(place)
 

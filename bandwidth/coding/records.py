@@ -309,8 +309,9 @@ class CodeStream(NamedTuple):
     kind: 'codebook' or 'uniform'.
     shape: of the tensor.
     values: float32, the codebook [*grid, K] or the steps [*grid].
-    pieces: flat, together the codes (uint8 or uint16) or levels (int32) in C
-      order. Raises `ValueError` where the payload is malformed.
+    pieces: flat, together in C order the codes, uint8 or uint16, or the levels,
+      each piece int8, int16 or int32. Raises `ValueError` where the payload is
+      malformed.
   """
 
   kind: str
@@ -368,16 +369,17 @@ def _pieces(
 ) -> Iterator[np.ndarray]:
   in_order = axes_of(head.order, len(shape)) == axes_of(0, len(shape))
   if head.layout == 0 and in_order:
-    found = blocks.code_blocks(source, math.prod(shape), head.wide)
+    found = blocks.code_blocks(source, math.prod(shape))
   else:
     found = _in_blocks(_read_codes(source, head, kind, shape))
   for codes in found:
     if kind == 'uniform':
       yield unzigzag(codes)
-      continue
-    with source.guard('values'):
-      tensors.check_codes(codes, head.values.shape[-1])
-    yield codes
+    else:
+      with source.guard('values'):
+        tensors.check_codes(codes, head.values.shape[-1])
+      yield codes.astype(head.wide, copy=False)
+    del codes  # before the next ones are decoded
   source.finish()
 
 
@@ -418,12 +420,15 @@ def zigzag(levels: np.ndarray) -> np.ndarray:
 
 
 def unzigzag(codes: np.ndarray) -> np.ndarray:
-  """Inverts `zigzag`.
+  """Inverts `zigzag`; uint8 and uint16 become int8 and int16.
 
   >>> unzigzag(np.array([0, 1, 2, 10], np.uint32))
   array([ 0, -1,  1,  5], dtype=int32)
   """
-  return (codes >> 1 ^ (codes & 1) * np.uint32(0xFFFFFFFF)).view(np.int32)
+  flipped = np.asarray(codes & codes.dtype.type(1))
+  np.negative(flipped, out=flipped)
+  flipped ^= codes >> codes.dtype.type(1)
+  return flipped.view(f'i{codes.itemsize}')
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:

@@ -231,6 +231,7 @@ def _slices(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
   for piece in pieces:
     for begin in range(0, piece.size, _COUNTED):
       yield piece[begin : begin + _COUNTED]
+    del piece  # before the next one is decoded
 
 
 class _TooFarError(Exception):
@@ -258,7 +259,7 @@ class _LevelCodes:
     return matrices.bits_for(len(self.levels))
 
   def codes(self, levels: np.ndarray) -> np.ndarray:
-    """Returns codes, uint8, of int32 levels, not none.
+    """Returns codes, uint8, of levels, int32 or narrower, not none.
 
     Raises:
       _TooFarError: levels so far differ by 256 or more.
@@ -270,7 +271,7 @@ class _LevelCodes:
     known = [least, most, *self.levels]
     if max(known) - min(known) >= _ENTRIES:
       raise _TooFarError
-    offsets = levels - np.int32(self._base)
+    offsets = levels.astype(np.int32, copy=False) - np.int32(self._base)
     counts = np.bincount(offsets, minlength=self._table.size)
     for offset in np.flatnonzero((counts > 0) & ~self._known).tolist():
       self._table[offset], self._known[offset] = len(self.levels), True

@@ -17,6 +17,7 @@ BENCHMARKS = {
   'gradient': 'compressing a gradient beside the momentum update',
   'inference': 'products from the compressed form, beside dense ones',
   'latency_table': 'latencies of the layers of a network, for a search',
+  'loading': 'memory and time of opening a compressed network',
   'loop': 'overhead of the training loop and of its input',
   'owners': 'accuracy of owner-sharded exchange beside all-gather',
   'search': 'searchers of compression policies on equal budgets',
