@@ -2,12 +2,15 @@
 
 Fewer bytes are less time only where memory is what a product waits for. In
 small matrices calls cost more, in large batches arithmetic does, and then the
-dense product is the faster one. `measure_forms` times products of each form on
-this device; `plan_inference` interpolates, and keeps each matrix in the form
-that is predicted to be fastest, which may be the dense one.
+dense product is the faster one. `plan_inference` keeps each matrix in the form
+that is predicted to be fastest, which may be the dense one: by products of its
+own shape that it times on this device, or by a table of `measure_forms`, which
+times square ones, and between them interpolates.
 """
 
 import dataclasses
+import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +22,7 @@ import numpy as np
 
 from bandwidth import tree
 from bandwidth.base import unknown_name
-from bandwidth.inference import matrices
+from bandwidth.inference import matrices, packing
 from bandwidth.inference.matrices import (
   CodebookMatrix,
   Matrix,
@@ -31,8 +34,17 @@ from bandwidth.inference.products import matmul
 KINDS = ('dense', 'codebook2', 'codebook4', 'codebook8', 'uniform', 'sparse')
 """Forms that are told apart: of a codebook the bits of its codes."""
 
+MARGIN = 0.05
+"""By what part of the dense seconds another form must be faster to be kept:
+measured again, it should not turn out the slower one."""
+
 _DENSITY = 0.1
 _ENTRIES = 16
+# Sparse matrices of more non-zeros than this were never the fastest.
+_MOST_NONZERO = 0.5
+# Numbers of non-zeros that differ by less share a measurement.
+_SAME = math.log(1.05)
+_REPEATS = 9
 
 
 class Timing(NamedTuple):
@@ -239,34 +251,50 @@ def _of_weights(own: Sequence[Timing], weights: int) -> float:
 
 
 def plan_inference(
-  params: Any, table: Sequence[Timing], *, batch: int = 1
+  params: Any,
+  table: Sequence[Timing] | None = None,
+  *,
+  batch: int = 1,
+  backend: str = 'auto',
+  mode: str = 'exact',
 ) -> Plan:
   """Keeps each matrix in the form that is fastest here.
 
   Args:
     params: a pytree with matrices among its leaves, as `load_compressed` gives.
       Embeddings, which are looked up and not multiplied, stay as they are.
-    table: of `measure_forms`.
+    table: of `measure_forms`, to predict from. None: products of the matrices
+      themselves are timed, once a process for each shape.
     batch: rows of activations that a product will have.
+    backend: of `products.BACKENDS`, to time with.
+    mode: of `rounding.MODES`, to time with.
 
   Raises:
-    ValueError: the batch is not positive, or the table lacks a kind.
+    ValueError: the batch is not positive, the table lacks a kind, or the
+      backend can't run a matrix.
   """
   if batch < 1:
     raise ValueError(f'batch={batch} is not positive')
   choices: dict[str, Choice] = {}
+  measured = functools.partial(
+    measure_matrix, batch=batch, backend=backend, mode=mode
+  )
 
   def choose(path: Any, leaf: Any) -> Any:
     name = tree.path_name(path)
     if not matrices.is_matrix(leaf) or name.endswith('embedding'):
       return leaf
-    seconds = {
-      kind: predict(table, kind, weights=weights, batch=batch)
-      for kind, weights in _candidates(leaf).items()
-    }
-    kind = min(seconds, key=lambda each: seconds[each])
-    choices[name] = Choice(kind=kind, seconds=seconds)
-    return converted(leaf, kind)
+    if table is None:
+      choice = choose_form(measured(leaf))
+    else:
+      choice = choose_form(
+        {
+          kind: predict(table, kind, weights=weights, batch=batch)
+          for kind, weights in candidates(leaf).items()
+        }
+      )
+    choices[name] = choice
+    return converted(leaf, choice.kind)
 
   made = jax.tree_util.tree_map_with_path(
     choose, params, is_leaf=matrices.is_matrix
@@ -274,16 +302,93 @@ def plan_inference(
   return Plan(made, choices)
 
 
-def _candidates(matrix: Matrix) -> dict[str, int]:
-  """What a matrix could be, and how many weights it would multiply."""
+def choose_form(seconds: Mapping[str, float]) -> Choice:
+  """Chooses the fastest kind, but the dense one unless `MARGIN` is gained.
+
+  >>> choose_form({'dense': 1.0, 'codebook4': 0.97}).kind
+  'dense'
+  """
+  kind = min(seconds, key=lambda each: seconds[each])
+  if seconds[kind] > (1 - MARGIN) * seconds['dense']:
+    kind = 'dense'
+  return Choice(kind=kind, seconds=dict(seconds))
+
+
+_measured: dict[tuple[Any, ...], dict[str, float]] = {}
+
+
+def measure_matrix(
+  matrix: Matrix, *, batch: int, backend: str = 'auto', mode: str = 'exact'
+) -> dict[str, float]:
+  """Times the products of a matrix in each form that it could have.
+
+  What was measured is kept while the process runs, for all matrices that differ
+  in what they hold alone.
+
+  Args:
+    matrix: of any form.
+    batch: rows of activations.
+    backend: of `products.BACKENDS`.
+    mode: of `rounding.MODES`.
+
+  Returns:
+    Median seconds by kind, 'dense' among them.
+
+  Raises:
+    ValueError: the backend can't run the matrix.
+  """
+  kinds = candidates(matrix)
+  key = (*signature(matrix, kinds), batch, backend, mode)
+  if key not in _measured:
+    x = jnp.ones((batch, matrix.shape[0]))
+    programs = []
+    for kind in kinds:
+      form = jax.tree.map(jnp.asarray, converted(matrix, kind))
+      programs.append(_program(x, form, backend=backend, mode=mode))
+    seconds = interleaved(programs, _REPEATS)
+    _measured[key] = dict(zip(kinds, seconds, strict=True))
+  return dict(_measured[key])
+
+
+def signature(matrix: Matrix, kinds: Mapping[str, int]) -> tuple[Any, ...]:
+  """Returns what times hang on: form, shape, groups, numbers of non-zeros.
+
+  Args:
+    matrix: of any form.
+    kinds: its `candidates`.
+  """
+  groups = ()
+  if isinstance(matrix, CodebookMatrix):
+    groups = tuple(matrix.codebook.shape[:2])
+  elif isinstance(matrix, UniformMatrix):
+    groups = tuple(matrix.step.shape)
+  counts = {
+    kind: round(math.log(weights) / _SAME) for kind, weights in kinds.items()
+  }
+  return (kind_of(matrix), tuple(matrix.shape), groups, *counts.items())
+
+
+def candidates(matrix: Matrix) -> dict[str, int]:
+  """Returns what a matrix could be, and the weights it then would multiply."""
   whole = max(int(np.prod(matrix.shape)), 1)
   found = {'dense': whole, kind_of(matrix): _weights(matrix)}
   if isinstance(matrix, SparseMatrix):
     if bits := _bits_of(matrix):
       found[f'codebook{bits}'] = whole
   elif _has_one_book(matrix):
-    found['sparse'] = max(int(np.count_nonzero(matrices.decode(matrix))), 1)
+    book, pieces = _unpacked(matrix)
+    nonzero = sum(int((book[codes] != 0).sum()) for _, codes in pieces())
+    if nonzero <= _MOST_NONZERO * whole:
+      found['sparse'] = max(nonzero, 1)
   return found
+
+
+def _unpacked(matrix: Any) -> tuple[np.ndarray, Callable[[], Any]]:
+  """The one codebook of a matrix, and what gives its codes by pieces."""
+  pieces = functools.partial(
+    packing.unpacked, np.asarray(matrix.codes), matrix.bits, matrix.shape[0]
+  )
+  return np.asarray(matrix.codebook)[0, 0], pieces
 
 
 def _bits_of(matrix: SparseMatrix) -> int:
@@ -316,16 +421,23 @@ def converted(matrix: Matrix, kind: str) -> Any:
   if kind == 'dense':
     return matrices.decode(matrix)
   if kind == 'sparse' and _has_one_book(matrix):
-    packed: Any = matrix
-    codes = matrices.unpack(
-      jnp.asarray(packed.codes), packed.bits, packed.shape[0]
-    )
-    book = np.asarray(packed.codebook)[0, 0]
-    return matrices.sparse_matrix(np.asarray(codes), book)
+    book, pieces = _unpacked(matrix)
+    return matrices.sparse_of(pieces, book, shape=matrix.shape)
   if isinstance(matrix, SparseMatrix) and kind == f'codebook{_bits_of(matrix)}':
-    weights = matrices.decode(matrix).T
-    book, codes = np.unique(weights, return_inverse=True)
-    return matrices.codebook_matrix(
-      codes.reshape(weights.shape), book, bits=_bits_of(matrix)
-    )
+    return _with_zeros(matrix)
   raise ValueError(f'kind={kind!r}: the matrix is {kind_of(matrix)}')
+
+
+def _with_zeros(matrix: SparseMatrix) -> CodebookMatrix:
+  """A sparse matrix with a code for each weight, zeros among them."""
+  inputs, outputs = matrix.shape
+  book = np.asarray(matrix.codebook)
+  zeros = np.flatnonzero(book == 0)
+  if not zeros.size:
+    zeros, book = [len(book)], np.append(book, np.float32(0))
+  codes = np.full((outputs, inputs), zeros[0], np.uint8)
+  rows = np.repeat(np.arange(outputs), np.diff(np.asarray(matrix.starts)))
+  codes[rows, np.asarray(matrix.columns)] = np.asarray(matrix.codes)
+  return matrices.codebook_matrix(
+    codes, book, bits=matrices.bits_for(len(book))
+  )
