@@ -27,8 +27,6 @@ from experiments import provenance
 from experiments.compressed_network import CompressedNetwork
 from experiments.files import replace_text
 
-_REPEATS = 9
-
 
 class LayerCall(NamedTuple):
   """A layer as a network calls it.
@@ -122,7 +120,7 @@ def measure_layer(
   backend: str,
   mode: str,
 ) -> dict[str, float]:
-  """Returns the median seconds of a layer with each form of its kernel.
+  """Returns the seconds of a layer with each form of its kernel.
 
   Args:
     call: the layer and its input.
@@ -145,8 +143,7 @@ def measure_layer(
     variables = {'params': jax.tree.map(jnp.asarray, params)}
     compiled = jax.jit(network.apply).lower(variables, x).compile()
     programs.append(functools.partial(compiled, variables, x))
-  seconds = planning.interleaved(programs, _REPEATS)
-  return dict(zip(forms, seconds, strict=True))
+  return dict(zip(forms, planning.fastest(programs), strict=True))
 
 
 def plan_layers(

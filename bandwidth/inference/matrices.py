@@ -377,21 +377,9 @@ def sparse_of(
     codebook: float32 [entries], which has all codes.
     shape: (K, N).
   """
-  inputs, rows = shape
-  keep = codebook != 0
-  starts = np.zeros(rows + 1, np.int32)
-  for begin, codes in pieces():
-    own = starts[begin + 1 : begin + 1 + len(codes)]
-    own[...] = np.count_nonzero(keep[codes], axis=1)
-  np.cumsum(starts, out=starts)
-  columns = np.empty(starts[-1], np.uint16 if inputs <= 2**16 else np.int32)
-  kept = np.empty(starts[-1], np.uint8)
-  for begin, codes in pieces():
-    n, k = np.nonzero(keep[codes])
-    own = slice(starts[begin], starts[begin + len(codes)])
-    columns[own], kept[own] = k, codes[n, k]
+  starts, columns, codes = packing.kept(pieces, codebook != 0, shape)
   return SparseMatrix(
-    starts=starts, columns=columns, codes=kept, codebook=codebook, shape=shape
+    starts=starts, columns=columns, codes=codes, codebook=codebook, shape=shape
   )
 
 

@@ -6,7 +6,7 @@ word l those of inputs 16 (8 m / b + i) + l. What is in memory at a time beside
 codes and bytes is bounded, whatever the size of a matrix.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -77,6 +77,33 @@ def unpacked(
   step = rows_at_once(inputs)
   for begin in range(0, len(packed), step):
     yield begin, unpack_rows(packed[begin : begin + step], bits, inputs)
+
+
+def kept(
+  pieces: Callable[[], Iterator[tuple[int, np.ndarray]]],
+  keep: np.ndarray,
+  shape: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns starts, columns and codes of a `SparseMatrix`.
+
+  Args:
+    pieces: called twice, gives the first output and the codes [n, K] of each.
+    keep: bool [entries], which codes stay.
+    shape: (K, N).
+  """
+  inputs, rows = shape
+  starts = np.zeros(rows + 1, np.int32)
+  for begin, codes in pieces():
+    own = starts[begin + 1 : begin + 1 + len(codes)]
+    own[...] = np.count_nonzero(keep[codes], axis=1)
+  np.cumsum(starts, out=starts)
+  columns = np.empty(starts[-1], np.uint16 if inputs <= 2**16 else np.int32)
+  found = np.empty(starts[-1], np.uint8)
+  for begin, codes in pieces():
+    n, k = np.nonzero(keep[codes])
+    at = slice(starts[begin], starts[begin + len(codes)])
+    columns[at], found[at] = k, codes[n, k]
+  return starts, columns, found
 
 
 def _merged(fields: np.ndarray, bits: int) -> np.ndarray:

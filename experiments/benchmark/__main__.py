@@ -20,6 +20,7 @@ BENCHMARKS = {
   'loading': 'memory and time of opening a compressed network',
   'loop': 'overhead of the training loop and of its input',
   'owners': 'accuracy of owner-sharded exchange beside all-gather',
+  'planned': 'products in the form that a plan chooses, beside dense ones',
   'search': 'searchers of compression policies on equal budgets',
   'search_joint': 'channels and precision together, at equal bytes',
   'pretrained': 'files and fidelity of pretrained networks, not retrained',

@@ -121,13 +121,39 @@ def test_forms_of_a_matrix_are_measured_once(monkeypatch):
   def fail(*_arguments, **_options):
     raise AssertionError
 
-  monkeypatch.setattr(planning, 'interleaved', fail)
+  monkeypatch.setattr(planning, 'fastest', fail)
   again = inference.plan_inference(
     {'a': {'kernel': other}}, batch=3, backend='xla'
   )
   assert again.choices['a/kernel'] == plan.choices['a/kernel']
   with pytest.raises(AssertionError):
     inference.plan_inference({'a': other}, batch=4, backend='xla')
+
+
+def test_a_table_of_the_matrices_themselves():
+  whole, codes, book = made(density=1.0)
+  wide = inference.codebook_matrix(codes.reshape(20, 100), book)
+  params = {'a': {'kernel': whole}, 'b': {'kernel': wide}, 'c': whole}
+  rows = {'a/kernel': 2, 'b/kernel': 7}
+  table = inference.measure_matrices(params, rows, backend='xla', repeats=2)
+  assert {(t.kind, t.shape, t.batch) for t in table} == {
+    (kind, shape, batch)
+    for shape, batch in (((50, 40), 2), ((100, 20), 7))
+    for kind in ('dense', 'codebook4')
+  }
+  plan = inference.plan_inference(params, table, batch=rows)
+  for name, matrix in (('a/kernel', whole), ('b/kernel', wide)):
+    found = plan.choices[name].seconds
+    assert found == pytest.approx(
+      {t.kind: t.seconds for t in table if t.shape == matrix.shape}
+    )
+  # It is multiplied by nothing.
+  assert plan.choices['c'] == planning.Choice(kind='dense', seconds={})
+  np.testing.assert_array_equal(plan.params['c'], inference.decode(whole))
+  with pytest.raises(ValueError, match='a/kernel=0 is not positive'):
+    inference.measure_matrices(params, {'a/kernel': 0})
+  with pytest.raises(ValueError, match='batch=0 is not positive a/kernel'):
+    inference.plan_inference(params, table, batch={'a/kernel': 0})
 
 
 def test_what_cannot_be_converted():
