@@ -115,9 +115,11 @@ class CompressedNetwork:
       matrix = own.embeddings.get(module.path)
     else:
       matrix = module.get_variable('params', 'kernel')
-    if not (inference.is_matrix(matrix) or isinstance(matrix, Part)):
-      return call(*args, **kwargs)
     (inputs,) = (*args, *kwargs.values())
+    if not (inference.is_matrix(matrix) or isinstance(matrix, Part)):
+      if isinstance(module, nn.Dense):
+        own.reads.append((name, inputs))
+      return call(*args, **kwargs)
 
     def multiply(x: jax.Array, kernel: Any) -> jax.Array:
       own.reads.append((name, x))

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 
 from bandwidth import inference, tree
 
+_ALONE = (inference.SparseMatrix, inference.UniformMatrix)
+
 
 @functools.partial(
   jax.tree_util.register_dataclass,
@@ -48,23 +50,23 @@ def join_kernels(params: Any, reads: Sequence[tuple[str, Any]]) -> Any:
     reads: names of layers and what each reads, in the order of their calls.
 
   Returns:
-    Parameters in which such kernels are `Part`s: codebooks of as many bits that
-    divide their inputs alike. Others are as they were.
+    Parameters in which such kernels are `Part`s: arrays, and codebooks of as
+    many bits that divide their inputs alike. Others are as they were.
   """
   leaves = jax.tree_util.tree_leaves_with_path(
     params, is_leaf=inference.is_matrix
   )
   named = {tree.path_name(path): leaf for path, leaf in leaves}
   calls = Counter(name for name, _ in reads)
-  groups: dict[tuple[int, ...], list[str]] = {}
+  groups: dict[tuple[Any, ...], list[str]] = {}
   for name, x in reads:
     kernel = named.get(f'{name}/kernel')
     # A layer that is called twice has no one input.
-    if isinstance(kernel, inference.CodebookMatrix) and calls[name] == 1:
-      alike = (id(x), kernel.bits, kernel.codebook.shape[1])
-      groups.setdefault(alike, []).append(name)
+    if kernel is not None and calls[name] == 1:
+      groups.setdefault((id(x), *_kind(kernel)), []).append(name)
   for names in groups.values():
-    if len(names) > 1:
+    first = named[f'{names[0]}/kernel']
+    if len(names) > 1 and not isinstance(first, _ALONE):
       matrices = [named[f'{name}/kernel'] for name in names]
       whole: Any = _beside(matrices)
       begin = 0
@@ -77,17 +79,28 @@ def join_kernels(params: Any, reads: Sequence[tuple[str, Any]]) -> Any:
   return tree.nested(named.items())
 
 
-def _beside(
-  matrices: Sequence[inference.CodebookMatrix],
-) -> inference.CodebookMatrix:
+def _kind(kernel: Any) -> tuple[Any, ...]:
+  """What kernels that are joined have in common."""
+  if isinstance(kernel, inference.CodebookMatrix):
+    return kernel.bits, kernel.codebook.shape[1]
+  return (
+    type(kernel).__name__,
+    str(getattr(kernel, 'dtype', '')),
+    kernel.shape[0],
+  )
+
+
+def _beside(matrices: Sequence[Any]) -> Any:
   """One matrix with the outputs of several."""
+  first = matrices[0]
+  if not isinstance(first, inference.CodebookMatrix):
+    return jnp.concatenate([jnp.asarray(m) for m in matrices], axis=1)
   sizes = [m.shape[1] // m.codebook.shape[0] for m in matrices]
   group = math.gcd(*sizes)
   books = [
     jnp.repeat(jnp.asarray(m.codebook), size // group, axis=0)
     for m, size in zip(matrices, sizes, strict=True)
   ]
-  first = matrices[0]
   return inference.CodebookMatrix(
     codes=jnp.concatenate([jnp.asarray(m.codes) for m in matrices]),
     codebook=jnp.concatenate(books),

@@ -17,6 +17,8 @@ import optax
 
 from bandwidth import coding, quantization, tree
 
+_Rule = tuple[str, quantization.Sharing | int | None]
+
 _WARM = 0.1
 
 
@@ -71,7 +73,7 @@ def tune_shared(
   shared = [name for name, tensor in tensors.items() if _by_output(tensor)]
   trained = {n: a for n, a in start.items() if n in shared or a.ndim == 1}
   kept = {n: a for n, a in start.items() if n not in trained}
-  rules: list[tuple[str, quantization.Sharing | None]] = [
+  rules: list[_Rule] = [
     (re.escape(name), _sharing(tensors[name])) for name in shared
   ]
   if len(trained) > len(shared):
@@ -116,7 +118,7 @@ def _train(
   student: Callable[..., jax.Array],
   teacher: Callable[..., jax.Array],
   params: dict[str, jax.Array],
-  rules: quantization.SharingRules,
+  rules: Sequence[_Rule],
   batches: Iterable[tuple[Any, ...]],
   learning_rate: float,
 ) -> tuple[dict[str, jax.Array], np.ndarray, dict[str, quantization.Codebook]]:
@@ -139,7 +141,7 @@ def _train(
     updates, state = optimizer.update(gradients, state, params)
     return optax.apply_updates(params, updates), state, before
 
-  state = optimizer.init(params)
+  state: Any = optimizer.init(params)
   losses = []
   for inputs in batches:
     params, state, before = step(params, state, inputs)

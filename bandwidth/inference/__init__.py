@@ -23,6 +23,7 @@ from bandwidth.inference.planning import (
   Plan,
   Timing,
   measure_forms,
+  measure_matrices,
   plan_inference,
 )
 from bandwidth.inference.products import BACKENDS, matmul
@@ -44,6 +45,7 @@ __all__ = [
   'load_compressed',
   'matmul',
   'measure_forms',
+  'measure_matrices',
   'nbytes',
   'plan_inference',
   'rows_of',

@@ -129,6 +129,58 @@ def measure_forms(
   return tuple(timings)
 
 
+def measure_matrices(
+  params: Any,
+  rows: Mapping[str, int],
+  *,
+  backend: str = 'auto',
+  mode: str = 'exact',
+  repeats: int = 7,
+) -> tuple[Timing, ...]:
+  """Times each matrix of a network in all forms that it could have.
+
+  A table for `plan_inference` that needs no interpolation. Matrices of one
+  shape, form and batch are timed once.
+
+  Args:
+    params: as `plan_inference` takes them.
+    rows: of activations, by name of the matrix; others are not timed.
+    backend: of `products.BACKENDS`.
+    mode: of `rounding.MODES`.
+    repeats: as of `measure_forms`.
+
+  Raises:
+    ValueError: a number is not positive.
+  """
+  for name, count in (('repeats', repeats), *rows.items()):
+    if count < 1:
+      raise ValueError(f'{name}={count} is not positive')
+  timings: dict[tuple[Any, ...], list[Timing]] = {}
+  leaves = jax.tree_util.tree_leaves_with_path(
+    params, is_leaf=matrices.is_matrix
+  )
+  for path, matrix in leaves:
+    name = tree.path_name(path)
+    if name not in rows or not matrices.is_matrix(matrix):
+      continue
+    candidates = _candidates(matrix)
+    known = (kind_of(matrix), matrix.shape, rows[name], *candidates.items())
+    if known in timings:
+      continue
+    x = jnp.ones((rows[name], matrix.shape[0]))
+    made = [
+      jax.tree.map(jnp.asarray, converted(matrix, kind)) for kind in candidates
+    ]
+    programs = [_program(x, m, backend=backend, mode=mode) for m in made]
+    timings[known] = [
+      Timing(kind, weights, rows[name], seconds)
+      for (kind, weights), seconds in zip(
+        candidates.items(), interleaved(programs, repeats), strict=True
+      )
+    ]
+  return tuple(timing for own in timings.values() for timing in own)
+
+
 def _example(kind: str, size: int) -> Any:
   """A square matrix of a kind, random."""
   rng = np.random.default_rng(0)
@@ -232,36 +284,51 @@ def predict(
 
 
 def _of_weights(own: Sequence[Timing], weights: int) -> float:
-  points = sorted((t.weights, t.seconds) for t in own)
+  seconds: dict[int, list[float]] = {}
+  for timing in own:
+    seconds.setdefault(timing.weights, []).append(timing.seconds)
+  # Matrices of as many weights and other shapes count alike.
+  points = [(w, statistics.fmean(seconds[w])) for w in sorted(seconds)]
   known = np.log([p[0] for p in points])
   logs = np.interp(np.log(weights), known, np.log([p[1] for p in points]))
   return float(np.exp(logs)) * max(weights / points[-1][0], 1.0)
 
 
 def plan_inference(
-  params: Any, table: Sequence[Timing], *, batch: int = 1
+  params: Any,
+  table: Sequence[Timing],
+  *,
+  batch: int | Mapping[str, int] = 1,
 ) -> Plan:
   """Keeps each matrix in the form that is fastest here.
 
   Args:
     params: a pytree with matrices among its leaves, as `load_compressed` gives.
       Embeddings, which are looked up and not multiplied, stay as they are.
-    table: of `measure_forms`.
-    batch: rows of activations that a product will have.
+    table: of `measure_forms` or `measure_matrices`.
+    batch: rows of activations that a product will have, for all or by name of
+      the matrix. A kernel that has no name there is multiplied by nothing, and
+      decoded.
 
   Raises:
-    ValueError: the batch is not positive, or the table lacks a kind.
+    ValueError: a batch is not positive, or the table lacks a kind.
   """
-  if batch < 1:
-    raise ValueError(f'batch={batch} is not positive')
+  rows = batch if isinstance(batch, Mapping) else {'': batch}
+  for name, count in rows.items():
+    if count < 1:
+      raise ValueError(f'batch={count} is not positive {name}'.rstrip())
   choices: dict[str, Choice] = {}
 
   def choose(path: Any, leaf: Any) -> Any:
     name = tree.path_name(path)
     if not matrices.is_matrix(leaf) or name.endswith('embedding'):
       return leaf
+    own = batch.get(name) if isinstance(batch, Mapping) else batch
+    if own is None:
+      choices[name] = Choice(kind='dense', seconds={})
+      return converted(leaf, 'dense')
     seconds = {
-      kind: predict(table, kind, weights=weights, batch=batch)
+      kind: predict(table, kind, weights=weights, batch=own)
       for kind, weights in _candidates(leaf).items()
     }
     kind = min(seconds, key=lambda each: seconds[each])

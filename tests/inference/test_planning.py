@@ -118,3 +118,58 @@ def test_a_measured_table_has_all_that_a_plan_needs():
     inference.measure_forms(sizes=(0,))
   with pytest.raises(ValueError, match="kinds='csr' is unknown"):
     inference.measure_forms(kinds=('csr',))
+
+
+def test_batches_by_name():
+  matrix, _, _ = made(1.0)
+  params = {
+    'few': {'kernel': matrix},
+    'many': {'kernel': matrix},
+    'unread': {'kernel': matrix},
+    'words': {'embedding': matrix},
+  }
+  slow = {'dense': 1e-9, 'codebook4': 3e-10, 'sparse': 2e-9}
+  table = [
+    Timing(kind, 2000, batch, cost if batch == 1 else 100 / cost)
+    for kind, cost in slow.items()
+    for batch in (1, 64)
+  ]
+  plan = inference.plan_inference(
+    params, table, batch={'few/kernel': 1, 'many/kernel': 64}
+  )
+  kinds = {name: choice.kind for name, choice in plan.choices.items()}
+  assert kinds['few/kernel'] == 'codebook4'
+  assert kinds['many/kernel'] == 'sparse'
+  assert kinds['unread/kernel'] == 'dense'
+  np.testing.assert_array_equal(
+    plan.params['unread']['kernel'], inference.decode(matrix)
+  )
+  assert plan.params['words']['embedding'] is matrix
+  with pytest.raises(ValueError, match='batch=0 is not positive few/kernel'):
+    inference.plan_inference(params, table, batch={'few/kernel': 0})
+
+
+def test_matrices_of_a_network_are_timed_once_for_each_shape():
+  matrix, codes, book = made(1.0)
+  wide = inference.codebook_matrix(codes.T, book)
+  params = {
+    'a': {'kernel': matrix},
+    'b': {'kernel': matrix},
+    'c': {'kernel': wide},
+    'd': {'kernel': matrix},
+    'e': {'kernel': jnp.ones((3, 3))},
+  }
+  rows = {'a/kernel': 2, 'b/kernel': 2, 'c/kernel': 2, 'e/kernel': 2}
+  table = inference.measure_matrices(params, rows, backend='xla', repeats=1)
+  assert [(t.kind, t.weights, t.batch) for t in table] == 2 * [
+    ('dense', 2000, 2),
+    ('codebook4', 2000, 2),
+    ('sparse', 2000, 2),
+  ]
+  assert all(timing.seconds > 0 for timing in table)
+  mean = (table[0].seconds + table[3].seconds) / 2
+  assert predict(table, 'dense', weights=2000, batch=2) == pytest.approx(mean)
+  plan = inference.plan_inference(params, table, batch=rows)
+  assert set(plan.choices) == {'a/kernel', 'b/kernel', 'c/kernel', 'd/kernel'}
+  with pytest.raises(ValueError, match='a/kernel=0 is not positive'):
+    inference.measure_matrices(params, {'a/kernel': 0})
