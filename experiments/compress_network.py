@@ -38,9 +38,11 @@ NETWORKS = ('minilm', 'efficientnet_lite0')
 _ENTRIES = 16
 # Word pieces that share a codebook; a codebook is a third of the codes of one.
 _TOGETHER = 6
-_WORD_ROUNDS = 4
+_ROUNDS, _WORD_ROUNDS = 8, 4
 _SENTENCES = 32
-_RATE = 4e-4
+_LEARNING_RATE = 1.5e-4
+# Of centroids, where products are of integers of 8 bits.
+_LARGEST = 127
 
 
 def share_minilm(
@@ -70,7 +72,9 @@ def share_minilm(
       sensitivities[source],
       entries=_ENTRIES,
       together=_together(len(arrays[source])) if words else 1,
-      **({'rounds': _WORD_ROUNDS} if words else {}),
+      # Those of words are looked up and not multiplied.
+      rounds=_WORD_ROUNDS if words else _ROUNDS,
+      largest=None if words else _LARGEST,
     )
     shared[name] = _transposed(found) if transposed else found
   return shared
@@ -93,7 +97,7 @@ def compress_minilm(
   tokenizer: pathlib.Path,
   brown: pathlib.Path,
   calibration: int = 384,
-  steps: int = 300,
+  steps: int = 240,
 ) -> dict[str, coding.Tensor]:
   """Compresses MiniLM to codes of 4 bits.
 
@@ -142,7 +146,8 @@ def compress_minilm(
     params,
     shared,
     [batches[i] for i in order],
-    learning_rate=_RATE,
+    learning_rate=_LEARNING_RATE,
+    largest=_LARGEST,
   ).tensors
 
 
@@ -207,7 +212,7 @@ def main(argv: Sequence[str]) -> int:
   add('--tokenizer', type=path, help='default: that of the package')
   add('--brown', type=path, default=BROWN, help=f'default {BROWN}')
   add('--calibration', type=int, default=384, help='sentences')
-  add('--steps', type=int, default=300, help='of tuning')
+  add('--steps', type=int, default=240, help='of tuning')
   options = parser.parse_args(argv)
   try:
     if options.network not in NETWORKS:

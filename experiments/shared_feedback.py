@@ -26,6 +26,7 @@ def share_with_feedback(
   entries: int = 16,
   together: int = 1,
   rounds: int = 8,
+  largest: int | None = None,
 ) -> coding.CodebookTensor:
   """Shares the weights of rows so that the matrix costs little.
 
@@ -35,6 +36,9 @@ def share_with_feedback(
     entries: of a codebook, at most 256.
     together: neighboring rows that share a codebook; it divides the rows.
     rounds: turns; the best one of each codebook is kept.
+    largest: codebooks are integers up to this, which one of them reaches, times
+      a scale of their own, as products of integers have them
+      (`inference.rounding`). Rounded later they cost far more. None: any.
 
   Returns:
     Codes with a codebook of each group of rows, [rows / together, 1, entries].
@@ -55,6 +59,8 @@ def share_with_feedback(
     raise ValueError(f'together={together} does not divide {count} rows')
   if rounds < 1:
     raise ValueError(f'rounds={rounds} is not positive')
+  if largest is not None and largest < 1:
+    raise ValueError(f'largest={largest} is not positive')
   plan = make_plan(sensitivity)
   ordered = np.asarray(weights, np.float32)[:, plan.order]
   hessian = damped(np.asarray(sensitivity.hessian, np.float64))
@@ -66,7 +72,7 @@ def share_with_feedback(
   best_books, best_codes = books, np.zeros(ordered.shape, np.uint8)
   for _ in range(rounds):
     codes = _codes(ordered, np.repeat(books, together, axis=0), plan.pull)
-    books, cost = _solve_books(ordered, codes, books, hessian, share)
+    books, cost = _solve_books(ordered, codes, books, hessian, share, largest)
     better = cost < least
     least = np.where(better, cost, least)
     best_books = np.where(better[:, None], books, best_books)
@@ -127,6 +133,7 @@ def _solve_books(
   books: np.ndarray,
   hessian: np.ndarray,
   share: np.ndarray,
+  largest: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the best codebooks of codes, and what each group costs."""
   groups, entries = books.shape
@@ -150,9 +157,42 @@ def _solve_books(
     inertia = _INERTIA * np.trace(left, axis1=1, axis2=2)[:, None] / entries
     left += inertia[..., None] * np.eye(entries)
     right += inertia * books[own]
-    solved[own] = np.linalg.solve(left, right[..., None])[..., 0]
+    best = np.linalg.solve(left, right[..., None])[..., 0]
+    # An entry that no weight uses may be anything; 0 widens no scale.
+    used = picks.sum(axis=1).reshape(-1, together, entries).any(axis=1)
+    best = np.where(used, best, 0.0)
+    solved[own] = best if largest is None else _as_integers(best, left, largest)
     spread = np.repeat(solved[own], together, axis=0)
     error = w - np.take_along_axis(spread, codes[rows].astype(np.int64), axis=1)
     each = np.einsum('rc,rc->r', error @ hessian, error) * weight
     cost[own] = each.reshape(-1, together).sum(axis=1)
   return solved, cost
+
+
+def _as_integers(
+  books: np.ndarray, curvature: np.ndarray, largest: int
+) -> np.ndarray:
+  """Rounds codebooks to integers of a scale, entry by entry with feedback.
+
+  Args:
+    books: [groups, entries], at the least cost.
+    curvature: [groups, entries, entries], of the cost.
+    largest: integer.
+  """
+  # The largest comes first, and is an integer by the choice of the scale.
+  order = np.argsort(-np.abs(books), axis=1, kind='stable')
+  left = np.take_along_axis(books, order, axis=1)
+  ordered = np.take_along_axis(curvature, order[:, :, None], axis=1)
+  ordered = np.take_along_axis(ordered, order[:, None], axis=2)
+  inverse = np.linalg.inv(ordered)
+  pull = np.linalg.cholesky((inverse + inverse.swapaxes(1, 2)) / 2)
+  scale = np.maximum(np.abs(left[:, :1]), 1e-30) / largest
+  rounded = np.empty_like(left)
+  for j in range(left.shape[1]):
+    own = np.clip(np.rint(left[:, j : j + 1] / scale), -largest, largest)
+    rounded[:, j : j + 1] = own * scale
+    error = (left[:, j] - rounded[:, j]) / pull[:, j, j]
+    left[:, j + 1 :] -= error[:, None] * pull[:, j + 1 :, j]
+  made = np.empty_like(rounded)
+  np.put_along_axis(made, order, rounded, axis=1)
+  return made

@@ -41,6 +41,7 @@ def tune_shared(
   batches: Sequence[tuple[Any, ...]],
   *,
   learning_rate: float = 1e-4,
+  largest: int | None = None,
 ) -> Tuned:
   """Tunes a network to its original, a step for each batch.
 
@@ -56,6 +57,8 @@ def tune_shared(
       need not be among them; all others stay.
     batches: inputs.
     learning_rate: the highest.
+    largest: codebooks that are tuned are integers up to this times a scale of
+      each, and remain so, see `share_with_feedback`; None: they are any.
 
   Raises:
     ValueError: a tensor is none of the network's; there are no batches, or the
@@ -78,9 +81,18 @@ def tune_shared(
   ]
   if len(trained) > len(shared):
     rules.append(('.*', None))
-  tuned, losses, codebooks = _train(
+  grids = {
+    name: jnp.abs(start[name]).max(axis=0, keepdims=True) / largest
+    for name in (shared if largest else ())
+  }
+
+  def placed(given: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    found = {n: _on_grid(given[n], start[n], g) for n, g in grids.items()}
+    return {**given, **found}
+
+  tuned, losses, state = _train(
     lambda given, *inputs: apply(
-      tree.nested({**kept, **given}.items()), *inputs
+      tree.nested({**kept, **placed(given)}.items()), *inputs
     ),
     lambda *inputs: apply(params, *inputs),
     trained,
@@ -88,6 +100,8 @@ def tune_shared(
     batches,
     learning_rate,
   )
+  tuned = placed(tuned)
+  codebooks = quantization.read_codebooks(tuned, state, rules)
   made: dict[str, coding.Tensor] = {
     name: tensors.get(name) or coding.RawTensor(np.asarray(array))
     for name, array in {**kept, **tuned}.items()
@@ -108,6 +122,19 @@ def _by_output(tensor: coding.Tensor) -> bool:
   )
 
 
+def _on_grid(
+  weights: jax.Array, start: jax.Array, step: jax.Array
+) -> jax.Array:
+  """Rounds to steps, and lets gradients through.
+
+  The largest value, by which the step would be found again, stays.
+  """
+  most = jnp.abs(start).max(axis=0, keepdims=True)
+  rounded = jnp.clip(jnp.round(weights / step) * step, -most, most)
+  rounded = jnp.where(jnp.abs(start) == most, start, rounded)
+  return weights + jax.lax.stop_gradient(rounded - weights)
+
+
 def _sharing(tensor: Any) -> quantization.Sharing:
   return quantization.Sharing(
     entries=tensor.codebook.shape[-1], axis=1, reserve_zero=False
@@ -121,7 +148,8 @@ def _train(
   rules: Sequence[_Rule],
   batches: Iterable[tuple[Any, ...]],
   learning_rate: float,
-) -> tuple[dict[str, jax.Array], np.ndarray, dict[str, quantization.Codebook]]:
+) -> tuple[dict[str, jax.Array], np.ndarray, Any]:
+  """Returns parameters, losses, and the state that has the codes."""
   batches = list(batches)
   schedule = optax.warmup_cosine_decay_schedule(
     0.0, learning_rate, max(round(_WARM * len(batches)), 1), len(batches)
@@ -147,5 +175,4 @@ def _train(
     params, state, before = step(params, state, inputs)
     # Awaited: a queue of steps would hold all of their batches.
     losses.append(float(before))
-  books = quantization.read_codebooks(params, state[0], rules)
-  return params, np.asarray(losses, np.float32), books
+  return params, np.asarray(losses, np.float32), state[0]

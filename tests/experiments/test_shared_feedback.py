@@ -66,6 +66,26 @@ def test_rows_that_share_a_codebook_count_by_their_weight(problem):
   assert heavy < 0.8 * errors(np.ones(60))[::3].sum()
 
 
+def test_codebooks_of_integers(problem):
+  weights, hessian, _ = problem
+  plain, whole = (
+    share_with_feedback(
+      weights, Sensitivity(hessian, np.ones(60)), largest=largest
+    )
+    for largest in (None, 20)
+  )
+
+  def rounded(tensor):
+    scale = np.abs(tensor.codebook).max(-1, keepdims=True) / 20
+    return np.rint(tensor.codebook / scale) * scale
+
+  np.testing.assert_allclose(whole.codebook, rounded(whole), rtol=1e-5)
+  later = np.take_along_axis(rounded(plain)[:, 0], plain.codes.astype(int), 1)
+  ones = np.ones(60)
+  ours = cost(weights - whole.to_array(), hessian, ones)
+  assert ours < 0.9 * cost(weights - later, hessian, ones)
+
+
 def test_few_values_are_kept_as_they_are():
   weights = np.array([[0.5, -1.0, 0.5, 2.0], [3.0, 3.0, 1.0, 1.0]], np.float32)
   found = share_with_feedback(weights, Sensitivity(np.eye(4), np.ones(2)))
@@ -78,6 +98,7 @@ def test_few_values_are_kept_as_they_are():
     ({'entries': 0}, 'entries=0 is not in 1 to 256'),
     ({'together': 7}, 'together=7 does not divide 60 rows'),
     ({'rounds': 0}, 'rounds=0 is not positive'),
+    ({'largest': 0}, 'largest=0 is not positive'),
   ],
 )
 def test_bad_arguments(problem, options, message):

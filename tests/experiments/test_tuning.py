@@ -67,6 +67,27 @@ def test_outputs_come_nearer_and_codes_stay(network):
       assert len(pairs) == len(set(theirs.tolist()))
 
 
+def test_codebooks_stay_integers(network):
+  params, tensors, batches = network
+  for name, tensor in tensors.items():
+    scale = np.abs(tensor.codebook).max(-1, keepdims=True) / 30
+    tensors[name] = coding.CodebookTensor(
+      tensor.codes, np.rint(tensor.codebook / scale) * scale
+    )
+  options = {'learning_rate': 1e-2, 'largest': 30}
+  tuned = tune_shared(apply, params, tensors, batches, **options).tensors
+  new = RNG.normal(size=(500, 8)).astype(np.float32)
+  start = {**tensors, 'first/bias': coding.RawTensor(params['first']['bias'])}
+  assert distance(params, tuned, new) < 0.9 * distance(params, start, new)
+  for name, tensor in tensors.items():
+    found = tuned[name].codebook
+    most = np.abs(tensor.codebook).max(-1)
+    np.testing.assert_allclose(np.abs(found).max(-1), most, rtol=1e-6)
+    integers = found / most[:, None] * 30
+    np.testing.assert_allclose(integers, np.rint(integers), atol=1e-4)
+    assert not np.array_equal(found, tensor.codebook)
+
+
 def test_what_has_no_codebook_of_outputs_stays(network):
   params, tensors, batches = network
   tensors['last/kernel'] = coding.CodebookTensor(
