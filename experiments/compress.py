@@ -4,8 +4,10 @@
     python -m experiments.compress --input model.bwz --output model.safetensors
     python -m experiments.compress --input runs/W --output model.bwz
     python -m experiments.compress --config configs/… --workdir W
+    python -m experiments.compress --network minilm --output minilm.bwz
 
-The last form trains and compresses as a config says; see `compress_training`.
+The last two train and compress as a config says, see `compress_training`, and
+make a file of a known network that runs from its codes, see `compress_network`.
 
 Arrays of two or more axes and at least `--smallest` elements are pruned by
 magnitude (`--sparsity`) and share 2^bits values each (`--bits`, or as few bits
@@ -132,7 +134,7 @@ def compress_weights(
   return out
 
 
-def _report(
+def report(
   arrays: Mapping[str, np.ndarray], ledger: coding.Ledger, path: pathlib.Path
 ) -> None:
   """Prints the table of a file, decoding it once more."""
@@ -194,7 +196,7 @@ def _run(options: argparse.Namespace) -> None:
     raise ValueError(f'smallest={options.smallest} is negative')
   arrays = read_weights(options.input)
   if restores:
-    with _writing(options.output):
+    with writing(options.output):
       write_safetensors(options.output, arrays)
     print(f'{len(arrays)} arrays, {options.output.stat().st_size:,} bytes')
     return
@@ -213,13 +215,13 @@ def _run(options: argparse.Namespace) -> None:
       smallest=options.smallest,
       coder=options.coder,
     )
-  with _writing(options.output):
+  with writing(options.output):
     ledger = coding.write(options.output, tensors, coder=options.coder)
-  _report(arrays, ledger, options.output)
+  report(arrays, ledger, options.output)
 
 
 @contextlib.contextmanager
-def _writing(path: pathlib.Path) -> Iterator[None]:
+def writing(path: pathlib.Path) -> Iterator[None]:
   """Names the output in an error of the system, which names the file aside."""
   try:
     yield
@@ -269,13 +271,17 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _by_config(argv: Sequence[str]) -> bool:
-  return any(a.lstrip('-').split('=')[0] == 'config' for a in argv)
+def _has_flag(argv: Sequence[str], name: str) -> bool:
+  return any(a.lstrip('-').split('=')[0] == name for a in argv)
 
 
 if __name__ == '__main__':
-  if _by_config(sys.argv[1:]):
+  if _has_flag(sys.argv[1:], 'config'):
     from experiments.compress_training import program
 
     program()
+  if _has_flag(sys.argv[1:], 'network'):
+    from experiments import compress_network
+
+    sys.exit(compress_network.main(sys.argv[1:]))
   sys.exit(main(sys.argv[1:]))

@@ -9,8 +9,9 @@ where it is used.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,9 @@ import numpy as np
 from jax import lax
 
 from bandwidth import inference
+from experiments.joined_products import Part, join_kernels
+
+_Multiply = Callable[[jax.Array, Any], jax.Array]
 
 
 class CompressedNetwork:
@@ -47,14 +51,56 @@ class CompressedNetwork:
 
   def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
     """Runs the network; arguments are those of `nn.Module.apply`."""
-    embeddings: dict[tuple[str, ...], Any] = {}
-    params = _set_aside(variables['params'], (), embeddings)
-    with nn.intercept_methods(functools.partial(self._intercept, embeddings)):
+    return self._run(_Call({}, {}, []), variables, args, options)
+
+  def join(self, variables: Any, *args: Any, **options: Any) -> Any:
+    """Joins kernels that read the same activations, see `joined_products`.
+
+    Args:
+      variables: of `apply`.
+      *args: inputs of the network, or their shapes.
+      **options: of `apply`.
+
+    Returns:
+      Variables for `apply`.
+    """
+    params = join_kernels(
+      variables['params'], self._watch(variables, args, options)
+    )
+    return {**variables, 'params': params}
+
+  def rows(self, variables: Any, *args: Any, **options: Any) -> dict[str, int]:
+    """Returns how many rows of activations each kernel multiplies, by name.
+
+    Args:
+      variables: of `apply`.
+      *args: inputs of the network, or their shapes.
+      **options: of `apply`.
+    """
+    return {
+      f'{name}/kernel': math.prod(x.shape[:-1])
+      for name, x in self._watch(variables, args, options)
+    }
+
+  def _watch(
+    self, variables: Any, args: Any, options: Mapping[str, Any]
+  ) -> list[tuple[str, Any]]:
+    """What products read, by name of the layer, in the order of calls."""
+    call = _Call({}, {}, [])
+    # Matrices stay whole: their shapes are in them.
+    jax.eval_shape(lambda x: self._run(call, variables, x, options), args)
+    return call.reads
+
+  def _run(
+    self, call: '_Call', variables: Any, args: Any, options: Mapping[str, Any]
+  ) -> Any:
+    params = _set_aside(variables['params'], (), call.embeddings)
+    with nn.intercept_methods(functools.partial(self._intercept, call)):
       return self.model.apply({**variables, 'params': params}, *args, **options)
 
   def _intercept(
     self,
-    embeddings: Mapping[tuple[str, ...], Any],
+    own: '_Call',
     call: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -64,19 +110,45 @@ class CompressedNetwork:
     if context.method_name != '__call__' or run is None:
       return call(*args, **kwargs)
     module: Any = context.module
+    name = '/'.join(module.path)
     if isinstance(module, nn.Embed):
-      matrix = embeddings.get(module.path)
+      matrix = own.embeddings.get(module.path)
     else:
       matrix = module.get_variable('params', 'kernel')
-    if not inference.is_matrix(matrix):
-      return call(*args, **kwargs)
     (inputs,) = (*args, *kwargs.values())
-    y = run(module, matrix, inputs, self._options)
+    if not (inference.is_matrix(matrix) or isinstance(matrix, Part)):
+      if isinstance(module, nn.Dense):
+        own.reads.append((name, inputs))
+      return call(*args, **kwargs)
+
+    def multiply(x: jax.Array, kernel: Any) -> jax.Array:
+      own.reads.append((name, x))
+      if not isinstance(kernel, Part):
+        return inference.matmul(x, kernel, **self._options)
+      if kernel.whole is not None:
+        own.products[name] = inference.matmul(x, kernel.whole, **self._options)
+      return own.products[kernel.group][..., kernel.begin : kernel.end]
+
+    y = run(module, matrix, inputs, multiply)
     if getattr(module, 'use_bias', False):
       y = y + jnp.reshape(
         module.get_variable('params', 'bias'), (1,) * (y.ndim - 1) + (-1,)
       )
     return y
+
+
+class _Call(NamedTuple):
+  """What layers of one call of a network tell each other.
+
+  Attributes:
+    embeddings: by path of the layer.
+    products: of joined kernels, by name of the group.
+    reads: names of layers and what their products read.
+  """
+
+  embeddings: dict[tuple[str, ...], Any]
+  products: dict[str, jax.Array]
+  reads: list[tuple[str, Any]]
 
 
 def _set_aside(
@@ -101,21 +173,21 @@ def _set_aside(
 
 
 def _dense(
-  module: nn.Dense, matrix: Any, x: jax.Array, options: Mapping[str, str]
+  module: nn.Dense, matrix: Any, x: jax.Array, multiply: _Multiply
 ) -> jax.Array:
   del module
-  return inference.matmul(x, matrix, **options)
+  return multiply(x, matrix)
 
 
 def _embed(
-  module: nn.Embed, matrix: Any, index: jax.Array, options: Mapping[str, str]
+  module: nn.Embed, matrix: Any, index: jax.Array, multiply: _Multiply
 ) -> jax.Array:
-  del module, options
+  del module, multiply
   return inference.rows_of(matrix, index)
 
 
 def _conv(
-  module: nn.Conv, matrix: Any, x: jax.Array, options: Mapping[str, str]
+  module: nn.Conv, matrix: Any, x: jax.Array, multiply: _Multiply
 ) -> jax.Array:
   """Convolves images [N, H, W, C]."""
   size: Any = module.kernel_size
@@ -143,7 +215,7 @@ def _conv(
     x = lax.conv_general_dilated_patches(
       x, size, strides, padding, rhs_dilation=dilation, dimension_numbers=names
     )
-  return inference.matmul(x, matrix, **options)
+  return multiply(x, matrix)
 
 
 def _pair(given: int | Sequence[int] | None) -> tuple[int, int]:

@@ -7,6 +7,7 @@ d_j = 1 / U_jj² (Frantar et al., GPTQ, arXiv 2210.17323). Steps in proportion t
 U_jj then make all columns cost alike, which is what an entropy coder wants.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -69,8 +70,7 @@ def make_plan(sensitivity: Sensitivity) -> Plan:
     raise ValueError(f'hessian.shape={hessian.shape} is not square')
   if not (sensitivity.rows > 0).all():
     raise ValueError('rows must be positive')
-  damping = _DAMPING * np.trace(hessian) / columns
-  hessian = hessian + np.eye(columns) * max(damping, 1e-30)
+  hessian = damped(hessian)
   order = np.argsort(-np.diag(hessian), kind='stable')
   inverse = np.linalg.inv(hessian[np.ix_(order, order)])
   upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
@@ -83,6 +83,13 @@ def make_plan(sensitivity: Sensitivity) -> Plan:
     level=float(np.exp(np.log(sensitivity.rows).mean())),
     by_row=sensitivity.by_row,
   )
+
+
+def damped(hessian: np.ndarray) -> np.ndarray:
+  """Returns a Hessian that no direction of weights is free in."""
+  columns = len(hessian)
+  damping = _DAMPING * np.trace(hessian) / columns
+  return hessian + np.eye(columns) * max(damping, 1e-30)
 
 
 def quantize_with_feedback(
@@ -154,7 +161,7 @@ def _sweep(
   ratio: np.ndarray,
   penalty: np.ndarray | None,
 ) -> np.ndarray:
-  """One pass over the columns, in blocks, as matrix products are fast.
+  """One pass over the columns.
 
   Args:
     weights: float32 [rows, columns].
@@ -166,23 +173,40 @@ def _sweep(
   Returns:
     Levels, float32 [rows, columns].
   """
-  left = weights.copy()
   steps = np.broadcast_to(steps, weights.shape)
-  levels = np.empty_like(left)
+  levels = np.empty_like(weights)
+
+  def round_column(j: int, left: np.ndarray) -> np.ndarray:
+    levels[:, j] = _choose(left / steps[:, j], ratio[:, j], penalty)
+    return levels[:, j] * steps[:, j]
+
+  feed_back(weights, pull, round_column)
+  return levels
+
+
+def feed_back(
+  weights: np.ndarray,
+  pull: np.ndarray,
+  round_column: Callable[[int, np.ndarray], np.ndarray],
+) -> None:
+  """Rounds column by column, in blocks, as matrix products are fast.
+
+  Args:
+    weights: float32 [rows, columns], in the order of the plan.
+    pull: of the plan.
+    round_column: (column, what it should be by then [rows]) -> what it is.
+  """
+  left = weights.copy()
   columns = weights.shape[1]
   for begin in range(0, columns, _BLOCK):
     end = min(begin + _BLOCK, columns)
     errors = np.empty((weights.shape[0], end - begin), np.float32)
     for j in range(begin, end):
-      value = left[:, j] / steps[:, j]
-      chosen = _choose(value, ratio[:, j], penalty)
-      levels[:, j] = chosen
-      errors[:, j - begin] = left[:, j] - chosen * steps[:, j]
+      errors[:, j - begin] = left[:, j] - round_column(j, left[:, j])
       left[:, j + 1 : end] -= np.outer(
         errors[:, j - begin], pull[j, j + 1 : end]
       )
     left[:, end:] -= errors @ pull[begin:end, end:]
-  return levels
 
 
 def _choose(

@@ -2,6 +2,8 @@
 
     python -m experiments.benchmark inference [--shapes 4096x4096 …]
       [--batches 1 8 64] [--backend auto] [--plot F.png] [--output F.json]
+    python -m experiments.benchmark inference
+      --models lenet300 minilm efficientnet_lite0 [--folder DIR]
 
 For each shape (inputs x outputs), batch and form: bytes that a product reads,
 milliseconds, bytes a second and what part of the measured copy bandwidth that
@@ -11,12 +13,20 @@ take turns; medians. `gains until batch` is the largest batch at which a form is
 still faster than the dense product. Forms of onnxruntime are for CPUs, need
 `pip install onnx onnxruntime`, and are left out without. On a GPU times are
 those of its kernels (`device_time`).
+
+With `--models` whole networks run instead, at batch 1, from their .bwz files,
+which are made in `--folder` where they are missing. Speedups are over the
+fastest of XLA's dense float32 programs: weights as arguments, as constants, and
+with kernels of one input joined, as ours have them too. `planned` keeps the
+kernels dense that are predicted to be faster so; `compressed` is what part of
+the bytes is not. Cosines and agreement are of the outputs with the dense ones.
 """
 
 import argparse
 import functools
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,9 +35,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import inference
+from bandwidth.base import unknown_name
 from bandwidth.inference.planning import interleaved
 from experiments.benchmark import onnx_products, table
 from experiments.benchmark.device_time import Product, seconds_of
+from experiments.benchmark.pretrained import BROWN, CIFAR10
 from experiments.inference_results import plot_roofline
 from experiments.startup import keep_memory
 
@@ -304,12 +316,46 @@ def shape_of(text: str) -> tuple[int, int]:
   return int(inputs), int(outputs)
 
 
+def _run_models(given: argparse.Namespace) -> None:
+  # Products alone need none of the data sets.
+  from experiments.benchmark import inference_models, inference_networks
+
+  for name in given.models:
+    if name not in inference_networks.NETWORKS:
+      raise ValueError(
+        unknown_name('models', name, inference_networks.NETWORKS)
+      )
+  keep_memory()
+  rows: list[dict[str, Any]] = []
+  with tempfile.TemporaryDirectory() as temporary:
+    options = inference_networks.Options(
+      folder=given.folder or pathlib.Path(temporary),
+      brown=given.brown,
+      cifar10=given.cifar10,
+      split=given.split,
+      examples=given.examples,
+      pixels=given.pixels,
+    )
+    for name in given.models:
+      network = inference_networks.make_network(name, options)
+      rows += inference_models.network_rows(
+        network, backend=given.backend, repeats=given.repeats,
+        modes=given.modes,
+      )  # fmt: skip
+      if given.output:
+        table.write(given.output, NAME, rows)
+  table.show(rows)
+
+
 def _run(given: argparse.Namespace) -> None:
   shapes = [shape_of(text) for text in given.shapes]
-  for field in ('batches', 'repeats'):
+  for field in ('batches', 'repeats', 'examples', 'pixels'):
     for value in np.atleast_1d(getattr(given, field)).tolist():
       if value < 1:
         raise ValueError(f'{field}={value} is not positive')
+  if given.models:
+    _run_models(given)
+    return
   keep_memory()
   copied = copy_bandwidth(given.repeats)
   print(f'a copy reads and writes {copied / 1e9:.1f} GB a second')
@@ -345,6 +391,14 @@ def main(argv: Sequence[str]) -> int:
   add('--repeats', type=int, default=9)
   add('--plot', type=pathlib.Path, help='roofline')
   add('--output', type=pathlib.Path, help='JSON file')
+  add('--models', nargs='+', default=[], help='networks instead of products')
+  add('--modes', nargs='+', default=inference.MODES, choices=inference.MODES)
+  add('--folder', type=pathlib.Path, help='of their files; default: none kept')
+  add('--brown', type=pathlib.Path, default=BROWN, help=f'default {BROWN}')
+  add('--cifar10', type=pathlib.Path, default=CIFAR10, help=str(CIFAR10))
+  add('--split', default='test', choices=('valid', 'test'), help='of Brown')
+  add('--examples', type=int, default=1000, help='sentences or images')
+  add('--pixels', type=int, default=224, help='of an image')
   try:
     _run(parser.parse_args(argv))
   except ValueError as error:

@@ -14,7 +14,7 @@ import numpy as np
 FORMS = ('onnxruntime int8', 'onnxruntime 4-bit', 'onnxruntime 4-bit, int8')
 
 _BLOCK = 32
-_FLOAT, _UINT8, _INT8 = 1, 2, 3
+_FLOAT = 1
 
 
 def make_product(
@@ -30,16 +30,12 @@ def make_product(
   Raises:
     ValueError: onnx or onnxruntime is not installed, or K does not fit.
   """
-  try:
-    onnx: Any = importlib.import_module('onnx')
-    onnxruntime: Any = importlib.import_module('onnxruntime')
-  except ImportError as error:
-    raise ValueError(
-      f'pip install onnx onnxruntime to compare with {form} ({error.name} is '
-      'missing)'
-    ) from None
+  onnx, onnxruntime = packages(form)
   make = onnx.helper.make_tensor_value_info
-  node, constants = _node(onnx, form, weights)
+  kind, constants, attributes = parts(form, weights)
+  node = onnx.helper.make_node(
+    kind, ['x', *constants], ['y'], domain='com.microsoft', **attributes
+  )
   graph = onnx.helper.make_graph(
     [node],
     'product',
@@ -47,20 +43,43 @@ def make_product(
     [make('y', _FLOAT, [len(x), weights.shape[1]])],
     [onnx.numpy_helper.from_array(a, name) for name, a in constants.items()],
   )
+  made = session(onnx, onnxruntime, graph, opset=18)
+  return lambda: made.run(None, {'x': x})[0]
+
+
+def packages(form: str) -> tuple[Any, Any]:
+  """Returns onnx and onnxruntime.
+
+  Raises:
+    ValueError: one is not installed.
+  """
+  try:
+    return (
+      importlib.import_module('onnx'),
+      importlib.import_module('onnxruntime'),
+    )
+  except ImportError as error:
+    raise ValueError(
+      f'pip install onnx onnxruntime to compare with {form} ({error.name} is '
+      'missing)'
+    ) from None
+
+
+def session(onnx: Any, onnxruntime: Any, graph: Any, *, opset: int) -> Any:
+  """Returns a session of a graph, on this CPU."""
   model = onnx.helper.make_model(
     graph,
     ir_version=9,
     opset_imports=[
-      onnx.helper.make_opsetid('', 18),
+      onnx.helper.make_opsetid('', opset),
       onnx.helper.make_opsetid('com.microsoft', 1),
     ],
   )
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3
-  session = onnxruntime.InferenceSession(
+  return onnxruntime.InferenceSession(
     model.SerializeToString(), options, providers=['CPUExecutionProvider']
   )
-  return lambda: session.run(None, {'x': x})[0]
 
 
 def nbytes(form: str, weights: np.ndarray) -> int:
@@ -70,9 +89,18 @@ def nbytes(form: str, weights: np.ndarray) -> int:
   return weights.size // 2 + 4 * weights.size // _BLOCK
 
 
-def _node(
-  onnx: Any, form: str, weights: np.ndarray
-) -> tuple[Any, dict[str, Any]]:
+def parts(
+  form: str, weights: np.ndarray
+) -> tuple[str, dict[str, np.ndarray], dict[str, int]]:
+  """Returns the operation of a form, its constants and its attributes.
+
+  Args:
+    form: of `FORMS`.
+    weights: float32 [K, N]; K a multiple of 32 for 4 bits.
+
+  Raises:
+    ValueError: K does not fit.
+  """
   if form == 'onnxruntime int8':
     scale = np.abs(weights).max() / 127
     constants: dict[str, Any] = {
@@ -80,13 +108,7 @@ def _node(
       'scale': np.asarray(scale, np.float32),
       'zero': np.zeros((), np.int8),
     }
-    node = onnx.helper.make_node(
-      'DynamicQuantizeMatMul',
-      ['x', *constants],
-      ['y'],
-      domain='com.microsoft',
-    )
-    return node, constants
+    return 'DynamicQuantizeMatMul', constants, {}
   inputs, outputs = weights.shape
   if inputs % _BLOCK:
     raise ValueError(f'weights have {inputs} inputs, not blocks of {_BLOCK}')
@@ -97,9 +119,8 @@ def _node(
     'b': codes[..., ::2] | codes[..., 1::2] << 4,
     'scale': scale.reshape(-1).astype(np.float32),
   }
-  node = onnx.helper.make_node(
-    'MatMulNBits', ['x', *constants], ['y'], domain='com.microsoft',
-    K=inputs, N=outputs, bits=4, block_size=_BLOCK,
-    accuracy_level=4 if form.endswith('int8') else 0,
-  )  # fmt: skip
-  return node, constants
+  attributes = {
+    'K': inputs, 'N': outputs, 'bits': 4, 'block_size': _BLOCK,
+    'accuracy_level': 4 if form.endswith('int8') else 0,
+  }  # fmt: skip
+  return 'MatMulNBits', constants, attributes

