@@ -22,7 +22,7 @@ inline float Sum(__m256 v) {
 }
 
 // Sums of a row, so that one addition need not wait for the last.
-constexpr int Chains(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+constexpr int Chains(int rows) { return rows == 1 ? 4 : 2; }
 
 template <int kRows, typename Source>
 void FloatRows(const Source& source, const Arranged<float>& x, int64_t first,

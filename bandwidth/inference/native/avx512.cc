@@ -18,7 +18,8 @@ namespace {
 
 // Up to so many rows, a register holds inputs of one.
 constexpr int64_t kFewRows = 8;
-constexpr int64_t kFewWordRows = 4;
+constexpr int64_t kFewCodeWordRows = 4;
+constexpr int64_t kFewLevelWordRows = 8;
 
 struct SixteenFloats {
   using Sum = __m512;
@@ -171,7 +172,7 @@ void CodebookBits(const Codebook& m, const Rows& rows, Mode mode, float* y,
     const auto x = IntegersOfCodes<int8_t>(rows, runs, kBits, scratch);
     return ByteProduct(source, rows, x, y, scratch, threads);
   }
-  if (mode == Mode::kInt16 && rows.batch <= kFewWordRows) {
+  if (mode == Mode::kInt16 && rows.batch <= kFewCodeWordRows) {
     const WordCodes<kBits> source{{m}};
     Scratch scratch(ArrangedBytes(rows, runs));
     const auto x = IntegersOfCodes<int16_t>(rows, runs, kBits, scratch);
@@ -210,7 +211,7 @@ void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
     const auto x = IntegersOfLevels<int8_t>(rows, runs, scratch);
     return ByteProduct(bytes, rows, x, y, scratch, threads);
   }
-  if (mode == Mode::kInt16 && rows.batch <= kFewWordRows) {
+  if (mode == Mode::kInt16 && rows.batch <= kFewLevelWordRows) {
     Scratch scratch(ArrangedBytes(rows, runs));
     const auto x = IntegersOfLevels<int16_t>(rows, runs, scratch);
     return threads(m.outputs, 1, m.outputs * rows.filled * rows.batch,

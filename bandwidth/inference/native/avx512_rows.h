@@ -16,7 +16,7 @@ namespace bandwidth {
 namespace {
 
 // Sums of a row, so that one addition need not wait for the last.
-constexpr int Chains(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+constexpr int Chains(int rows) { return rows <= 2 ? 4 : rows == 4 ? 2 : 1; }
 
 template <int kRows, typename Source>
 void FloatRows(const Source& source, const Arranged<float>& x, int64_t first,
@@ -159,7 +159,7 @@ void UniformWordRows(const FloatLevels& source, const Arranged<int16_t>& x,
 template <int kRows, typename Source>
 void ByteRows(const Source& source, const Arranged<int8_t>& x, int64_t first,
               const Range& range) {
-  constexpr int kChains = Chains(kRows);
+  constexpr int kChains = kRows == 8 ? 2 : Chains(kRows);
   const Groups& g = source.groups();
   const Window<kRows, int8_t> rows(x, first);
   typename Source::Table table;

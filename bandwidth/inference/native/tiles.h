@@ -193,6 +193,9 @@ class TileProduct {
     if constexpr (Source::kScaled) scale_[o] = table_.scale;
     int32_t* to = weights_ + o * Tile::kUnits;
     for (int64_t b = 0; b < blocks; ++b) {
+      // The next tile jumps from output to output: too short for the machine to
+      // foresee.
+      __builtin_prefetch(source_.At(n + o, block + b + Tile::kBlocks));
       table_.Block(source_.At(n + o, block + b), [&](int j, auto weights) {
         L::Store(weights, scale_[o], to + j * Source::kVectorUnits);
       });
