@@ -35,37 +35,21 @@ struct Arranged {
 struct Order {
   int block;
   uint8_t at[256];
+
+  constexpr bool IsNatural() const {
+    for (int i = 0; i < block; ++i) {
+      if (at[i] != i) return false;
+    }
+    return true;
+  }
 };
 
-// The order in which codes of a block are met by kernels whose numbers have
-// `element` bytes and that shift codes out of registers of words.
-inline Order WordOrder(int bits, int element) {
-  const int elements = kBlockBytes / element;
-  const int fields = 8 * element / bits;
-  Order order{};
-  for (int f = 0; f < fields; ++f) {
-    for (int i = 0; i < elements; ++i) {
-      const int lane = i * element / 4;
-      const int within = i * element % 4 / element;
-      order.at[order.block++] = kLanes * (within * fields + f) + lane;
-    }
-  }
-  return order;
-}
-
-inline Order NaturalOrder() {
+constexpr Order NaturalOrder() {
   Order order{};
   for (; order.block < kBlockBytes; ++order.block) {
     order.at[order.block] = order.block;
   }
   return order;
-}
-
-inline bool IsNatural(const Order& order) {
-  for (int i = 0; i < order.block; ++i) {
-    if (order.at[i] != i) return false;
-  }
-  return true;
 }
 
 // Bytes of scratch that the functions below take, of any mode.
@@ -87,7 +71,7 @@ inline void Reorder(const From* from, int64_t count, const Order& order,
 // Rows as they are, or as rounding leaves them where `largest` is not 0.
 inline Arranged<float> FloatsOf(const Rows& rows, int largest,
                                 const Order& order, Scratch& scratch) {
-  const bool natural = IsNatural(order);
+  const bool natural = order.IsNatural();
   if (!largest && natural && rows.filled == rows.inputs) {
     return {rows.x, nullptr, nullptr, rows.filled, rows.batch};
   }
@@ -109,8 +93,9 @@ inline Arranged<float> FloatsOf(const Rows& rows, int largest,
   return {made, nullptr, nullptr, rows.filled, rows.batch};
 }
 
-// Packs integers in `WordOrder` into words: of input 16 j + l of a block, word l
-// of its register gets them for equal l.
+// Packs integers into words in the order in which kernels that shift codes out
+// of words meet them: those of input 16 j + l of a block lie in word l of one of
+// its registers.
 template <typename T>
 inline void PackWords(const int32_t* values, int64_t count, int bits,
                       uint32_t* words) {
@@ -194,6 +179,25 @@ inline const float* BooksOf(const Codebook& m, int largest, Scratch& scratch) {
   }
   return made;
 }
+
+// What was made of books, one for each of the last kSlots runs: where outputs
+// share them, they come again with the next output.
+template <typename Made, int kSlots>
+class Recent {
+ public:
+  const Made& Of(const float* book, int64_t run) {
+    const int64_t slot = run % kSlots;
+    if (books_[slot] != book) {
+      books_[slot] = book;
+      made_[slot].Set(book);
+    }
+    return made_[slot];
+  }
+
+ private:
+  const float* books_[kSlots] = {};
+  Made made_[kSlots];
+};
 
 // Rows from `row` on; where there are fewer than kRows, the last one again.
 template <int kRows, typename T>

@@ -36,7 +36,7 @@ void FloatProduct(const Source& source, const Rows& rows, int largest,
   const int64_t outputs = source.outputs(), batch = rows.batch;
   const int64_t work = 2 * outputs * rows.filled * batch;
   const Arranged<float> x =
-      FloatsOf(rows, largest, Source::Table::order(), scratch);
+      FloatsOf(rows, largest, Source::Table::kOrder, scratch);
   if (batch <= kFewRows) {
     return threads(outputs, 1, work, [&](int64_t begin, int64_t end) {
       const Range range{begin, end, y, outputs};
@@ -76,11 +76,10 @@ void CodebookIntegers(const Codebook& m, const Rows& rows, Mode mode, float* y,
     return ByteProduct(ByteCodes<kBits>{{m}}, x, y, threads);
   }
   const WordCodes<kBits> source{{m}};
-  const Order order = WordTable<kBits>::order();
   const auto x = IntegersOf<int16_t>(
       rows, runs, scratch,
       [&](const int32_t* from, int64_t count, int16_t* to) {
-        Reorder(from, count, order, to);
+        Reorder(from, count, WordTable<kBits>::kOrder, to);
       });
   threads(m.outputs, 1, m.outputs * rows.filled * rows.batch,
           [&](int64_t begin, int64_t end) {

@@ -2,7 +2,7 @@
 // source and a table are.
 //
 // A book of 16 is looked up by shuffles of bytes, one for each byte of what the
-// codes mean; interleaving them gives weights in an order of its own, `order()`,
+// codes mean; interleaving them gives weights in an order of its own, `kOrder`,
 // into which activations are brought once. A block is met in two halves.
 
 #ifndef BANDWIDTH_INFERENCE_NATIVE_AVX2_TABLES_H_
@@ -30,20 +30,12 @@ inline __m256i Load(const void* p) {
 template <int kBits, int kBytes>
 class Planes {
  public:
-  template <typename T>
-  void Set(const T* book) {
-    static_assert(sizeof(T) == kBytes);
-    alignas(16) uint8_t bytes[kBytes][16];
-    for (int e = 0; e < 16; ++e) {
-      uint32_t value = 0;
-      std::memcpy(&value, book + e % (1 << kBits), kBytes);
-      for (int p = 0; p < kBytes; ++p) bytes[p][e] = value >> (8 * p) & 255;
-    }
+  explicit Planes(const __m128i (&planes)[kBytes]) {
     for (int p = 0; p < kBytes; ++p) {
-      tables_[p] = _mm256_broadcastsi128_si256(
-          _mm_load_si128(reinterpret_cast<const __m128i*>(bytes[p])));
+      tables_[p] = _mm256_broadcastsi128_si256(planes[p]);
     }
   }
+  Planes() = default;
 
   // Calls `each(i, bytes)` for every code of a byte of half a block, i counting
   // through the block.
@@ -75,7 +67,7 @@ class Planes {
 // The order in which Planes and interleaving of bytes give inputs: `kTogether`
 // words of each half of a register are in the one that interleaving gives.
 template <int kBits, int kTogether>
-inline Order PlaneOrder() {
+constexpr Order PlaneOrder() {
   constexpr int kFields = 8 / kBits;
   Order order{};
   for (int i = 0; i < 2 * kFields; ++i) {
@@ -94,15 +86,58 @@ inline Order PlaneOrder() {
   return order;
 }
 
+// Four of a book of at most 16, which is repeated until they are 16.
+template <int kBits>
+inline __m128 Quarter(const float* book, int quarter) {
+  return _mm_loadu_ps(book + 4 * quarter % (1 << kBits));
+}
+
+template <int kBits>
+inline Planes<kBits, 4> FloatPlanes(const float* book) {
+  const __m128i by_byte =
+      _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  __m128i fours[4];
+  for (int q = 0; q < 4; ++q) {
+    fours[q] = _mm_shuffle_epi8(_mm_castps_si128(Quarter<kBits>(book, q)),
+                                by_byte);
+  }
+  const __m128i low[2] = {_mm_unpacklo_epi32(fours[0], fours[1]),
+                          _mm_unpacklo_epi32(fours[2], fours[3])};
+  const __m128i high[2] = {_mm_unpackhi_epi32(fours[0], fours[1]),
+                           _mm_unpackhi_epi32(fours[2], fours[3])};
+  return Planes<kBits, 4>({_mm_unpacklo_epi64(low[0], low[1]),
+                           _mm_unpackhi_epi64(low[0], low[1]),
+                           _mm_unpacklo_epi64(high[0], high[1]),
+                           _mm_unpackhi_epi64(high[0], high[1])});
+}
+
+// A book of at most 16 as integers, repeated until they are 16.
+struct Rounded {
+  __m128i words[2];
+  float scale;
+};
+
+template <int kBits>
+inline Rounded RoundSmall(const float* book, int largest) {
+  const float most = Largest(book, 1 << kBits);
+  const __m128 inverse = _mm_set1_ps(Inverse(most, largest));
+  __m128i fours[4];
+  for (int q = 0; q < 4; ++q) {
+    fours[q] =
+        _mm_cvtps_epi32(_mm_mul_ps(Quarter<kBits>(book, q), inverse));
+  }
+  return {{_mm_packs_epi32(fours[0], fours[1]),
+           _mm_packs_epi32(fours[2], fours[3])},
+          most / largest};
+}
+
 template <int kBits>
 class FloatTable {
  public:
-  static Order order() { return PlaneOrder<kBits, 1>(); }
+  static constexpr Order kOrder = PlaneOrder<kBits, 1>();
 
-  void Set(const float* book) {
-    if (book == book_) return;
-    book_ = book;
-    planes_.Set(book);
+  void Set(const float* book, int64_t run) {
+    planes_ = recent_.Of(book, run).planes;
   }
 
   template <typename F>
@@ -123,16 +158,21 @@ class FloatTable {
   }
 
  private:
-  const float* book_ = nullptr;
+  struct Made {
+    Planes<kBits, 4> planes;
+    void Set(const float* book) { planes = FloatPlanes<kBits>(book); }
+  };
+
+  Recent<Made, 16> recent_;
   Planes<kBits, 4> planes_;
 };
 
 template <>
 class FloatTable<8> {
  public:
-  static Order order() { return NaturalOrder(); }
+  static constexpr Order kOrder = NaturalOrder();
 
-  void Set(const float* book) { book_ = book; }
+  void Set(const float* book, int64_t) { book_ = book; }
 
   template <typename F>
   void Block(const uint8_t* codes, F&& each) const {
@@ -167,7 +207,7 @@ struct FloatCodes {
     return m.codes + (n * m.groups.Blocks() + block) * kBlockBytes;
   }
   void Set(Table& table, int64_t n, int64_t run) const {
-    table.Set(m.book + (m.groups.At(n, run) << kBits));
+    table.Set(m.book + (m.groups.At(n, run) << kBits), run);
   }
 };
 
@@ -175,7 +215,7 @@ struct FloatCodes {
 struct LevelTable {
   float scale;
 
-  static Order order() { return NaturalOrder(); }
+  static constexpr Order kOrder = NaturalOrder();
 
   template <typename F>
   void Block(const uint8_t* levels, F&& each) const {
@@ -212,14 +252,12 @@ class WordTable {
  public:
   float scale;
 
-  static Order order() { return PlaneOrder<kBits, 2>(); }
+  static constexpr Order kOrder = PlaneOrder<kBits, 2>();
 
-  void Set(const float* book) {
-    if (book == book_) return;
-    book_ = book;
-    int16_t words[1 << kBits];
-    scale = RoundBook<1 << kBits>(book, kLargestBook16, words);
-    planes_.Set(words);
+  void Set(const float* book, int64_t run) {
+    const Made& made = recent_.Of(book, run);
+    planes_ = made.planes;
+    scale = made.scale;
   }
 
   template <typename F>
@@ -231,7 +269,22 @@ class WordTable {
   }
 
  private:
-  const float* book_ = nullptr;
+  struct Made {
+    Planes<kBits, 2> planes;
+    float scale;
+    void Set(const float* book) {
+      const __m128i by_byte =
+          _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+      const Rounded rounded = RoundSmall<kBits>(book, kLargestBook16);
+      const __m128i low = _mm_shuffle_epi8(rounded.words[0], by_byte);
+      const __m128i high = _mm_shuffle_epi8(rounded.words[1], by_byte);
+      planes = Planes<kBits, 2>(
+          {_mm_unpacklo_epi64(low, high), _mm_unpackhi_epi64(low, high)});
+      scale = rounded.scale;
+    }
+  };
+
+  Recent<Made, 32> recent_;
   Planes<kBits, 2> planes_;
 };
 
@@ -239,23 +292,21 @@ template <int kBits>
 struct WordCodes : FloatCodes<kBits> {
   using Table = WordTable<kBits>;
   void Set(Table& table, int64_t n, int64_t run) const {
-    table.Set(this->m.book + (this->m.groups.At(n, run) << kBits));
+    table.Set(this->m.book + (this->m.groups.At(n, run) << kBits), run);
   }
 };
 
 // Weights as bytes: `each(i, weights)` gets half a block of what is at byte
-// 32 i of activations in `WordOrder`.
+// 32 i of activations as `PackWords` leaves them.
 template <int kBits>
 class ByteTable {
  public:
   float scale;
 
-  void Set(const float* book) {
-    if (book == book_) return;
-    book_ = book;
-    int8_t bytes[1 << kBits];
-    scale = RoundBook<1 << kBits>(book, kLargest8, bytes);
-    planes_.Set(bytes);
+  void Set(const float* book, int64_t run) {
+    const Made& made = recent_.Of(book, run);
+    planes_ = made.planes;
+    scale = made.scale;
   }
 
   template <typename F>
@@ -267,7 +318,18 @@ class ByteTable {
   }
 
  private:
-  const float* book_ = nullptr;
+  struct Made {
+    Planes<kBits, 1> planes;
+    float scale;
+    void Set(const float* book) {
+      const Rounded rounded = RoundSmall<kBits>(book, kLargest8);
+      planes = Planes<kBits, 1>(
+          {_mm_packs_epi16(rounded.words[0], rounded.words[1])});
+      scale = rounded.scale;
+    }
+  };
+
+  Recent<Made, 32> recent_;
   Planes<kBits, 1> planes_;
 };
 
@@ -276,7 +338,7 @@ struct ByteCodes : FloatCodes<kBits> {
   using Table = ByteTable<kBits>;
   static constexpr int kVectors = 16 / kBits;
   void Set(Table& table, int64_t n, int64_t run) const {
-    table.Set(this->m.book + (this->m.groups.At(n, run) << kBits));
+    table.Set(this->m.book + (this->m.groups.At(n, run) << kBits), run);
   }
 };
 

@@ -75,6 +75,7 @@ struct SixteenBytes {
 template <typename Source>
 void SetStart(const Groups& g, Columns<SixteenBytes>* x, Scratch& scratch) {
   using Tile = TileOf<Source>;
+  const __m512i offset = _mm512_set1_epi8(static_cast<char>(128));
   x->tiles = g.runs * Tile::OfRun(g);
   int32_t* made =
       scratch.Take<int32_t>(Columns<SixteenBytes>::Padded(x->batch) * x->tiles);
@@ -89,8 +90,7 @@ void SetStart(const Groups& g, Columns<SixteenBytes>* x, Scratch& scratch) {
       for (int64_t v = 0; v < width; v += kLanes) {
         __m512i sum = _mm512_setzero_si512();
         for (int64_t u = 0; u < blocks * Tile::kBlockUnits; ++u) {
-          sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(static_cast<char>(128)),
-                                    Load(in + u * width + v));
+          sum = _mm512_dpbusd_epi32(sum, offset, Load(in + u * width + v));
         }
         _mm512_storeu_si512(made + v,
                             _mm512_sub_epi32(_mm512_setzero_si512(), sum));
@@ -112,8 +112,8 @@ void FloatProduct(const Source& source, const Rows& rows, int largest,
                   float* y, Scratch& scratch, const Threads& threads) {
   const int64_t outputs = source.outputs(), batch = rows.batch;
   const int64_t work = outputs * rows.filled * batch;
-  const Arranged<float> x =
-      FloatsOf(rows, largest, NaturalOrder(), scratch);
+  constexpr Order kOrder = NaturalOrder();
+  const Arranged<float> x = FloatsOf(rows, largest, kOrder, scratch);
   if (batch <= kFewRows) {
     return threads(outputs, 1, work, [&](int64_t begin, int64_t end) {
       const Range range{begin, end, y, outputs};

@@ -92,6 +92,25 @@ inline __m512i OddWords(__m512i low, __m512i high) {
   return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
 }
 
+// A book of at most 16 as integers, repeated until they are 16.
+struct Rounded {
+  __m512i integers;
+  float scale;
+};
+
+template <int kBits>
+inline Rounded RoundSmall(const float* book, int largest) {
+  const __m512 values = kBits == 2
+                            ? _mm512_broadcast_f32x4(_mm_loadu_ps(book))
+                            : _mm512_loadu_ps(book);
+  const int32_t bits = _mm512_reduce_max_epi32(_mm512_and_si512(
+      _mm512_castps_si512(values), _mm512_set1_epi32(0x7fffffff)));
+  float most;
+  std::memcpy(&most, &bits, sizeof(most));
+  const __m512 inverse = _mm512_set1_ps(Inverse(most, largest));
+  return {_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse)), most / largest};
+}
+
 // What float weights of a codebook are. `each(j, weights)` gets inputs 16 j and
 // following of a block.
 template <int kBits>
@@ -205,19 +224,10 @@ class WordTable {
  public:
   float scale;
 
-  void Set(const float* book) {
-    if (book == book_) return;
-    book_ = book;
-    alignas(64) int16_t words[1 << kBits];
-    scale = RoundBook<1 << kBits>(book, kLargestBook16, words);
-    if constexpr (kBits == 2) {
-      int64_t four;
-      std::memcpy(&four, words, sizeof(four));
-      table_ = _mm512_set1_epi64(four);
-    } else {
-      table_ = _mm512_broadcast_i64x4(
-          _mm256_load_si256(reinterpret_cast<const __m256i*>(words)));
-    }
+  void Set(const float* book, int64_t run) {
+    const Made& made = recent_.Of(book, run);
+    table_ = made.table;
+    scale = made.scale;
   }
 
   template <typename F>
@@ -233,7 +243,18 @@ class WordTable {
   }
 
  private:
-  const float* book_ = nullptr;
+  struct Made {
+    __m512i table;
+    float scale;
+    void Set(const float* book) {
+      const Rounded rounded = RoundSmall<kBits>(book, kLargestBook16);
+      table = _mm512_broadcast_i64x4(
+          _mm512_cvtepi32_epi16(rounded.integers));
+      scale = rounded.scale;
+    }
+  };
+
+  Recent<Made, 32> recent_;
   __m512i table_;
 };
 
@@ -242,7 +263,7 @@ class WordTable<8> {
  public:
   float scale;
 
-  void Set(const float* book) {
+  void Set(const float* book, int64_t) {
     if (book == book_) return;
     book_ = book;
     alignas(64) int16_t words[kLargestBook];
@@ -266,64 +287,79 @@ template <int kBits>
 struct WordCodes : FloatCodes<kBits> {
   using Table = WordTable<kBits>;
   void Set(Table& table, int64_t n, int64_t run) const {
-    table.Set(this->m.book + (this->m.groups.At(n, run) << kBits));
+    table.Set(this->m.book + (this->m.groups.At(n, run) << kBits), run);
   }
 };
 
 // Weights as bytes, offset by 128: the instruction that adds four products
 // multiplies unsigned by signed ones.
+inline __m512i Offset(__m512i bytes) {
+  return _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(128)));
+}
+
 template <int kBits>
 class ByteTable {
  public:
   float scale;
 
-  void Set(const float* book) {
-    if (book == book_) return;
-    book_ = book;
-    alignas(64) int8_t bytes[kBits == 8 ? kLargestBook : 16];
-    scale = RoundBook<1 << kBits>(book, kLargest8, bytes);
-    const __m512i offset = _mm512_set1_epi8(static_cast<char>(128));
-    if constexpr (kBits == 2) {
-      int32_t four;
-      std::memcpy(&four, bytes, sizeof(four));
-      tables_[0] = _mm512_set1_epi32(four);
-    } else if constexpr (kBits == 4) {
-      tables_[0] = _mm512_broadcast_i32x4(
-          _mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
-    } else {
-      for (int i = 0; i < kTables; ++i) tables_[i] = Load(bytes + 64 * i);
-    }
-    for (__m512i& table : tables_) table = _mm512_xor_si512(table, offset);
+  void Set(const float* book, int64_t run) {
+    const Made& made = recent_.Of(book, run);
+    table_ = made.table;
+    scale = made.scale;
   }
 
   template <typename F>
   void Block(const uint8_t* codes, F&& each) const {
+    const __m512i mask = _mm512_set1_epi8((1 << kBits) - 1);
     __m512i words = Load(codes);
 #pragma GCC unroll 4
     for (int f = 0; f < 8 / kBits; ++f) {
-      each(f, LookUp(words));
+      each(f, _mm512_shuffle_epi8(table_, _mm512_and_si512(words, mask)));
       words = _mm512_srli_epi16(words, kBits);
     }
   }
 
  private:
-  static constexpr int kTables = kBits == 8 ? 4 : 1;
-
-  __m512i LookUp(__m512i codes) const {
-    if constexpr (kBits == 8) {
-      const __m512i low =
-          _mm512_permutex2var_epi8(tables_[0], codes, tables_[1]);
-      const __m512i high =
-          _mm512_permutex2var_epi8(tables_[2], codes, tables_[3]);
-      return _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
-    } else {
-      const __m512i mask = _mm512_set1_epi8((1 << kBits) - 1);
-      return _mm512_shuffle_epi8(tables_[0], _mm512_and_si512(codes, mask));
+  struct Made {
+    __m512i table;
+    float scale;
+    void Set(const float* book) {
+      const Rounded rounded = RoundSmall<kBits>(book, kLargest8);
+      table = Offset(
+          _mm512_broadcast_i32x4(_mm512_cvtepi32_epi8(rounded.integers)));
+      scale = rounded.scale;
     }
+  };
+
+  Recent<Made, 32> recent_;
+  __m512i table_;
+};
+
+template <>
+class ByteTable<8> {
+ public:
+  float scale;
+
+  void Set(const float* book, int64_t) {
+    if (book == book_) return;
+    book_ = book;
+    alignas(64) int8_t bytes[kLargestBook];
+    scale = RoundBook<kLargestBook>(book, kLargest8, bytes);
+    for (int i = 0; i < 4; ++i) tables_[i] = Offset(Load(bytes + 64 * i));
   }
 
+  template <typename F>
+  void Block(const uint8_t* codes, F&& each) const {
+    const __m512i words = Load(codes);
+    const __m512i low = _mm512_permutex2var_epi8(tables_[0], words, tables_[1]);
+    const __m512i high =
+        _mm512_permutex2var_epi8(tables_[2], words, tables_[3]);
+    each(0, _mm512_mask_blend_epi8(_mm512_movepi8_mask(words), low, high));
+  }
+
+ private:
   const float* book_ = nullptr;
-  __m512i tables_[kTables];
+  __m512i tables_[4];
 };
 
 template <int kBits>
@@ -332,7 +368,7 @@ struct ByteCodes : FloatCodes<kBits> {
   static constexpr bool kScaled = true;
   static constexpr int kVectors = 8 / kBits;
   void Set(Table& table, int64_t n, int64_t run) const {
-    table.Set(this->m.book + (this->m.groups.At(n, run) << kBits));
+    table.Set(this->m.book + (this->m.groups.At(n, run) << kBits), run);
   }
 };
 
@@ -341,8 +377,7 @@ struct ByteLevelTable {
 
   template <typename F>
   void Block(const uint8_t* levels, F&& each) const {
-    each(0, _mm512_xor_si512(Load(levels),
-                             _mm512_set1_epi8(static_cast<char>(128))));
+    each(0, Offset(Load(levels)));
   }
 };
 

@@ -56,7 +56,7 @@ class Pieces {
 };
 
 // Below this work a second thread costs more than it saves.
-constexpr int64_t kWorkOfThread = 1 << 17;
+constexpr int64_t kWorkOfThread = 1 << 18;
 constexpr int64_t kWorkOfPiece = 1 << 17;
 
 inline void Divide(void* given, int64_t outputs, int64_t unit, int64_t work,
