@@ -1,5 +1,5 @@
-// Activations in the order in which kernels meet them. Plain loops, compiled for
-// each instruction set.
+// Activations in the order in which kernels meet them. Plain loops, compiled
+// for each instruction set.
 
 #ifndef BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_
 #define BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_
@@ -94,8 +94,8 @@ inline Arranged<float> FloatsOf(const Rows& rows, int largest,
 }
 
 // Packs integers into words in the order in which kernels that shift codes out
-// of words meet them: those of input 16 j + l of a block lie in word l of one of
-// its registers.
+// of words meet them: that of input 16 j + l of a block lies in word l of one
+// of its registers.
 template <typename T>
 inline void PackWords(const int32_t* values, int64_t count, int bits,
                       uint32_t* words) {

@@ -161,9 +161,9 @@ void UniformWordRows(const FloatLevels& source, const Arranged<int16_t>& x,
   }
 }
 
-// The instruction multiplies unsigned by signed bytes and adds pairs in 16 bits:
-// magnitudes, of -128 too, by bytes up to 127 with the sign, which stay below
-// 2^15.
+// The instruction multiplies unsigned by signed bytes and adds pairs in 16
+// bits: magnitudes, of -128 too, by bytes up to 127 with the sign, which stay
+// below 2^15.
 template <int kRows, typename Source>
 void ByteRows(const Source& source, const Arranged<int8_t>& x, int64_t first,
               const Range& range) {

@@ -227,7 +227,7 @@ void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
                threads);
 }
 
-// Columns of 16 weights, none beyond the inputs; those of `mask` alone are read.
+// Columns of 16 weights, none beyond the inputs; only those of `mask` are read.
 inline __m512i SparseInputs(const Sparse& m, int64_t i, __mmask16 mask) {
   const __m512i columns =
       m.columns16

@@ -1,5 +1,5 @@
-// Products of a few rows for AVX-512: a register holds inputs of one output, and
-// what a look-up finds is multiplied with each of the rows at once.
+// Products of a few rows for AVX-512: a register holds inputs of one output,
+// and what a look-up finds is multiplied with each of the rows at once.
 
 #ifndef BANDWIDTH_INFERENCE_NATIVE_AVX512_ROWS_H_
 #define BANDWIDTH_INFERENCE_NATIVE_AVX512_ROWS_H_

@@ -3,9 +3,9 @@
 // A source says where blocks of a matrix are; its table holds what codes of an
 // output and a run mean, and hands over the weights of a block, a register at a
 // time. A book of 16 floats is one register, and one permutation looks up 16
-// weights; it ignores the upper bits of an index, so a shift of the packed words
-// is all that unpacking takes. A book of 256 is looked up byte by byte of what
-// the codes mean, 64 codes at a time.
+// weights; it ignores the upper bits of an index, so a shift of the packed
+// words is all that unpacking takes. A book of 256 is looked up byte by byte of
+// what the codes mean, 64 codes at a time.
 
 #ifndef BANDWIDTH_INFERENCE_NATIVE_AVX512_TABLES_H_
 #define BANDWIDTH_INFERENCE_NATIVE_AVX512_TABLES_H_

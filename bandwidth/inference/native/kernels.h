@@ -1,8 +1,8 @@
 // Products of activations and compressed matrices.
 //
-// Layouts are those of bandwidth/inference/matrices.py. Each instruction set has
-// a table of products; the scalar ones are what the others are tested against,
-// and what runs where there is nothing better.
+// Layouts are those of bandwidth/inference/matrices.py. Each instruction set
+// has a table of products; the scalar ones are what runs where there is nothing
+// better.
 //
 // What is compiled for an instruction set lies in unnamed namespaces: of a
 // function that several files have, the linker keeps any one.
@@ -22,7 +22,8 @@ constexpr int kLargestBook = 256;
 enum class Mode { kExact = 0, kInt16 = 1, kInt8 = 2 };
 
 // Where the numbers of a matrix are that groups of weights share: one for
-// output n and run r at (n / group) * runs + r. Runs are whole blocks of inputs.
+// output n and run r at (n / group) * runs + r. Runs are whole blocks of
+// inputs.
 struct Groups {
   int64_t group;       // outputs of a group
   int64_t runs;        // along the inputs

@@ -13,7 +13,7 @@ namespace bandwidth {
 namespace {
 
 // The largest magnitude, or what is no number if there is one: without their
-// signs, floats are ordered like the integers of the same bits, and NaN is last.
+// signs, floats are ordered like the integers of the same bits, NaN as last.
 inline float Largest(const float* values, int64_t count) {
   int32_t most = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -27,8 +27,8 @@ inline float Largest(const float* values, int64_t count) {
   return result;
 }
 
-// The nearest integer, of halves the even one, of magnitudes below 2^22: the sum
-// has no bits for fractions. Unlike a call, it is done for many at once.
+// The nearest integer, of halves the even one, of magnitudes below 2^22: the
+// sum has no bits for fractions. Unlike a call, it is done for many at once.
 inline float Nearest(float value) {
   constexpr float kNoFractions = 12582912.0f;  // 1.5 * 2^23
   return (value + kNoFractions) - kNoFractions;

@@ -166,7 +166,8 @@ class TileProduct {
   void Outputs(int64_t n, int64_t count, int64_t row, int64_t last,
                const Range& range) {
     const Groups& g = source_.groups();
-    std::memset(totals_, 0, L::kSums * Columns<L>::Padded(last - row) * sizeof(float));
+    const int64_t padded = Columns<L>::Padded(last - row);
+    std::memset(totals_, 0, L::kSums * padded * sizeof(float));
     int64_t tile = 0;
     for (int64_t run = 0; run < g.runs; ++run) {
       for (int64_t b = 0; b < g.run_blocks; b += Tile::kBlocks, ++tile) {
