@@ -126,3 +126,17 @@ def test_a_row_that_is_not_finite_touches_no_other(instructions):
       finite = np.isfinite(y).all(1)
       assert not finite[[3, 18]].any(), (name, mode)
       assert np.delete(finite, [3, 18]).all(), (name, mode)
+
+
+def test_activations_of_one_sign(instructions):
+  """What weights add to them is small beside their sum."""
+  x = RNG.random((9, 4096)).astype(np.float32)
+  for matrix in (codebook(4, 4096, 8), codebook(8, 4096, 8), uniform(4096, 8)):
+    for mode in inference.MODES:
+      wanted = product(x, matrix, mode)
+      for batch in (1, 9):
+        y = inference.matmul(
+          jnp.asarray(x[:batch]), matrix, backend='native', mode=mode
+        )
+        error = np.linalg.norm(np.asarray(y) - wanted[:batch])
+        assert error < 1e-6 * np.linalg.norm(wanted[:batch]), (mode, batch)

@@ -162,8 +162,12 @@ void ByteRows(const Source& source, const Arranged<int8_t>& x, int64_t first,
   constexpr int kChains = kRows == 8 ? 2 : Chains(kRows);
   const Groups& g = source.groups();
   const Window<kRows, int8_t> rows(x, first);
+  // What offsets of more inputs add is no float any more; it has to be taken
+  // away from integers.
+  const bool long_runs = g.run_blocks * Source::kVectors > 16;
   typename Source::Table table;
   for (int64_t n = range.begin; n < range.end; ++n) {
+    float whole[kRows] = {};
     __m512 totals[kRows];
     for (__m512& total : totals) total = _mm512_setzero_ps();
     const uint8_t* codes = source.At(n, 0);
@@ -177,32 +181,44 @@ void ByteRows(const Source& source, const Arranged<int8_t>& x, int64_t first,
         sums[b][0] = _mm512_zextsi128_si512(
             _mm_cvtsi32_si128(-128 * x.sums[rows.row[b] * g.runs + run]));
       }
-      for (int64_t block = 0; block < g.run_blocks; ++block) {
+      // Blocks take turns where they have fewer registers than there are sums.
+      constexpr int kTurns =
+          kChains > Source::kVectors ? kChains / Source::kVectors : 1;
+      const auto add_block = [&](int turn) {
         table.Block(codes, [&](int f, __m512i weights) {
 #pragma GCC unroll 8
           for (int b = 0; b < kRows; ++b) {
-            // Of one field blocks take turns.
-            __m512i& sum =
-                sums[b][(Source::kVectors == 1 ? block : f) % kChains];
+            __m512i& sum = sums[b][(turn * Source::kVectors + f) % kChains];
             sum = _mm512_dpbusd_epi32(
                 sum, weights, Load(rows.in[b] + at + kBlockBytes * f));
           }
         });
         codes += kBlockBytes;
         at += kBlockBytes * Source::kVectors;
+      };
+      int64_t block = 0;
+      for (; block + kTurns <= g.run_blocks; block += kTurns) {
+#pragma GCC unroll 4
+        for (int turn = 0; turn < kTurns; ++turn) add_block(turn);
       }
+      for (; block < g.run_blocks; ++block) add_block(0);
       for (int b = 0; b < kRows; ++b) {
         __m512i sum = sums[b][0];
         for (int i = 1; i < kChains; ++i) {
           sum = _mm512_add_epi32(sum, sums[b][i]);
         }
-        totals[b] = _mm512_fmadd_ps(_mm512_set1_ps(table.scale),
-                                    _mm512_cvtepi32_ps(sum), totals[b]);
+        if (long_runs) {
+          whole[b] += _mm512_reduce_add_epi32(sum) * table.scale;
+        } else {
+          totals[b] = _mm512_fmadd_ps(_mm512_set1_ps(table.scale),
+                                      _mm512_cvtepi32_ps(sum), totals[b]);
+        }
       }
     }
     for (int b = 0; b < kRows; ++b) {
-      range.y[rows.row[b] * range.stride + n] =
-          _mm512_reduce_add_ps(totals[b]) * x.scale[rows.row[b]];
+      const float sum =
+          long_runs ? whole[b] : _mm512_reduce_add_ps(totals[b]);
+      range.y[rows.row[b] * range.stride + n] = sum * x.scale[rows.row[b]];
     }
   }
 }
