@@ -16,9 +16,9 @@
 namespace bandwidth {
 namespace {
 
-// Up to so many rows, a register holds inputs of one.
+// Up to so many rows, a register holds inputs of one; of bytes always, of which
+// it holds four times as many.
 constexpr int64_t kFewRows = 4;
-constexpr int64_t kFewByteRows = 8;
 
 // Sparse matrices have no weights to keep in registers.
 struct EightSparse : EightFloats {
@@ -94,10 +94,8 @@ template <int kBits>
 void CodebookBits(const Codebook& m, const Rows& rows, Mode mode, float* y,
                   const Threads& threads) {
   if constexpr (kBits < 8) {
-    const int64_t few = mode == Mode::kInt8    ? kFewByteRows
-                        : mode == Mode::kInt16 ? kFewRows
-                                               : 0;
-    if (rows.batch <= few) {
+    if (mode == Mode::kInt8 ||
+        (mode == Mode::kInt16 && rows.batch <= kFewRows)) {
       return CodebookIntegers<kBits>(m, rows, mode, y, threads);
     }
   }
@@ -124,7 +122,7 @@ void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
                     const Threads& threads) {
   const FloatLevels source{m};
   const int64_t runs = m.groups.runs;
-  if (mode == Mode::kInt8 && rows.batch <= kFewByteRows) {
+  if (mode == Mode::kInt8) {
     Scratch scratch(ArrangedBytes(rows, runs));
     const auto x = IntegersOfLevels<int8_t>(rows, runs, scratch);
     return ByteProduct(ByteLevels{{m}}, x, y, threads);
@@ -141,10 +139,8 @@ void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
                    });
   }
   Scratch scratch(FloatBytes(rows));
-  const int largest = mode == Mode::kExact   ? 0
-                      : mode == Mode::kInt16 ? kLargest16
-                                             : kLargest8;
-  FloatProduct(source, rows, largest, y, scratch, threads);
+  FloatProduct(source, rows, mode == Mode::kInt16 ? kLargest16 : 0, y, scratch,
+               threads);
 }
 
 void SparseRow(const Sparse& m, const float* x, const Range& range) {
