@@ -8,6 +8,8 @@
 #ifndef BANDWIDTH_INFERENCE_NATIVE_TILES_H_
 #define BANDWIDTH_INFERENCE_NATIVE_TILES_H_
 
+#include <immintrin.h>
+
 #include <cstdint>
 #include <cstring>
 
@@ -46,6 +48,31 @@ inline int64_t ColumnBytes(int64_t batch, int64_t units, int64_t tiles) {
          Scratch::Bytes(Columns<L>::Padded(batch) * tiles * sizeof(int32_t));
 }
 
+// Turns four rows of four units.
+inline void Transpose(const int32_t* from, int64_t stride, int32_t* to,
+                      int64_t width) {
+  __m128 rows[4];
+  for (int r = 0; r < 4; ++r) {
+    rows[r] = _mm_loadu_ps(reinterpret_cast<const float*>(from + r * stride));
+  }
+  _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
+  for (int u = 0; u < 4; ++u) {
+    _mm_storeu_ps(reinterpret_cast<float*>(to + u * width), rows[u]);
+  }
+}
+
+// Turns rows from `row` on one at a time, and fills up with zeros.
+inline void CopyColumns(const int32_t* from, int64_t stride, int64_t row,
+                        int64_t rows, int64_t begin, int64_t end,
+                        int64_t width, int32_t* to) {
+  for (int64_t u = begin; u < end; ++u) {
+    for (int64_t r = row; r < rows; ++r) {
+      to[u * width + r] = from[r * stride + u];
+    }
+    for (int64_t r = rows; r < width; ++r) to[u * width + r] = 0;
+  }
+}
+
 // Turns rows of units, `stride` apart, into columns.
 template <typename L>
 inline Columns<L> ColumnsOf(const void* rows, int64_t stride, int64_t units,
@@ -59,12 +86,17 @@ inline Columns<L> ColumnsOf(const void* rows, int64_t stride, int64_t units,
       const int64_t width = columns.Width(row);
       const int64_t left = batch - row;
       const int64_t there = left < width ? left : width;
-      for (int64_t u = begin; u < end; ++u) {
-        int32_t* to = made + row * units + u * width;
-        const int32_t* own = from + row * stride + u;
-        for (int64_t r = 0; r < there; ++r) to[r] = own[r * stride];
-        for (int64_t r = there; r < width; ++r) to[r] = 0;
+      const int32_t* own = from + row * stride;
+      int32_t* to = made + row * units;
+      int64_t u = begin;
+      for (; u + 4 <= end; u += 4) {
+        int64_t r = 0;
+        for (; r + 4 <= there; r += 4) {
+          Transpose(own + r * stride + u, stride, to + u * width + r, width);
+        }
+        CopyColumns(own, stride, r, there, u, u + 4, width, to);
       }
+      CopyColumns(own, stride, 0, there, u, end, width, to);
     }
   });
   return columns;
@@ -150,6 +182,10 @@ class TileProduct {
   }
 
   void operator()(const Range& range) {
+    // Outputs that are not there are multiplied too.
+    if ((range.end - range.begin) % L::kSums) {
+      std::memset(weights_, 0, sizeof(weights_));
+    }
     for (int64_t row = 0; row < x_.batch; row += kPanelRows) {
       const int64_t left = x_.batch - row;
       const int64_t rows = left < kPanelRows ? left : kPanelRows;
@@ -236,7 +272,7 @@ class TileProduct {
   const Source& source_;
   const Columns<L>& x_;
   typename Source::Table table_;
-  alignas(64) int32_t weights_[L::kSums * Tile::kUnits] = {};
+  alignas(64) int32_t weights_[L::kSums * Tile::kUnits];
   alignas(64) float totals_[L::kSums * kPanelRows];
   float scale_[L::kSums];
 };
