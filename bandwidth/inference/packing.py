@@ -170,7 +170,9 @@ class Packer:
 
   def _words(self) -> np.ndarray:
     """The bytes [N, blocks, words, bytes]."""
-    return self.packed.reshape(len(self.packed), -1, LANES, WORD_BYTES)
+    outputs, row = self.packed.shape
+    blocks = row // (LANES * WORD_BYTES)
+    return self.packed.reshape(outputs, blocks, LANES, WORD_BYTES)
 
   def _put_columns(self, codes: np.ndarray, begin: int) -> None:
     """Packs inputs from one on that is the first of a byte."""
@@ -180,7 +182,7 @@ class Packer:
       filled = np.zeros((-(-len(codes) // byte) * byte, codes.shape[1]), 'u1')
       filled[: len(codes)] = codes
       codes = filled
-    fields = codes.reshape(-1, per, LANES, codes.shape[1])
+    fields = codes.reshape(len(codes) // byte, per, LANES, codes.shape[1])
     merged = _merged(fields.swapaxes(0, 1), self.bits)
     words = self._words()
     for place, plane in enumerate(merged, begin // byte):
