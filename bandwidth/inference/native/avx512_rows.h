@@ -18,51 +18,80 @@ namespace {
 // Sums of a row, so that one addition need not wait for the last.
 constexpr int Chains(int rows) { return rows <= 2 ? 4 : rows == 4 ? 2 : 1; }
 
-template <int kRows, typename Source>
-void FloatRows(const Source& source, const Arranged<float>& x, int64_t first,
-               const Range& range) {
-  constexpr int kChains = Chains(kRows);
+// Rows of kOutputs outputs from n on. Two of them read activations once: many
+// rows do not stay in the first cache.
+template <int kRows, int kOutputs, typename Source>
+inline void FloatOutputs(const Source& source,
+                         const Window<kRows, float>& rows,
+                         typename Source::Table (&tables)[kOutputs], int64_t n,
+                         const Range& range) {
+  constexpr int kChains = kOutputs == 1 ? Chains(kRows) : 1;
   const Groups& g = source.groups();
-  const Window<kRows, float> rows(x, first);
-  typename Source::Table table;
-  for (int64_t n = range.begin; n < range.end; ++n) {
-    __m512 totals[kRows], sums[kRows][kChains];
+  __m512 totals[kOutputs][kRows], sums[kOutputs][kRows][kChains];
+  for (int o = 0; o < kOutputs; ++o) {
     for (int b = 0; b < kRows; ++b) {
-      totals[b] = _mm512_setzero_ps();
-      for (__m512& sum : sums[b]) sum = _mm512_setzero_ps();
+      totals[o][b] = _mm512_setzero_ps();
+      for (__m512& sum : sums[o][b]) sum = _mm512_setzero_ps();
     }
-    const uint8_t* codes = source.At(n, 0);
-    int64_t at = 0;
-    for (int64_t run = 0; run < g.runs; ++run) {
-      source.Set(table, n, run);
-      for (int64_t block = 0; block < g.run_blocks; ++block) {
-        table.Block(codes, [&](int j, __m512 weights) {
-#pragma GCC unroll 8
-          for (int b = 0; b < kRows; ++b) {
-            __m512& sum = sums[b][j % kChains];
-            sum = _mm512_fmadd_ps(
-                weights, _mm512_loadu_ps(rows.in[b] + at + j * kLanes), sum);
-          }
-        });
-        codes += kBlockBytes;
-        at += Source::kVectors * kLanes;
+  }
+  int64_t block = 0;
+  for (int64_t run = 0; run < g.runs; ++run) {
+    for (int o = 0; o < kOutputs; ++o) source.Set(tables[o], n + o, run);
+    for (int64_t last = block + g.run_blocks; block < last; ++block) {
+      const int64_t at = block * Source::kVectors * kLanes;
+      __m512 first[Source::kVectors];
+      if constexpr (kOutputs == 2) {
+        tables[0].Block(source.At(n, block),
+                        [&](int j, __m512 weights) { first[j] = weights; });
       }
-      if constexpr (Source::kScaled) {
+      constexpr int kLast = kOutputs - 1;
+      tables[kLast].Block(source.At(n + kLast, block), [&](int j,
+                                                           __m512 weights) {
+#pragma GCC unroll 8
         for (int b = 0; b < kRows; ++b) {
-          for (__m512& sum : sums[b]) {
-            totals[b] =
-                _mm512_fmadd_ps(_mm512_set1_ps(table.scale), sum, totals[b]);
+          const __m512 in = _mm512_loadu_ps(rows.in[b] + at + j * kLanes);
+          if constexpr (kOutputs == 2) {
+            sums[0][b][0] = _mm512_fmadd_ps(first[j], in, sums[0][b][0]);
+          }
+          __m512& sum = sums[kLast][b][j % kChains];
+          sum = _mm512_fmadd_ps(weights, in, sum);
+        }
+      });
+    }
+    if constexpr (Source::kScaled) {
+      for (int o = 0; o < kOutputs; ++o) {
+        const __m512 scale = _mm512_set1_ps(tables[o].scale);
+        for (int b = 0; b < kRows; ++b) {
+          for (__m512& sum : sums[o][b]) {
+            totals[o][b] = _mm512_fmadd_ps(scale, sum, totals[o][b]);
             sum = _mm512_setzero_ps();
           }
         }
       }
     }
+  }
+  for (int o = 0; o < kOutputs; ++o) {
     for (int b = 0; b < kRows; ++b) {
-      __m512 sum = totals[b];
-      for (const __m512& each : sums[b]) sum = _mm512_add_ps(sum, each);
-      range.y[rows.row[b] * range.stride + n] = _mm512_reduce_add_ps(sum);
+      __m512 sum = totals[o][b];
+      for (const __m512& each : sums[o][b]) sum = _mm512_add_ps(sum, each);
+      range.y[rows.row[b] * range.stride + n + o] = _mm512_reduce_add_ps(sum);
     }
   }
+}
+
+template <int kRows, typename Source>
+void FloatRows(const Source& source, const Arranged<float>& x, int64_t first,
+               const Range& range) {
+  const Window<kRows, float> rows(x, first);
+  int64_t n = range.begin;
+  if constexpr (kRows >= 4) {
+    typename Source::Table tables[2];
+    for (; n + 2 <= range.end; n += 2) {
+      FloatOutputs(source, rows, tables, n, range);
+    }
+  }
+  typename Source::Table table[1];
+  for (; n < range.end; ++n) FloatOutputs(source, rows, table, n, range);
 }
 
 template <int kRows, int kBits>
