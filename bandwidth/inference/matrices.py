@@ -370,10 +370,10 @@ def sparse_of(
   *,
   shape: tuple[int, int],
 ) -> SparseMatrix:
-  """Keeps what is not zero of codes that come piece by piece.
+  """Keeps what is not zero of codes that come in pieces, see `packing.kept`.
 
   Args:
-    pieces: called twice, gives the first output and the codes [n, K] of each.
+    pieces: gives the first output and the codes [n, K] of each.
     codebook: float32 [entries], which has all codes.
     shape: (K, N).
   """
