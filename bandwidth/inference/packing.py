@@ -79,6 +79,13 @@ def unpacked(
     yield begin, unpack_rows(packed[begin : begin + step], bits, inputs)
 
 
+def in_pieces(codes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields the first of some outputs and their codes, of all codes [N, K]."""
+  step = rows_at_once(codes.shape[1])
+  for begin in range(0, len(codes), step):
+    yield begin, codes[begin : begin + step]
+
+
 def kept(
   pieces: Callable[[], Iterator[tuple[int, np.ndarray]]],
   keep: np.ndarray,
