@@ -1,7 +1,8 @@
 """Test settings: eight CPU devices, strict shapes, no accelerator.
 
 What one test compiled, another, or a process that it starts, need not: programs
-are kept on disk as long as the tests run.
+are kept on disk as long as the tests run. The small ones too: operations one by
+one take most of the time of many tests, and most tests need the same ones.
 """
 
 import os
@@ -22,7 +23,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _own_cache = tempfile.mkdtemp(prefix='jax_cache.')
   for name, value in (
     ('jax_compilation_cache_dir', _own_cache),
-    ('jax_persistent_cache_min_compile_time_secs', 0.2),
+    ('jax_persistent_cache_min_compile_time_secs', 0.0),
     ('jax_persistent_cache_min_entry_size_bytes', 0),
   ):
     os.environ[name.upper()] = str(value)

@@ -355,12 +355,7 @@ def sparse_matrix(codes: np.ndarray, codebook: np.ndarray) -> SparseMatrix:
       f'codes reach from {codes.min()} to {codes.max()}; the codebook has '
       f'{len(codebook)} entries'
     )
-  step = packing.rows_at_once(codes.shape[1])
-
-  def pieces() -> Iterator[tuple[int, np.ndarray]]:
-    for begin in range(0, len(codes), step):
-      yield begin, codes[begin : begin + step]
-
+  pieces = functools.partial(packing.in_pieces, codes)
   return sparse_of(pieces, codebook, shape=codes.shape[::-1])
 
 
@@ -370,10 +365,10 @@ def sparse_of(
   *,
   shape: tuple[int, int],
 ) -> SparseMatrix:
-  """Keeps what is not zero of codes that come piece by piece.
+  """Keeps what is not zero of codes that come in pieces, see `packing.kept`.
 
   Args:
-    pieces: called twice, gives the first output and the codes [n, K] of each.
+    pieces: gives the first output and the codes [n, K] of each.
     codebook: float32 [entries], which has all codes.
     shape: (K, N).
   """

@@ -42,14 +42,16 @@ def pack_rows(codes: np.ndarray, bits: int, out: np.ndarray) -> None:
     out: takes the result, uint8 [N, row_bytes(K, bits)], contiguous.
   """
   inputs, per = codes.shape[1], 8 // bits
+  blocks = out.shape[1] // (LANES * WORD_BYTES)
   step = rows_at_once(inputs)
   for begin in range(0, len(codes), step):
     part = codes[begin : begin + step]
     filled = np.zeros((len(part), out.shape[1] * per), np.uint8)
     filled[:, :inputs] = part
-    fields = filled.reshape(len(part), -1, WORD_BYTES, per, LANES)
+    fields = filled.reshape(len(part), blocks, WORD_BYTES, per, LANES)
     merged = _merged(fields.transpose(3, 0, 1, 2, 4), bits)
-    own = out[begin : begin + step].reshape(len(part), -1, LANES, WORD_BYTES)
+    own = out[begin : begin + step]
+    own = own.reshape(len(part), blocks, LANES, WORD_BYTES)
     own[...] = merged.swapaxes(2, 3)
 
 
@@ -62,7 +64,8 @@ def unpack_rows(packed: np.ndarray, bits: int, inputs: int) -> np.ndarray:
   [[3, 0, 7]]
   """
   rows, per = len(packed), 8 // bits
-  words = packed.reshape(rows, -1, LANES, WORD_BYTES).swapaxes(2, 3)
+  blocks = packed.shape[1] // (LANES * WORD_BYTES)
+  words = packed.reshape(rows, blocks, LANES, WORD_BYTES).swapaxes(2, 3)
   fields = np.empty((*words.shape[:3], per, LANES), np.uint8)
   for i in range(per):
     fields[..., i, :] = words >> np.uint8(i * bits)
@@ -77,6 +80,13 @@ def unpacked(
   step = rows_at_once(inputs)
   for begin in range(0, len(packed), step):
     yield begin, unpack_rows(packed[begin : begin + step], bits, inputs)
+
+
+def in_pieces(codes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields the first of some outputs and their codes, of all codes [N, K]."""
+  step = rows_at_once(codes.shape[1])
+  for begin in range(0, len(codes), step):
+    yield begin, codes[begin : begin + step]
 
 
 def kept(
@@ -159,6 +169,8 @@ class Packer:
     """Packs the next rows, uint8 [n, length], of `lines`."""
     begin = self._done
     self._done += len(codes)
+    if not codes.size:
+      return
     if self._by_output:
       pack_rows(codes, self.bits, self.packed[begin : self._done])
     elif self._taps > 1:

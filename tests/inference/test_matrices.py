@@ -66,6 +66,16 @@ def test_packing_piece_by_piece(bits, inputs, way, monkeypatch):
   np.testing.assert_array_equal(packer.packed, matrices.pack(place[codes], 8))
 
 
+@pytest.mark.parametrize('shape', [(0, 8), (3, 0), (0, 0)])
+def test_nothing_is_packed(shape):
+  for codes in (np.zeros(shape, int), np.asfortranarray(np.zeros(shape, int))):
+    packed = matrices.pack(codes, 4)
+    assert packed.shape == (shape[0], 64 * (shape[1] > 0))
+    found = [part for _, part in packing.unpacked(packed, 4, shape[1])]
+    assert sum(map(len, found)) == shape[0]
+    assert all(part.shape[1] == shape[1] for part in found)
+
+
 def test_weights_of_every_form():
   codes = RNG.integers(0, 5, (6, 20))
   book = RNG.normal(size=5).astype(np.float32)
