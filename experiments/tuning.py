@@ -81,10 +81,10 @@ def tune_shared(
   ]
   if len(trained) > len(shared):
     rules.append(('.*', None))
-  grids = {
-    name: jnp.abs(start[name]).max(axis=0, keepdims=True) / largest
-    for name in (shared if largest else ())
-  }
+  grids = {}
+  if largest is not None:
+    most = {name: jnp.abs(start[name]).max(axis=0) for name in shared}
+    grids = {name: most[name][None] / largest for name in shared}
 
   def placed(given: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     found = {n: _on_grid(given[n], start[n], g) for n, g in grids.items()}

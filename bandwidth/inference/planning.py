@@ -33,6 +33,7 @@ KINDS = ('dense', 'codebook2', 'codebook4', 'codebook8', 'uniform', 'sparse')
 
 _DENSITY = 0.1
 _ENTRIES = 16
+_MOST_ALIKE = 8
 
 
 class Timing(NamedTuple):
@@ -140,7 +141,8 @@ def measure_matrices(
   """Times each matrix of a network in all forms that it could have.
 
   A table for `plan_inference` that needs no interpolation. Matrices of one
-  shape, form and batch are timed once.
+  shape, form and batch are timed together, some of them: one that is multiplied
+  again and again would be in the cache, as it is not between other layers.
 
   Args:
     params: as `plan_inference` takes them.
@@ -155,30 +157,30 @@ def measure_matrices(
   for name, count in (('repeats', repeats), *rows.items()):
     if count < 1:
       raise ValueError(f'{name}={count} is not positive')
-  timings: dict[tuple[Any, ...], list[Timing]] = {}
+  alike: dict[tuple[Any, ...], list[Matrix]] = {}
   leaves = jax.tree_util.tree_leaves_with_path(
     params, is_leaf=matrices.is_matrix
   )
   for path, matrix in leaves:
     name = tree.path_name(path)
-    if name not in rows or not matrices.is_matrix(matrix):
-      continue
-    candidates = _candidates(matrix)
-    known = (kind_of(matrix), matrix.shape, rows[name], *candidates.items())
-    if known in timings:
-      continue
-    x = jnp.ones((rows[name], matrix.shape[0]))
-    made = [
-      jax.tree.map(jnp.asarray, converted(matrix, kind)) for kind in candidates
+    if name in rows and matrices.is_matrix(matrix):
+      kinds = tuple(_candidates(matrix).items())
+      key = (rows[name], matrix.shape, kind_of(matrix), kinds)
+      alike.setdefault(key, []).append(matrix)
+  timings = []
+  for (batch, shape, _, kinds), found in alike.items():
+    x = jnp.ones((batch, shape[0]))
+    programs = []
+    for kind, _ in kinds:
+      made = [converted(matrix, kind) for matrix in found[:_MOST_ALIKE]]
+      placed = jax.tree.map(jnp.asarray, made)
+      programs.append(_in_turn(x, placed, backend=backend, mode=mode))
+    seconds = interleaved(programs, repeats)
+    timings += [
+      Timing(kind, weights, batch, own / len(placed))
+      for (kind, weights), own in zip(kinds, seconds, strict=True)
     ]
-    programs = [_program(x, m, backend=backend, mode=mode) for m in made]
-    timings[known] = [
-      Timing(kind, weights, rows[name], seconds)
-      for (kind, weights), seconds in zip(
-        candidates.items(), interleaved(programs, repeats), strict=True
-      )
-    ]
-  return tuple(timing for own in timings.values() for timing in own)
+  return tuple(timings)
 
 
 def _example(kind: str, size: int) -> Any:
@@ -215,6 +217,24 @@ def _program(
     .compile()
   )
   return lambda: compiled(x, matrix)
+
+
+def _in_turn(
+  x: jax.Array, given: Sequence[Any], *, backend: str, mode: str
+) -> Callable[[], Any]:
+  """Products one after another, as layers are."""
+
+  def run(x: jax.Array, given: Sequence[Any]) -> list[jax.Array]:
+    results = []
+    for matrix in given:
+      y = matmul(x, matrix, backend=backend, mode=mode)
+      results.append(y)
+      # Waits for it; no compiler may know that nothing is added.
+      x = x + 0 * y[:, :1]
+    return results
+
+  compiled = jax.jit(run).lower(x, given).compile()
+  return lambda: compiled(x, given)
 
 
 def interleaved(
