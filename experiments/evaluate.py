@@ -1,14 +1,17 @@
 """Measures a compressed network: accuracy of what its file decodes to.
 
     python -m experiments.evaluate --model W/model.bwz [--data_dir DIR]
-      [--backend xla|pallas|native] [--mode exact|int16|int8]
+      [--backend xla|pallas|native] [--mode exact|int16|int8] [--plan]
 
 Network and data set are those of the file's metadata or, where it was written
 without, of `--config` or of the `config.json` beside it. With `--backend` it
-runs from the compressed form, without its weights ever being decoded.
+runs from the compressed form, without its weights ever being decoded. With
+`--plan` each layer runs in the form that is the fastest one on this device for
+`--batch_size` examples at a time, be it the dense one (`layer_plan`).
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import pathlib
@@ -21,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import coding, inference
-from experiments import datasets
+from experiments import datasets, layer_plan
 from experiments.compressed_network import CompressedNetwork
 from experiments.config import resolve
 from experiments.evaluation import Evaluator
@@ -46,12 +49,14 @@ class Loaded(NamedTuple):
     model_state: of one worker.
     measure: `(params, model_state) -> {'accuracy', 'loss'}`.
     examples: number of them.
+    choices: of the plan, by name of the kernel; none without one.
   """
 
   params: Any
   model_state: Any
   measure: Callable[[Any, Any], dict[str, float]]
   examples: int
+  choices: Mapping[str, inference.Choice]
 
 
 def load(
@@ -62,6 +67,7 @@ def load(
   batch_size: int = 1000,
   backend: str = '',
   mode: str = 'exact',
+  plan_cache: pathlib.Path | None = None,
 ) -> Loaded:
   """Reads a network and the data that it is for.
 
@@ -73,6 +79,8 @@ def load(
     backend: of `inference.BACKENDS`: a .bwz file is run from its compressed
       form. Empty: its weights are decoded.
     mode: of `inference.MODES`, with a backend.
+    plan_cache: of `layer_plan.plan_layers`, with a backend: layers are kept in
+      the forms that are fastest. None: in those of the file.
 
   Raises:
     ValueError: the file is malformed or of another network; the data set can't
@@ -87,9 +95,20 @@ def load(
   network = make_model(config['model'], num_classes=dataset.num_classes)
   image = jnp.zeros((1, *dataset.image_shape), jnp.float32)
   wanted = jax.eval_shape(network.init, jax.random.key(0), image)
+  choices: Mapping[str, inference.Choice] = {}
   if backend:
     params, model_state = _compressed(model, wanted)
-    network = CompressedNetwork(network, backend=backend, mode=mode)
+    compressed = CompressedNetwork(network, backend=backend, mode=mode)
+    if plan_cache:
+      images = jax.ShapeDtypeStruct((batch_size, *image.shape[1:]), image.dtype)
+      calls = layer_plan.layer_calls(compressed.model, wanted, images)
+      with coding.open_file(model) as reader:
+        planned, choices = layer_plan.plan_layers(
+          calls, {'params': params}, reader.array, backend=backend, mode=mode,
+          cache=plan_cache,
+        )  # fmt: skip
+      params = planned['params']
+    network = compressed
   else:
     params, model_state = as_variables(read_weights(model), str(model))
     check_shapes({'params': params, **model_state}, wanted, str(model))
@@ -106,7 +125,7 @@ def load(
       workers.place(params, REPLICATED), workers.place(state, PER_WORKER)
     )
 
-  return Loaded(params, model_state, measure, len(examples))
+  return Loaded(params, model_state, measure, len(examples), choices)
 
 
 def _compressed(model: pathlib.Path, wanted: Any) -> tuple[Any, Any]:
@@ -136,11 +155,12 @@ def evaluate(
   batch_size: int = 1000,
   backend: str = '',
   mode: str = 'exact',
+  plan_cache: pathlib.Path | None = None,
 ) -> dict[str, Any]:
   """Returns accuracy, loss and size of a network in a file; as `load`."""
   loaded = load(
     model, config, split=split, batch_size=batch_size, backend=backend,
-    mode=mode,
+    mode=mode, plan_cache=plan_cache,
   )  # fmt: skip
   result = loaded.measure(loaded.params, loaded.model_state)
   leaves = jax.tree.leaves(
@@ -157,6 +177,10 @@ def evaluate(
     'file_bytes': size,
     'dense_bytes': dense,
     'ratio': dense / size,
+    'plan': {
+      name: dataclasses.asdict(choice)
+      for name, choice in loaded.choices.items()
+    },
   }
 
 
@@ -203,7 +227,14 @@ def _run(options: argparse.Namespace) -> None:
     batch_size=options.batch_size,
     backend=options.backend,
     mode=options.mode,
+    plan_cache=layer_plan.cache_path(backend=options.backend, mode=options.mode)
+    if options.plan
+    else None,
   )
+  for line in layer_plan.lines_of(
+    {name: inference.Choice(**each) for name, each in result['plan'].items()}
+  ):
+    print(line)
   print(
     f'{result["accuracy"]:.2%} of {result["examples"]:,} {options.split} '
     f'examples; {result["file_bytes"]:,} bytes on disk for '
@@ -233,6 +264,11 @@ def main(argv: Sequence[str]) -> int:
     help='run from the compressed form',
   )
   add('--mode', default='exact', choices=inference.MODES, help='of arithmetic')
+  add(
+    '--plan',
+    action='store_true',
+    help='each layer in the form that is fastest here, measured if need be',
+  )
   add('--output', type=pathlib.Path, help='JSON file for the result')
   options = parser.parse_args(argv)
   try:
@@ -240,6 +276,8 @@ def main(argv: Sequence[str]) -> int:
       raise ValueError(f'batch_size={options.batch_size} is not positive')
     if options.mode != inference.MODES[0] and not options.backend:
       raise ValueError(f'mode={options.mode!r} needs a --backend')
+    if options.plan and not options.backend:
+      raise ValueError('plan: it needs a --backend')
     _run(options)
   except (ValueError, OSError) as error:
     message = ' '.join(str(error).split())

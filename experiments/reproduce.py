@@ -21,7 +21,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from bandwidth.base import unknown_name
-from experiments import compression_results, gradient_results, search_results
+from experiments import (
+  compression_results,
+  gradient_results,
+  inference_results,
+  search_results,
+)
 from experiments.config import named_config
 from experiments.files import replace_text
 
@@ -111,8 +116,10 @@ def rebuild(results: pathlib.Path) -> None:
   replace_text(results / 'compression.md', compression_results.tables(results))
   replace_text(results / 'gradient.md', gradient_results.tables(results))
   replace_text(results / 'search.md', search_results.tables(results))
+  replace_text(results / 'inference.md', inference_results.tables(results))
   compression_results.plot(results)
   search_results.plot(results)
+  inference_results.plot(results)
 
 
 def _median(memory: list[dict[str, Any]], field: str, form: str) -> str:

@@ -14,6 +14,7 @@ from bandwidth.coding.reader import (
   read,
   read_arrays,
 )
+from bandwidth.coding.records import CodeStream, stream_of
 from bandwidth.coding.symbols import CODERS
 from bandwidth.coding.tensors import (
   CodebookTensor,
@@ -24,6 +25,7 @@ from bandwidth.coding.tensors import (
 
 __all__ = [
   'CODERS',
+  'CodeStream',
   'CodebookTensor',
   'Ledger',
   'RawTensor',
@@ -37,5 +39,6 @@ __all__ = [
   'open_file',
   'read',
   'read_arrays',
+  'stream_of',
   'write',
 ]

@@ -18,6 +18,7 @@ A block of raw elements of w bytes each, little-endian: one byte, method + 4·t:
 
 import math
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -47,8 +48,21 @@ def read_codes(source: wire.Source, out: np.ndarray) -> None:
   Raises:
     ValueError: a malformed vector, or codes too large for the dtype of `out`.
   """
-  for begin in range(0, out.size, BLOCK):
-    _read_code_block(source, out[begin : begin + BLOCK])
+  begin = 0
+  for codes in code_blocks(source, out.size):
+    _check_width(source, codes, out.dtype)
+    out[begin : begin + codes.size] = codes
+    begin += codes.size
+
+
+def code_blocks(source: wire.Source, count: int) -> Iterator[np.ndarray]:
+  """Yields `count` codes by blocks, each of a dtype wide enough.
+
+  Raises:
+    ValueError: a malformed vector.
+  """
+  for begin in range(0, count, BLOCK):
+    yield _read_code_block(source, min(BLOCK, count - begin))
 
 
 def _write_code_block(sink: wire.Sink, codes: np.ndarray, coder: str) -> None:
@@ -127,34 +141,32 @@ def move_fillers(
     ledger.move(source, 'fillers', int(fillers * bits / 8))
 
 
-def _read_code_block(source: wire.Source, out: np.ndarray) -> None:
+def _read_code_block(source: wire.Source, size: int) -> np.ndarray:
   layout = source.byte('headers')
   if layout == 0:
-    codes, _ = symbols.read(source, out.size, component='codes')
-    _check_width(source, codes, out)
-    out[:] = codes
+    codes, _ = symbols.read(source, size, component='codes')
     source.note('dense')
-    return
+    return codes
   if layout != 1:
     raise source.error(f'unknown layout {layout}')
-  index = index_stream.read(source, size=out.size)
+  index = index_stream.read(source, size=size)
   count = index.positions.size
   codes, costs = symbols.read(source, count, component='codes')
-  _check_width(source, codes, out)
   zeros = codes == 0
   fillers = int(np.count_nonzero(zeros))
   if fillers and not index.may_fill[zeros].all():
     raise source.error('a zero among the values of a sparse block')
-  out[:] = 0
+  out = np.zeros(size, codes.dtype)
   out[index.positions] = codes
   move_fillers(source, index, fillers, symbols.cost(costs, 0))
+  return out
 
 
 def _check_width(
-  source: wire.Source, codes: np.ndarray, out: np.ndarray
+  source: wire.Source, codes: np.ndarray, dtype: np.dtype
 ) -> None:
-  if codes.size and int(codes.max()) > np.iinfo(out.dtype).max:
-    raise source.error(f'code {codes.max()} exceeds {out.dtype}')
+  if codes.size and int(codes.max()) > np.iinfo(dtype).max:
+    raise source.error(f'code {codes.max()} exceeds {dtype}')
 
 
 def write_raw(
@@ -295,7 +307,7 @@ def _read_dense_raw(
   elif method == _PLANES:
     for place in range(itemsize):
       plane, _ = symbols.read(source, count, component=component)
-      _check_width(source, plane, out)
+      _check_width(source, plane, out.dtype)
       out[:, place] = plane
     source.note('planes', component)
   elif method == _DEFLATE:

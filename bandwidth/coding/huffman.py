@@ -264,7 +264,8 @@ def _decode_lanes(
   # The 24 bits that begin at each byte hold any code and its 7 bits of offset.
   windows = padded[:-2].astype(np.uint32)
   for i in (1, 2):
-    windows = windows << np.uint32(8) | padded[i : windows.size + i]
+    windows <<= np.uint32(8)
+    windows |= padded[i : windows.size + i]
   lanes, position = starts.size, starts.copy()
   last = count - (lanes - 1) * LANE
   out = np.zeros((LANE, lanes), np.uint16)
@@ -280,4 +281,5 @@ def _decode_lanes(
     here += entry & np.uint32(15)
   if not np.array_equal(position, ends):
     raise ValueError('codes end at another bit than their lane')
+  del padded, windows  # room for the copy
   return np.ascontiguousarray(out.T).reshape(-1)[:count]

@@ -18,6 +18,8 @@ from bandwidth.coding import records, symbols, tensors, wire
 MAGIC = b'BWZ'
 VERSION = 1
 CHECKSUM = 4
+# Sections from here on are not read as a whole, but so many bytes at a time.
+_WINDOWED = 1 << 18
 
 
 def checksum(data: bytes | memoryview) -> bytes:
@@ -49,6 +51,11 @@ class _Place(NamedTuple):
   offset: int
   length: int
   begin: int
+
+
+def _wrong_checksum(place: _Place) -> ValueError:
+  end = place.offset + place.length
+  return ValueError(f'section at {place.offset}, byte {end}: wrong checksum')
 
 
 class Reader:
@@ -146,9 +153,7 @@ class Reader:
     if self._cached is None or self._cached[0] != place.offset:
       data = self._fetch(place.offset, place.length + CHECKSUM)
       if checksum(memoryview(data)[:-CHECKSUM]) != data[-CHECKSUM:]:
-        end = place.offset + place.length
-        raise ValueError(f'section at {place.offset}, byte {end}: '
-                         'wrong checksum')  # fmt: skip
+        raise _wrong_checksum(place)
       # A large section is one tensor, seldom wanted twice in a row.
       kept = (
         (place.offset, data)
@@ -159,16 +164,40 @@ class Reader:
       return data
     return self._cached[1]
 
-  def _parse(self, name: str) -> tuple[tensors.Tensor, wire.Source]:
+  def _find(self, name: str) -> tuple[directory_lib.Entry, _Place]:
     if name not in self._entries:
       raise KeyError(f'{name!r} is not in the file')
-    entry, place = self._entries[name], self._places[name]
-    data = memoryview(self._section(place))
-    source = wire.Source(
-      data[place.begin : place.begin + entry.length],
-      section=f'tensor {name!r}',
-      offset=place.offset + place.begin,
-    )
+    return self._entries[name], self._places[name]
+
+  def _source(self, entry: directory_lib.Entry, place: _Place) -> wire.Source:
+    """A tensor's payload, checked; of a large section read when wanted."""
+    offset = place.offset + place.begin
+    if place.length < _WINDOWED:
+      data = memoryview(self._section(place))
+      data = data[place.begin : place.begin + entry.length]
+    else:
+      self._check(place)
+      data = wire.Window(self._file, offset, entry.length)
+    section = f'tensor {entry.name!r}'
+    return wire.Source(data, section=section, offset=offset)
+
+  def _check(self, place: _Place) -> None:
+    """Checks a section without keeping it."""
+    found, left = 0, place.length
+    end = place.offset + place.length
+    self._file.seek(place.offset)
+    while left:
+      data = self._file.read(min(left, _WINDOWED))
+      if not data:
+        at = end - left
+        raise ValueError(f'file, byte {at}: ends too early')
+      found, left = zlib.crc32(data, found), left - len(data)
+    if found.to_bytes(CHECKSUM, 'little') != self._fetch(end, CHECKSUM):
+      raise _wrong_checksum(place)
+
+  def _parse(self, name: str) -> tuple[tensors.Tensor, wire.Source]:
+    entry, place = self._find(name)
+    source = self._source(entry, place)
     return records.read(source, entry.kind, entry.dtype, entry.shape), source
 
   def tensor(self, name: str) -> tensors.Tensor:
@@ -179,6 +208,21 @@ class Reader:
       ValueError: a malformed section.
     """
     return self._parse(name)[0]
+
+  def stream(self, name: str) -> records.CodeStream | None:
+    """Returns a tensor whose codes are read, and decoded, piece by piece.
+
+    Neither its payload nor its codes are ever in memory as a whole. None for a
+    tensor that has no codes. The file must stay open until the last piece.
+
+    Raises:
+      KeyError: no such name.
+      ValueError: a malformed section.
+    """
+    entry, place = self._find(name)
+    if entry.kind == 'raw':
+      return None
+    return records.stream(self._source(entry, place), entry.kind, entry.shape)
 
   def array(self, name: str) -> np.ndarray:
     """Returns a tensor as an array of its own dtype; raises as `tensor`."""

@@ -21,6 +21,7 @@ number (names for a kernel HWIO):
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -236,9 +237,23 @@ def _check_nibbles(
     raise source.error(f'an element beyond {dtype}')
 
 
-def _read_quantized(
-  source: wire.Source, kind: str, dtype: str, shape: tuple[int, ...]
-) -> tensors.CodebookTensor | tensors.UniformTensor:
+class _Head(NamedTuple):
+  """What comes before the codes of a tensor.
+
+  Attributes:
+    layout: 0 or 1.
+    order: of the axes.
+    values: codebook [*grid, K], or steps [*grid].
+    wide: what holds any code that the tensor may have.
+  """
+
+  layout: int
+  order: int
+  values: np.ndarray
+  wide: type[np.unsignedinteger]
+
+
+def _read_head(source: wire.Source, kind: str, shape: tuple[int, ...]) -> _Head:
   head = source.byte('headers')
   layout, zero, has_grid, order = head & 1, head & 2, head & 4, head >> 3
   if order >= ORDERS or (zero and kind != 'codebook'):
@@ -254,25 +269,118 @@ def _read_quantized(
   if math.prod(grid) * entries > tensors.codebook_limit(math.prod(shape)):
     raise source.error(f'a codebook of {entries} entries in grid {grid}')
   values = _read_values(source, grid, entries, skipped=int(bool(zero)))
-  signed = kind == 'uniform'
-  wide = np.uint32 if signed else np.uint8 if entries <= 256 else np.uint16
-  ordered = tuple(shape[axis] for axis in axes_of(order, len(shape)))
-  flat = np.zeros(math.prod(shape), wide)
-  if layout == 0:
+  if kind == 'uniform':
+    return _Head(layout, order, values.reshape(grid), np.uint32)
+  wide = np.uint8 if entries <= 256 else np.uint16
+  return _Head(layout, order, values.reshape((*grid, entries)), wide)
+
+
+def _read_codes(
+  source: wire.Source, head: _Head, kind: str, shape: tuple[int, ...]
+) -> np.ndarray:
+  """All codes, [shape]."""
+  ordered = tuple(shape[axis] for axis in axes_of(head.order, len(shape)))
+  flat = np.zeros(math.prod(shape), head.wide)
+  if head.layout == 0:
     blocks.read_codes(source, flat)
   elif flat.size:
-    adaptive.read(
-      source, flat.reshape(ordered), entries=0 if signed else entries
-    )
-  inverse = np.argsort(axes_of(order, len(shape)), kind='stable')
+    entries = 0 if kind == 'uniform' else head.values.shape[-1]
+    adaptive.read(source, flat.reshape(ordered), entries=entries)
+  inverse = np.argsort(axes_of(head.order, len(shape)), kind='stable')
   codes = np.ascontiguousarray(flat.reshape(ordered).transpose(inverse))
-  codes = codes.reshape(shape)
+  return codes.reshape(shape)
+
+
+def _read_quantized(
+  source: wire.Source, kind: str, dtype: str, shape: tuple[int, ...]
+) -> tensors.CodebookTensor | tensors.UniformTensor:
+  head = _read_head(source, kind, shape)
+  codes = _read_codes(source, head, kind, shape)
   with source.guard('values'):
-    if signed:
-      step = values.reshape(grid)
-      return tensors.UniformTensor(unzigzag(codes), step, dtype=dtype)
-    codebook = values.reshape((*grid, entries))
-    return tensors.CodebookTensor(codes, codebook, dtype=dtype)
+    if kind == 'uniform':
+      return tensors.UniformTensor(unzigzag(codes), head.values, dtype=dtype)
+    return tensors.CodebookTensor(codes, head.values, dtype=dtype)
+
+
+class CodeStream(NamedTuple):
+  """A quantized tensor whose codes are read piece by piece.
+
+  Attributes:
+    kind: 'codebook' or 'uniform'.
+    shape: of the tensor.
+    values: float32, the codebook [*grid, K] or the steps [*grid].
+    pieces: flat, together in C order the codes, uint8 or uint16, or the levels,
+      each piece int8, int16 or int32. Raises `ValueError` where the payload is
+      malformed.
+  """
+
+  kind: str
+  shape: tuple[int, ...]
+  values: np.ndarray
+  pieces: Iterator[np.ndarray]
+
+
+def stream(
+  source: wire.Source, kind: str, shape: tuple[int, ...]
+) -> CodeStream:
+  """Reads the payload of a quantized tensor as far as its codes.
+
+  Pieces are of at most 2^20 codes. Where codes lie in another order than the
+  array, as `write` lets only those of small tensors, all are read first.
+
+  Args:
+    source: all of the payload, usable as long as pieces are wanted.
+    kind: 'codebook' or 'uniform'.
+    shape: of the tensor.
+
+  Raises:
+    ValueError: a malformed payload.
+  """
+  head = _read_head(source, kind, shape)
+  with source.guard('values'):
+    if kind == 'uniform':
+      tensors.checked_step(head.values, shape)
+    else:
+      tensors.checked_codebook(head.values, shape)
+  return CodeStream(
+    kind, shape, head.values, _pieces(source, head, kind, shape)
+  )
+
+
+def stream_of(
+  tensor: tensors.CodebookTensor | tensors.UniformTensor,
+) -> CodeStream:
+  """Returns a tensor that is in memory as a stream."""
+  if isinstance(tensor, tensors.UniformTensor):
+    pieces = _in_blocks(tensor.levels)
+    return CodeStream('uniform', tensor.shape, tensor.step, pieces)
+  pieces = _in_blocks(tensor.codes)
+  return CodeStream('codebook', tensor.shape, tensor.codebook, pieces)
+
+
+def _in_blocks(codes: np.ndarray) -> Iterator[np.ndarray]:
+  flat = codes.reshape(-1)
+  for begin in range(0, flat.size, blocks.BLOCK):
+    yield flat[begin : begin + blocks.BLOCK]
+
+
+def _pieces(
+  source: wire.Source, head: _Head, kind: str, shape: tuple[int, ...]
+) -> Iterator[np.ndarray]:
+  in_order = axes_of(head.order, len(shape)) == axes_of(0, len(shape))
+  if head.layout == 0 and in_order:
+    found = blocks.code_blocks(source, math.prod(shape))
+  else:
+    found = _in_blocks(_read_codes(source, head, kind, shape))
+  for codes in found:
+    if kind == 'uniform':
+      yield unzigzag(codes)
+    else:
+      with source.guard('values'):
+        tensors.check_codes(codes, head.values.shape[-1])
+      yield codes.astype(head.wide, copy=False)
+    del codes  # before the next ones are decoded
+  source.finish()
 
 
 def _read_grid(source: wire.Source, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -312,12 +420,15 @@ def zigzag(levels: np.ndarray) -> np.ndarray:
 
 
 def unzigzag(codes: np.ndarray) -> np.ndarray:
-  """Inverts `zigzag`.
+  """Inverts `zigzag`; uint8 and uint16 become int8 and int16.
 
   >>> unzigzag(np.array([0, 1, 2, 10], np.uint32))
   array([ 0, -1,  1,  5], dtype=int32)
   """
-  return (codes >> 1 ^ (codes & 1) * np.uint32(0xFFFFFFFF)).view(np.int32)
+  flipped = np.asarray(codes & codes.dtype.type(1))
+  np.negative(flipped, out=flipped)
+  flipped ^= codes >> codes.dtype.type(1)
+  return flipped.view(f'i{codes.itemsize}')
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ each, g_a a divisor of s_a. A shorter grid is aligned with the last axes, as
 NumPy broadcasts: one value per output channel of a kernel [.., C] is (C,).
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -104,24 +105,10 @@ class CodebookTensor:
   dtype: str = field(default='float32', kw_only=True)
 
   def __post_init__(self) -> None:
-    codebook = _finite('codebook', self.codebook)
-    if not codebook.ndim or not 1 <= codebook.shape[-1] <= MAX_CODEBOOK:
-      raise ValueError(
-        f'codebook has shape {codebook.shape}; '
-        f'1 … {MAX_CODEBOOK} entries are wanted'
-      )
     codes = _integers('codes', self.codes)
+    codebook = checked_codebook(self.codebook, codes.shape)
     entries = codebook.shape[-1]
-    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < entries:
-      raise ValueError(
-        f'codes reach from {codes.min()} to {codes.max()}; '
-        f'the codebook has {entries} entries'
-      )
-    _check_grid('codebook', codebook.shape[:-1], codes.shape)
-    if codebook.size > codebook_limit(codes.size):
-      raise ValueError(
-        f'codebook has {codebook.size} entries for {codes.size} codes'
-      )
+    check_codes(codes, entries)
     _check_float(self.dtype)
     narrow = np.uint8 if entries <= 256 else np.uint16
     object.__setattr__(self, 'codes', codes.astype(narrow, copy=False))
@@ -206,16 +193,13 @@ class UniformTensor:
   dtype: str = field(default='float32', kw_only=True)
 
   def __post_init__(self) -> None:
-    step = _finite('step', self.step)
-    if (step < 0).any():
-      raise ValueError(f'step has a negative entry, {step.min()}')
     levels = _integers('levels', self.levels)
+    step = checked_step(self.step, levels.shape)
     bound = 1 << 31
     if levels.size and not (
       -bound <= int(levels.min()) and int(levels.max()) < bound
     ):
       raise ValueError('levels do not fit 32 bits')
-    _check_grid('step', step.shape, levels.shape)
     _check_float(self.dtype)
     object.__setattr__(self, 'levels', levels.astype(np.int32, copy=False))
     object.__setattr__(self, 'step', step)
@@ -279,6 +263,47 @@ def as_tensor(value: Tensor | np.ndarray) -> Tensor:
   if isinstance(value, RawTensor | CodebookTensor | UniformTensor):
     return value
   return RawTensor(value)
+
+
+def checked_codebook(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Returns the codebook of a tensor of a shape, as float32.
+
+  Raises:
+    ValueError: not finite; of no or too many entries; its grid does not fit.
+  """
+  codebook = _finite('codebook', value)
+  if not codebook.ndim or not 1 <= codebook.shape[-1] <= MAX_CODEBOOK:
+    raise ValueError(
+      f'codebook has shape {codebook.shape}; '
+      f'1 … {MAX_CODEBOOK} entries are wanted'
+    )
+  _check_grid('codebook', codebook.shape[:-1], shape)
+  size = math.prod(shape)
+  if codebook.size > codebook_limit(size):
+    raise ValueError(f'codebook has {codebook.size} entries for {size} codes')
+  return codebook
+
+
+def check_codes(codes: np.ndarray, entries: int) -> None:
+  """Raises ValueError where a code has no entry in the codebook."""
+  if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < entries:
+    raise ValueError(
+      f'codes reach from {codes.min()} to {codes.max()}; '
+      f'the codebook has {entries} entries'
+    )
+
+
+def checked_step(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Returns the steps of a tensor of a shape, as float32.
+
+  Raises:
+    ValueError: not finite, negative, or in a grid that does not fit.
+  """
+  step = _finite('step', value)
+  if (step < 0).any():
+    raise ValueError(f'step has a negative entry, {step.min()}')
+  _check_grid('step', step.shape, shape)
+  return step
 
 
 def _finite(name: str, value: np.ndarray) -> np.ndarray:

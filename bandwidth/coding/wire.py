@@ -7,6 +7,7 @@ the ledger of a file is exact by construction, on either side.
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from typing import BinaryIO
 
 COMPONENTS = (
   'codes',
@@ -87,6 +88,25 @@ class Sink:
     return b''.join(self._parts)
 
 
+class Window:
+  """Bytes of a file that are read when they are wanted, and not kept."""
+
+  def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
+    """Bounds `length` bytes from `offset` on."""
+    self._file, self._offset, self._length = file, offset, length
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, place: slice) -> memoryview:
+    begin, end, _ = place.indices(self._length)
+    self._file.seek(self._offset + begin)
+    data = self._file.read(end - begin)
+    if len(data) != end - begin:
+      raise ValueError(f'file, byte {self._offset + begin}: ends too early')
+    return memoryview(data)
+
+
 class Source:
   """Reads what a `Sink` wrote, never past the end.
 
@@ -96,7 +116,7 @@ class Source:
   """
 
   def __init__(
-    self, data: bytes | memoryview, *, section: str, offset: int = 0
+    self, data: bytes | memoryview | Window, *, section: str, offset: int = 0
   ) -> None:
     """Wraps bytes.
 
@@ -105,7 +125,7 @@ class Source:
       section: what they are, for error messages.
       offset: where in the file they begin, for error messages.
     """
-    self._data = memoryview(data)
+    self._data = data if isinstance(data, Window) else memoryview(data)
     self._section = section
     self._offset = offset
     self._position = 0

@@ -13,20 +13,22 @@ filled up with code 0, and whoever multiplies fills up x with zeros.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bandwidth.inference import packing
+
 WIDTHS = (2, 4, 8)
 """Bits that a code may have."""
 
-LANES = 16
+LANES = packing.LANES
 """Words of a block."""
 
-_BLOCK_BYTES = 4 * LANES
+_BLOCK_BYTES = packing.WORD_BYTES * LANES
 
 Array: TypeAlias = Any
 
@@ -157,19 +159,14 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
       f'{bits} bits hold 0 to {2**bits - 1}'
     )
   rows, inputs = codes.shape
-  block = block_inputs(bits)
-  blocks = -(-inputs // block)
-  fields = 32 // bits
-  # A row at a time would be slow, all at once would need the dense bytes.
-  packed = np.zeros((rows, blocks, LANES), np.uint32)
-  for field in range(fields):
-    for b in range(blocks):
-      begin = b * block + field * LANES
-      part = codes[:, begin : begin + LANES]
-      packed[:, b, : part.shape[1]] |= part.astype(np.uint32) << (bits * field)
-  return (
-    packed.astype('<u4').view(np.uint8).reshape(rows, blocks * _BLOCK_BYTES)
-  )
+  # As it lies in memory: strides would take most of the time.
+  by_output = not codes.flags.f_contiguous
+  packer = packing.Packer(inputs, rows, bits=bits, by_output=by_output)
+  lying = codes if by_output else codes.T
+  _, step = packer.lines
+  for begin in range(0, len(lying), step):
+    packer.put(lying[begin : begin + step].astype(np.uint8, copy=False))
+  return packer.packed
 
 
 def unpack(codes: Array, bits: int, inputs: int) -> jax.Array:
@@ -248,14 +245,28 @@ def codebook_matrix(
       f'codes reach {codes.max()}; the codebook has {entries} entries'
     )
   packed = pack(codes, bits)
-  rows, inputs = codes.shape
-  _check_groups('codebook', codebook.shape[:2], (inputs, rows))
+  return packed_matrix(packed, codebook, shape=codes.shape[::-1], bits=bits)
+
+
+def packed_matrix(
+  packed: np.ndarray, codebook: np.ndarray, *, shape: tuple[int, int], bits: int
+) -> CodebookMatrix:
+  """Returns the matrix of packed codes, all of which the codebook has.
+
+  Args:
+    packed: of `pack`.
+    codebook: float32 [G, H, entries], at most 2^bits.
+    shape: (K, N).
+    bits: of a code.
+
+  Raises:
+    ValueError: groups do not divide the matrix.
+  """
+  _check_groups('codebook', codebook.shape[:2], shape)
   # What no code means is 0: a table that is always whole needs no bounds.
   whole = np.zeros((*codebook.shape[:2], 2**bits), np.float32)
-  whole[..., :entries] = codebook
-  return CodebookMatrix(
-    codes=packed, codebook=whole, shape=(inputs, rows), bits=bits
-  )
+  whole[..., : codebook.shape[-1]] = codebook
+  return CodebookMatrix(codes=packed, codebook=whole, shape=shape, bits=bits)
 
 
 def ternary_matrix(
@@ -344,16 +355,31 @@ def sparse_matrix(codes: np.ndarray, codebook: np.ndarray) -> SparseMatrix:
       f'codes reach from {codes.min()} to {codes.max()}; the codebook has '
       f'{len(codebook)} entries'
     )
-  rows, inputs = codes.shape
-  n, k = np.nonzero(codebook[codes])
-  starts = np.zeros(rows + 1, np.int32)
-  np.cumsum(np.bincount(n, minlength=rows), out=starts[1:])
+  step = packing.rows_at_once(codes.shape[1])
+
+  def pieces() -> Iterator[tuple[int, np.ndarray]]:
+    for begin in range(0, len(codes), step):
+      yield begin, codes[begin : begin + step]
+
+  return sparse_of(pieces, codebook, shape=codes.shape[::-1])
+
+
+def sparse_of(
+  pieces: Callable[[], Iterator[tuple[int, np.ndarray]]],
+  codebook: np.ndarray,
+  *,
+  shape: tuple[int, int],
+) -> SparseMatrix:
+  """Keeps what is not zero of codes that come piece by piece.
+
+  Args:
+    pieces: called twice, gives the first output and the codes [n, K] of each.
+    codebook: float32 [entries], which has all codes.
+    shape: (K, N).
+  """
+  starts, columns, codes = packing.kept(pieces, codebook != 0, shape)
   return SparseMatrix(
-    starts=starts,
-    columns=k.astype(np.uint16 if inputs <= 2**16 else np.int32),
-    codes=codes[n, k].astype(np.uint8),
-    codebook=codebook,
-    shape=(inputs, rows),
+    starts=starts, columns=columns, codes=codes, codebook=codebook, shape=shape
   )
 
 

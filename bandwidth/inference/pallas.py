@@ -1,51 +1,29 @@
-"""Products by Pallas kernels, on GPUs (Triton) and TPUs (Mosaic).
-
-A program makes some outputs. It goes through the packed words of their rows,
-takes the fields of each word one by one, looks up what they mean, and
-multiplies by activations that were put into the order of fields before. A GPU
-looks up by loads that its first cache answers; a TPU, which has no such loads,
-by choosing among the entries.
-"""
-
-import functools
-from typing import Any
+"""Products by Pallas kernels, on GPUs (`gpu`) and TPUs (`tpu`)."""
 
 import jax
-import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
-from bandwidth.inference.matrices import (
-  LANES,
-  CodebookMatrix,
-  Matrix,
-  SparseMatrix,
-)
-from bandwidth.inference.rounding import round_operands
+from bandwidth.inference import gpu, tpu
+from bandwidth.inference.matrices import CodebookMatrix, Matrix, SparseMatrix
 
-_OUTPUTS = {'gpu': 16, 'tpu': 128}
-_WORDS = {'gpu': 64, 'tpu': 128}
-# Rows of activations that are multiplied one by one; more by a matrix product.
-_FEW = 4
-_LEAST_COLUMNS = 16
-_COMPILER = {'gpu': triton.CompilerParams(num_warps=4, num_stages=2)}
-# Entries of a codebook that a TPU chooses among.
-_MOST_CHOICES = 16
+_DEVICES = ('gpu', 'tpu')
 
 
 def why_not(matrix: Matrix, device: str | None = None) -> str:
-  """Returns why kernels can't run a matrix; empty where they can."""
+  """Returns why kernels can't run a matrix; empty where they can.
+
+  Args:
+    matrix: of any form.
+    device: 'gpu' or 'tpu'; None: the default one.
+  """
   device = device or jax.default_backend()
-  if device not in _OUTPUTS:
+  if device not in _DEVICES:
     return f'its kernels are for GPUs and TPUs, and this is a {device}'
   if isinstance(matrix, SparseMatrix):
     return 'it has no kernel for a SparseMatrix'
   book = isinstance(matrix, CodebookMatrix)
   if (matrix.codebook if book else matrix.step).shape[1] != 1:
     return 'its kernels know no runs of inputs'
-  if book and device == 'tpu' and 2**matrix.bits > _MOST_CHOICES:
-    return f'a TPU chooses among at most {_MOST_CHOICES} entries'
-  return ''
+  return tpu.why_not(matrix) if device == 'tpu' else ''
 
 
 def product(
@@ -61,166 +39,19 @@ def product(
   Args:
     x: float32 [..., K].
     matrix: that `why_not` has nothing against.
-    mode: of `rounding.MODES`; operands are rounded, then multiplied as floats.
+    mode: of `rounding.MODES`.
     device: 'gpu' or 'tpu'; None: the default one.
     interpret: whether kernels are run by XLA, on any device.
   """
   device = device or jax.default_backend()
-  x, matrix = round_operands(x, matrix, mode)
-  inputs, outputs = matrix.shape
-  words, by_field = _packed(x.reshape(-1, inputs), matrix)
-  rows, columns = _OUTPUTS[device], _WORDS[device]
-  words = _filled(words, rows, columns)
-  by_field = _filled(by_field, 1, columns)
-  batch = by_field.shape[0]
-  if batch > _FEW:
-    most = max(_LEAST_COLUMNS, 1 << (batch - 1).bit_length())
-    by_field = jnp.pad(by_field, ((0, most - batch), (0, 0), (0, 0)))
-  run = _kernel_call(
-    words.shape, by_field.shape, matrix, device=device, interpret=interpret
-  )
-  y = run(words, by_field, _tables(matrix, words.shape[0]))
-  return y[:batch, :outputs].reshape(*x.shape[:-1], outputs)
-
-
-def _packed(x: jax.Array, matrix: Any) -> tuple[jax.Array, jax.Array]:
-  """Words [N, W] uint32, and activations by field of a word, [B, F, W]."""
-  if isinstance(matrix, CodebookMatrix):
-    packed, fields = jnp.asarray(matrix.codes), 32 // matrix.bits
-    block, order = (fields, LANES), (0, 2, 1, 3)
-  else:
-    packed, fields = jnp.asarray(matrix.levels), 4
-    block, order = (LANES, fields), (0, 3, 1, 2)
-  outputs, row = packed.shape
-  words = jax.lax.bitcast_convert_type(
-    packed.reshape(outputs, row // 4, 4), jnp.uint32
-  )
-  filled = row // 4 * fields
-  x = jnp.pad(x, ((0, 0), (0, filled - x.shape[-1])))
-  by_block = x.reshape(len(x), -1, *block)
-  by_field = jnp.transpose(by_block, order).reshape(len(x), fields, row // 4)
-  return words, by_field
-
-
-def _filled(array: jax.Array, rows: int, columns: int) -> jax.Array:
-  """Fills up first and last axis to multiples."""
-  missing = [(0, 0)] * array.ndim
-  missing[0] = (0, -array.shape[0] % rows)
-  missing[-1] = (0, -array.shape[-1] % columns)
-  return jnp.pad(array, missing) if any(m for _, m in missing) else array
-
-
-def _tables(matrix: Any, outputs: int) -> jax.Array:
-  """What codes of an output mean, [N, entries]; of integers steps, [N, 1]."""
-  book = isinstance(matrix, CodebookMatrix)
-  shared = matrix.codebook[:, 0] if book else matrix.step
-  group = jnp.minimum(jnp.arange(outputs), matrix.shape[1] - 1)
-  return jnp.asarray(shared)[group // (matrix.shape[1] // shared.shape[0])]
-
-
-def _kernel_call(
-  words: tuple[int, ...],
-  by_field: tuple[int, ...],
-  matrix: Any,
-  *,
-  device: str,
-  interpret: bool,
-) -> Any:
-  rows = _OUTPUTS[device]
-  bits = matrix.bits if isinstance(matrix, CodebookMatrix) else None
-  return pl.pallas_call(
-    functools.partial(
-      _kernel, bits=bits, columns=_WORDS[device], choose=device == 'tpu'
-    ),
-    grid=(words[0] // rows,),
-    in_specs=[
-      pl.BlockSpec((rows, words[1]), lambda i: (i, 0)),
-      pl.BlockSpec(by_field, lambda i: (0, 0, 0)),
-      pl.BlockSpec((rows, 2**bits if bits else 1), lambda i: (i, 0)),
-    ],
-    out_specs=pl.BlockSpec((by_field[0], rows), lambda i: (0, i)),
-    out_shape=jax.ShapeDtypeStruct((by_field[0], words[0]), jnp.float32),
-    compiler_params=_COMPILER.get(device),
+  if device == 'tpu':
+    return tpu.product(x, matrix, mode, interpret=interpret)
+  operands = gpu.operands(x.reshape(-1, matrix.shape[0]), matrix, mode)
+  y = gpu.multiply(
+    operands.words,
+    operands.x,
+    operands.tables,
+    operands.decoding,
     interpret=interpret,
   )
-
-
-def _kernel(
-  words_ref: Any,
-  x_ref: Any,
-  table_ref: Any,
-  y_ref: Any,
-  *,
-  bits: int | None,
-  columns: int,
-  choose: bool,
-) -> None:
-  """Makes the products of some outputs.
-
-  Args:
-    words_ref: uint32 [rows, W].
-    x_ref: float32 [B, fields, W].
-    table_ref: float32 [rows, entries], or [rows, 1] steps.
-    y_ref: float32 [B, rows].
-    bits: of a code; None: integers of 8 bits.
-    columns: words at a time.
-    choose: among the entries, instead of loading one.
-  """
-  rows, width = words_ref.shape
-  batch, fields, _ = x_ref.shape
-  few = batch <= _FEW
-
-  def step(i: jax.Array, sums: Any) -> Any:
-    at = pl.ds(i * columns, columns)
-    words = words_ref[:, at]
-    for field in range(fields):
-      weights = _weights(words, field, table_ref, bits=bits, choose=choose)
-      if few:
-        sums = [
-          own + weights * x_ref[b, field, at][None]
-          for b, own in enumerate(sums)
-        ]
-      else:
-        x = x_ref[:, field, at]
-        sums += jnp.dot(x, weights.T, precision='highest')
-    return sums
-
-  shape = (rows, columns) if few else (batch, rows)
-  zero = jnp.zeros(shape, jnp.float32)
-  sums = jax.lax.fori_loop(
-    0, width // columns, step, [zero] * batch if few else zero
-  )
-  scale = table_ref[:, 0] if bits is None else None
-  if few:
-    for b, own in enumerate(sums):
-      total = own.sum(axis=1)
-      y_ref[b, :] = total if scale is None else total * scale
-  else:
-    y_ref[...] = sums if scale is None else sums * scale[None]
-
-
-def _weights(
-  words: jax.Array,
-  field: int,
-  table_ref: Any,
-  *,
-  bits: int | None,
-  choose: bool,
-) -> jax.Array:
-  """What one field of each word means, float32 [rows, columns]."""
-  shifted = words >> jnp.uint32(field * (bits or 8))
-  codes = (shifted & jnp.uint32(2 ** (bits or 8) - 1)).astype(jnp.int32)
-  if bits is None:
-    return ((codes ^ 128) - 128).astype(jnp.float32)
-  if choose:
-    return _choose(codes, table_ref)
-  index = jnp.broadcast_to(jnp.arange(len(words))[:, None], codes.shape)
-  return table_ref[index, codes]
-
-
-def _choose(codes: jax.Array, table_ref: Any) -> jax.Array:
-  weights = jnp.zeros(codes.shape, jnp.float32)
-  for entry in range(table_ref.shape[1]):
-    value = table_ref[:, entry : entry + 1]
-    weights = jnp.where(codes == entry, value, weights)
-  return weights
+  return operands.scaled(y).reshape(*x.shape[:-1], matrix.shape[1])

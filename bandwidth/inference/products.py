@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth.base import unknown_name
-from bandwidth.inference import native, pallas, xla
+from bandwidth.inference import gpu, native, pallas, xla
 from bandwidth.inference.matrices import (
   FORMS,
   CodebookMatrix,
@@ -29,9 +29,10 @@ from bandwidth.inference.matrices import (
 from bandwidth.inference.rounding import MODES
 
 BACKENDS = ('auto', 'xla', 'pallas', 'native')
-"""What may run a product; `auto` is `native` on a CPU with a C++ compiler, and
-`xla` elsewhere and for what that can't run. It never is `pallas`: whether those
-kernels are the faster ones is not measured."""
+"""What may run a product; `auto` is `native` on a CPU with a C++ compiler,
+`pallas` on a GPU for up to four rows of activations, and `xla` elsewhere and
+for what these can't run. On a TPU it never is `pallas`: whether that kernel is
+the faster one is not measured."""
 
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 # Sums of so many products of 8 bits fit into 32.
@@ -92,14 +93,19 @@ def matmul(
     raise ValueError(
       f'mode={mode!r}: sums of {shape[0]} products need more than 32 bits'
     )
-  chosen = _chosen(backend, matrix)
+  chosen = _chosen(backend, matrix, x.size // max(shape[0], 1))
   if not x.size or not shape[1]:
     return jnp.zeros((*x.shape[:-1], shape[1]), x.dtype)
   return _product(chosen, mode)(x.astype(jnp.float32), matrix).astype(x.dtype)
 
 
-def _chosen(backend: str, matrix: Matrix) -> str:
+def _chosen(backend: str, matrix: Matrix, rows: int) -> str:
   """Settles on a backend.
+
+  Args:
+    backend: of `BACKENDS`.
+    matrix: of any form.
+    rows: of activations.
 
   Raises:
     ValueError: the one that is asked for can't run the matrix here.
@@ -107,7 +113,11 @@ def _chosen(backend: str, matrix: Matrix) -> str:
   if backend == 'xla':
     return backend
   if backend == 'auto':
-    return 'xla' if _why_not('native', matrix) else 'native'
+    device = jax.default_backend()
+    backend = {'cpu': 'native', 'gpu': 'pallas'}.get(device, 'xla')
+    if backend == 'pallas' and (rows > gpu.MOST_ROWS or not gpu.is_known()):
+      return 'xla'
+    return 'xla' if _why_not(backend, matrix) else backend
   if reason := _why_not(backend, matrix):
     raise ValueError(f'backend={backend!r}: {reason}')
   return backend

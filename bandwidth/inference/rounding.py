@@ -28,15 +28,30 @@ MODES = ('exact', *LARGEST)
 """Modes of arithmetic."""
 
 
+def to_integers(values: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
+  """Rounds along the last axis.
+
+  Args:
+    values: float32 [..., n].
+    largest: integer.
+
+  Returns:
+    int32 [..., n], up to the largest, and what they are to be multiplied by,
+    float32 [..., 1].
+  """
+  most = jnp.abs(values).max(axis=-1, keepdims=True, initial=0.0)
+  inverse = jnp.where(most > 0, largest / jnp.where(most > 0, most, 1.0), 0.0)
+  return jnp.round(values * inverse).astype(jnp.int32), most / largest
+
+
 def rounded(values: jax.Array, largest: int) -> jax.Array:
   """Rounds along the last axis to integers up to `largest` times a scale.
 
   >>> rounded(jnp.array([0.5, -1.0]), 127).tolist()
   [0.5039370059967041, -1.0]
   """
-  most = jnp.abs(values).max(axis=-1, keepdims=True, initial=0.0)
-  inverse = jnp.where(most > 0, largest / jnp.where(most > 0, most, 1.0), 0.0)
-  return jnp.round(values * inverse) * (most / largest)
+  integers, scale = to_integers(values, largest)
+  return integers.astype(jnp.float32) * scale
 
 
 def round_operands(

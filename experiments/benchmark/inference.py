@@ -10,8 +10,9 @@ milliseconds, bytes a second and what part of the measured copy bandwidth that
 is, speedup over XLA's dense product in float32 with all threads, what the ratio
 of bytes would allow at most, and the relative error beside float64. Programs
 take turns; medians. `gains until batch` is the largest batch at which a form is
-still faster than the dense product. Forms of onnxruntime need `pip install onnx
-onnxruntime` and are left out without.
+still faster than the dense product. Forms of onnxruntime are for CPUs, need
+`pip install onnx onnxruntime`, and are left out without. On a GPU times are
+those of its kernels (`device_time`).
 
 With `--models` whole networks run instead, at batch 1, from their .bwz files,
 which are made in `--folder` where they are missing. Speedups are over the
@@ -22,6 +23,7 @@ the bytes is not. Cosines and agreement are of the outputs with the dense ones.
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 import tempfile
@@ -36,8 +38,9 @@ from bandwidth import inference
 from bandwidth.base import unknown_name
 from bandwidth.inference.planning import interleaved
 from experiments.benchmark import onnx_products, table
+from experiments.benchmark.device_time import Product, seconds_of
 from experiments.benchmark.pretrained import BROWN, CIFAR10
-from experiments.plots import figure_at
+from experiments.inference_results import plot_roofline
 from experiments.startup import keep_memory
 
 NAME = 'inference'
@@ -66,10 +69,19 @@ class Form(NamedTuple):
 
   Attributes:
     name: of the form and its mode of arithmetic.
-    run: the product, ready.
+    product: the product.
     nbytes: that it reads of the matrix.
     wanted: what it approximates: x times its own weights, float64 [B, N].
   """
+
+  name: str
+  product: Product
+  nbytes: int
+  wanted: np.ndarray
+
+
+class Foreign(NamedTuple):
+  """A product of another library; fields are those of `Form`."""
 
   name: str
   run: Callable[[], Any]
@@ -79,83 +91,132 @@ class Form(NamedTuple):
 
 def copy_bandwidth(repeats: int) -> float:
   """Returns the bytes a second that a large copy reads and writes."""
-  array = jnp.ones(_COPIED // 4, jnp.float32)
-  (seconds,) = interleaved([_compiled(jnp.negative, array)], repeats)
-  return 2 * _COPIED / seconds
-
-
-def _compiled(fn: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-  program = jax.jit(fn).lower(*arguments).compile()
-  return lambda: program(*arguments)
+  size = _COPIED * (16 if jax.default_backend() == 'gpu' else 1)
+  array = jnp.ones(size // 4, jnp.float32)
+  copy = Product(lambda _, a: -a, jnp.zeros(()), array)
+  (seconds,) = seconds_of([copy], repeats)
+  return 2 * size / seconds
 
 
 def _random_matrices(
-  inputs: int, outputs: int, rng: np.random.Generator
+  inputs: int, outputs: int, rng: np.random.Generator, only: Sequence[str]
 ) -> dict[str, Any]:
   """Compressed matrices by name."""
   shape = (outputs, inputs)
   book = rng.normal(size=16).astype(np.float32)
-  codes = rng.integers(0, 16, shape, np.uint8)
-  made = {
-    '4-bit codebook': inference.codebook_matrix(codes, book),
-    '8-bit codebook': inference.codebook_matrix(
-      rng.integers(0, 256, shape, np.uint8), rng.normal(size=256)
+  with_zero = np.concatenate([[0], book[1:]]).astype(np.float32)
+
+  def codes(entries: int) -> np.ndarray:
+    return rng.integers(0, entries, shape, np.uint8)
+
+  def sparse(density: float) -> Any:
+    kept = rng.random(shape, np.float32) < density
+    return inference.sparse_matrix(np.maximum(codes(16), 1) * kept, with_zero)
+
+  makers: dict[str, Callable[[], Any]] = {
+    '4-bit codebook': lambda: inference.codebook_matrix(codes(16), book),
+    '8-bit codebook': lambda: inference.codebook_matrix(
+      codes(256), rng.normal(size=256)
     ),
-    '8-bit uniform': inference.uniform_matrix(
+    '8-bit uniform': lambda: inference.uniform_matrix(
       rng.integers(-127, 128, shape, np.int8), 0.01
     ),
-    'ternary': inference.ternary_matrix(
+    'ternary': lambda: inference.ternary_matrix(
       rng.integers(-1, 2, shape, np.int8), 0.7, -0.6
     ),
   }
-  book = np.concatenate([[0], book[1:]]).astype(np.float32)
   for density in _DENSITIES:
-    kept = rng.random(shape, np.float32) < density
-    made[f'{density:.0%} + 4-bit codebook'] = inference.sparse_matrix(
-      np.maximum(codes, 1) * kept, book
-    )
-  return made
+    name = f'{density:.0%} + 4-bit codebook'
+    makers[name] = functools.partial(sparse, density)
+  return {
+    name: make()
+    for name, make in makers.items()
+    if not only or any(part in name for part in only)
+  }
 
 
 def make_forms(
-  inputs: int, outputs: int, batch: int, *, backend: str
+  inputs: int,
+  outputs: int,
+  batch: int,
+  *,
+  backend: str,
+  only: Sequence[str] = (),
 ) -> list[Form]:
-  """Makes all products of a shape, the dense one first."""
+  """Makes products of a shape, the dense ones first.
+
+  Args:
+    inputs: K.
+    outputs: N.
+    batch: rows of activations.
+    backend: of `inference.BACKENDS`; forms that it can't run are left out.
+    only: parts of names of compressed forms to make; none: all.
+  """
   rng = np.random.default_rng(0)
   x = rng.normal(size=(batch, inputs)).astype(np.float32)
   given = jnp.asarray(x)
   weights = rng.normal(size=(inputs, outputs)).astype(np.float32)
   wanted = x.astype(np.float64) @ weights
-  forms = []
-  for name, dtype in ((_DENSE, jnp.float32), ('dense bfloat16', jnp.bfloat16)):
-    run = _compiled(
-      jnp.matmul, given.astype(dtype), jnp.asarray(weights, dtype)
+  forms = [
+    Form(
+      name,
+      Product(multiply, given.astype(dtype), jnp.asarray(weights, dtype), more),
+      weights.size * jnp.dtype(dtype).itemsize,
+      wanted,
     )
-    size = weights.size * jnp.dtype(dtype).itemsize
-    forms.append(Form(name, run, size, wanted))
-  for name, matrix in _random_matrices(inputs, outputs, rng).items():
+    for name, dtype, multiply, more in _dense_products()
+  ]
+  made = _random_matrices(inputs, outputs, rng, only)
+  for name, matrix in made.items():
     placed = jax.tree.map(jnp.asarray, matrix)
     exact = x.astype(np.float64) @ inference.decode(matrix)
     sparse = isinstance(matrix, inference.SparseMatrix)
     for mode in inference.MODES[:1] if sparse else inference.MODES:
-      run = _compiled(
-        lambda x, m, mode=mode: inference.matmul(
-          x, m, backend=backend, mode=mode
-        ),
+      product = Product(
+        functools.partial(inference.matmul, backend=backend, mode=mode),
         given,
         placed,
       )
-      forms.append(
-        Form(f'{name}, {mode}', run, inference.nbytes(matrix), exact)
-      )
+      try:
+        jax.eval_shape(product.fn, given, placed)
+      except ValueError as error:
+        print(f'{name}: left out: {error}')
+        break
+      size = inference.nbytes(matrix)
+      forms.append(Form(f'{name}, {mode}', product, size, exact))
+  return forms
+
+
+def _dense_products() -> list[tuple[str, Any, Callable[..., Any], Any]]:
+  """Names, dtypes, products and compiler options of what is not compressed."""
+  found: list[Any] = [
+    (_DENSE, jnp.float32, jnp.matmul, None),
+    ('dense bfloat16', jnp.bfloat16, jnp.matmul, None),
+  ]
+  if jax.default_backend() == 'gpu':
+    cublas = {'xla_gpu_enable_triton_gemm': False}
+    found.append(('dense bfloat16, cuBLAS', jnp.bfloat16, jnp.matmul, cublas))
+    to_int32 = functools.partial(jnp.matmul, preferred_element_type=jnp.int32)
+    found.append(('dense int8', jnp.int8, to_int32, None))
+  return found
+
+
+def make_foreign(inputs: int, outputs: int, batch: int) -> list[Foreign]:
+  """Makes products of other libraries, of those that are there."""
+  if jax.default_backend() != 'cpu':
+    return []
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(batch, inputs)).astype(np.float32)
+  weights = rng.normal(size=(inputs, outputs)).astype(np.float32)
+  wanted = x.astype(np.float64) @ weights
+  made = []
   for name in onnx_products.FORMS:
     try:
       run = onnx_products.make_product(name, weights, x)
     except ValueError:
       continue
-    size = onnx_products.nbytes(name, weights)
-    forms.append(Form(name, run, size, wanted))
-  return forms
+    made.append(Foreign(name, run, onnx_products.nbytes(name, weights), wanted))
+  return made
 
 
 def product_rows(
@@ -166,6 +227,7 @@ def product_rows(
   backend: str,
   repeats: int,
   copied: float,
+  only: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
   """Times all products of a shape and batch.
 
@@ -176,15 +238,13 @@ def product_rows(
     backend: of `inference.BACKENDS`.
     repeats: of which medians count.
     copied: bytes a second of a copy.
+    only: see `make_forms`.
   """
-  forms = make_forms(inputs, outputs, batch, backend=backend)
-  seconds = interleaved(
-    [form.run for form in forms], repeats, least_seconds=5e-3
-  )
-  dense = seconds[0]
+  forms = make_forms(inputs, outputs, batch, backend=backend, only=only)
+  foreign = make_foreign(inputs, outputs, batch)
+  timed, made = _timed(forms, foreign, repeats)
   rows = []
-  for form, own in zip(forms, seconds, strict=True):
-    y = np.asarray(form.run(), np.float64)
+  for form, own, y in zip((*forms, *foreign), timed, made, strict=True):
     error = np.linalg.norm(y - form.wanted) / np.linalg.norm(form.wanted)
     rate = form.nbytes / own
     rows.append(
@@ -197,12 +257,30 @@ def product_rows(
         'ms': round(1e3 * own, 4),
         'gb_per_second': round(rate / 1e9, 2),
         'of_copy': round(rate / copied, 3),
-        'speedup': round(dense / own, 2),
+        'speedup': round(timed[0] / own, 2),
+        'over_bfloat16': round(timed[1] / own, 2),
         'ceiling': round(forms[0].nbytes / form.nbytes, 1),
-        'error': float(f'{error:.2g}'),
+        'error': float(f'{error:.2g}') if form.name != 'dense int8' else None,
       }
     )
   return rows
+
+
+def _timed(
+  forms: Sequence[Form], foreign: Sequence[Foreign], repeats: int
+) -> tuple[list[float], list[np.ndarray]]:
+  """Seconds of all products, and what they are; on a CPU they take turns."""
+  programs = [form.product.compiled() for form in forms]
+  arguments = [(form.product.x, form.product.matrix) for form in forms]
+  runs: list[Callable[[], Any]] = [
+    functools.partial(run, *own)
+    for run, own in zip(programs, arguments, strict=True)
+  ]
+  runs += [other.run for other in foreign]
+  made = [np.asarray(run(), np.float64) for run in runs]
+  if jax.default_backend() == 'gpu':
+    return seconds_of([form.product for form in forms], repeats), made
+  return interleaved(runs, repeats, least_seconds=5e-3), made
 
 
 def add_crossovers(rows: list[dict[str, Any]]) -> None:
@@ -219,31 +297,6 @@ def add_crossovers(rows: list[dict[str, Any]]) -> None:
         break
       until = other['batch']
     row['gains_until_batch'] = until
-
-
-def plot_roofline(
-  rows: Sequence[dict[str, Any]], copied: float, path: pathlib.Path
-) -> None:
-  """Plots operations a second against operations a byte, batch 1 and more."""
-  with figure_at(path, (6.8, 4.6)) as figure:
-    axes = figure.add_subplot()
-    forms = dict.fromkeys(row['form'] for row in rows)
-    for form in forms:
-      own = [row for row in rows if row['form'] == form]
-      points = []
-      for row in own:
-        inputs, outputs = map(int, row['shape'].split('x'))
-        operations = 2 * inputs * outputs * row['batch']
-        points.append(
-          (operations / row['bytes'], operations / row['ms'] * 1e3 / 1e9)
-        )
-      axes.loglog(*zip(*points, strict=True), '.', label=form)
-    intensity = np.array(axes.get_xlim())
-    axes.loglog(intensity, intensity * copied / 1e9, 'k--', label='copy')
-    axes.set_xlabel('operations of the dense product for each byte read')
-    axes.set_ylabel('operations of the dense product (1e9 a second)')
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=6, ncols=2)
 
 
 def shape_of(text: str) -> tuple[int, int]:
@@ -311,7 +364,7 @@ def _run(given: argparse.Namespace) -> None:
     for batch in given.batches:
       rows += product_rows(
         inputs, outputs, batch, backend=given.backend, repeats=given.repeats,
-        copied=copied,
+        copied=copied, only=given.forms,
       )  # fmt: skip
       if given.output:
         table.write(given.output, NAME, rows, {'copy_bytes_per_second': copied})
@@ -334,6 +387,7 @@ def main(argv: Sequence[str]) -> int:
   add('--shapes', nargs='+', default=[*dict.fromkeys((*SQUARES, *LAYERS))])
   add('--batches', type=int, nargs='+', default=[1, 2, 4, 8, 16, 32, 64])
   add('--backend', default='auto', choices=inference.BACKENDS)
+  add('--forms', nargs='+', default=(), help='parts of names, e.g. 4-bit')
   add('--repeats', type=int, default=9)
   add('--plot', type=pathlib.Path, help='roofline')
   add('--output', type=pathlib.Path, help='JSON file')

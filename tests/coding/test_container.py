@@ -117,6 +117,39 @@ def sparse_codes(shape, density, entries, seed=0):
   return CodebookTensor(codes, np.concatenate([[0], edges[1:]]))
 
 
+def test_streams_of_several_blocks(tmp_path):
+  """Codes and levels piece by piece, from sections small and large."""
+  rng = np.random.default_rng(3)
+  arrays = {
+    'bias': np.ones(5, np.float32),
+    'codes': CodebookTensor(rng.integers(0, 16, (3, 2**19)), np.arange(16.0)),
+    'levels': UniformTensor(rng.integers(-7, 8, (2**10, 1200)), 0.5),
+    'few': UniformTensor(rng.integers(-7, 8, (9, 9)), 0.5),
+  }
+  path = tmp_path / 'w.bwz'
+  coding.write(path, arrays)
+  with coding.open_file(path) as reader:
+    assert reader.stream('bias') is None
+    for name in ('codes', 'levels', 'few'):
+      stream, tensor = reader.stream(name), arrays[name]
+      codes = tensor.codes if name == 'codes' else tensor.levels
+      pieces = list(stream.pieces)
+      assert [each.size for each in pieces] == [
+        min(2**20, codes.size - begin) for begin in range(0, codes.size, 2**20)
+      ]
+      assert stream.shape == codes.shape
+      np.testing.assert_array_equal(np.concatenate(pieces), codes.reshape(-1))
+      again = coding.stream_of(tensor)
+      np.testing.assert_array_equal(again.values, stream.values)
+      np.testing.assert_array_equal(np.concatenate([*again.pieces]), codes.flat)
+    # Two streams of one file do not disturb each other.
+    both = reader.stream('codes'), reader.stream('levels')
+    for one, other in zip(*(each.pieces for each in both), strict=True):
+      assert one.size == other.size or other.size < 2**20
+    with pytest.raises(KeyError):
+      reader.stream('none')
+
+
 @pytest.mark.parametrize('coder', coding.CODERS)
 @pytest.mark.parametrize('density', [0.1, 1.0])
 def test_several_blocks(coder, density):

@@ -1,5 +1,6 @@
 import functools
 import zlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from bandwidth import coding
 from bandwidth.coding import CodebookTensor, UniformTensor, directory
+from bandwidth.coding import reader as reader_lib
 
 
 @functools.cache
@@ -54,6 +56,40 @@ def mend(data, header, sections):
 
 
 def read_all(data):
+  """Reads everything, in both ways; they must agree on what is malformed."""
+  whole = read_wholes(data)
+  # Sections of a few bytes are read as those of many are.
+  with mock.patch.object(reader_lib, '_WINDOWED', 16):
+    assert read_streams(data) == whole
+  return whole
+
+
+def read_streams(data):
+  try:
+    reader = coding.decode(data)
+    for name in reader:
+      stream = reader.stream(name)
+      if stream is None:
+        reader.array(name)
+        continue
+      codes = [part.copy() for part in stream.pieces]
+      tensor = reader.tensor(name)
+      kind = 'uniform' if isinstance(tensor, UniformTensor) else 'codebook'
+      assert stream.kind == kind
+      wanted = tensor.levels if kind == 'uniform' else tensor.codes
+      flat = np.concatenate([np.zeros(0, wanted.dtype), *codes])
+      assert kind == 'uniform' or {each.dtype for each in codes} <= {
+        wanted.dtype
+      }
+      np.testing.assert_array_equal(flat.reshape(stream.shape), wanted)
+  except ValueError as error:
+    if ', byte ' not in str(error):
+      raise AssertionError(f'no place in {error}') from error
+    return False
+  return True
+
+
+def read_wholes(data):
   """Reads everything; the errors must name a section and a byte."""
   try:
     reader = coding.decode(data)

@@ -1,5 +1,6 @@
 """Files that open into what runs, and networks that run from them."""
 
+import math
 import tracemalloc
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from bandwidth import coding, inference, tree
+from bandwidth.inference import packing
 from bandwidth.inference.loading import executable
 from experiments.compressed_network import CompressedNetwork
 from experiments.evaluate import evaluate, main
@@ -107,23 +109,85 @@ def test_forms_may_be_chosen(tmp_path):
     inference.load_compressed(path, forms={'c/kernel': 'dense'})
 
 
-def test_memory_stays_below_a_third_of_the_dense_weights(tmp_path):
-  """Four bits a weight, eight matrices; tracemalloc knows of arrays."""
-  path = tmp_path / 'model.bwz'
-  shape = (512, 768)
-  coding.write(
-    path, {f'layer_{i}/kernel': shared(shape, entries=16) for i in range(8)}
+def as_levels(shape):
+  return coding.UniformTensor(
+    RNG.integers(-7, 8, shape, np.int8), np.float32(0.1)
   )
-  tracemalloc.start()
-  try:
-    nested = inference.load_compressed(path)
-    kept, peak = tracemalloc.get_traced_memory()
-  finally:
-    tracemalloc.stop()
-  dense = 8 * 4 * shape[0] * shape[1]
-  assert len(nested) == 8
+
+
+@pytest.mark.parametrize(
+  ('leaf', 'shape', 'count', 'coder'),
+  [
+    ('kernel', (512, 768), 24, 'fixed'),
+    ('kernel', (2304, 4096), 1, 'ans'),
+    ('kernel', (3, 3, 512, 1024), 2, 'fixed'),
+    ('embedding', (24000, 384), 1, 'fixed'),
+  ],
+)
+@pytest.mark.parametrize('kind', ['codebook', 'uniform'])
+def test_memory_stays_below_a_third_of_the_dense_weights(
+  kind, leaf, shape, count, coder, tmp_path
+):
+  """Four bits a weight; tracemalloc knows of arrays."""
+  path = tmp_path / 'model.bwz'
+  tensor = as_levels(shape)
+  if kind == 'codebook':
+    codes = (tensor.levels + 7).astype(np.uint8)
+    tensor = coding.CodebookTensor(codes, np.arange(16.0))
+  arrays = {f'layer_{i}/{leaf}': tensor for i in range(count)}
+  coding.write(path, arrays, coder=coder)
+  dense = count * 4 * math.prod(shape)
+
+  def peak_of(read):
+    tracemalloc.start()
+    try:
+      found = read(path)
+      return found, *tracemalloc.get_traced_memory()
+    finally:
+      tracemalloc.stop()
+
+  nested, kept, peak = peak_of(inference.load_compressed)
+  assert len(nested) == count
   assert kept < 1.05 * dense / 8
   assert peak < dense / 3
+  # Whoever reads dense weights needs more: the measurement can tell.
+  assert peak_of(coding.load_tree)[2] > dense
+
+
+def test_levels_that_appear_late(tmp_path):
+  """Bits of codes grow while a tensor is read; codes ascend in the end."""
+  for late, bits in (([3], 2), ([3, -2, 5], 4), (range(-40, 80), 8)):
+    levels = np.where(RNG.random((300, 1000)) < 0.5, 1, 0)
+    levels[-1, : len(late)] = late
+    for leaf in ('kernel', 'embedding'):
+      found = executable(leaf, coding.UniformTensor(levels, 0.5))
+      assert found.bits == bits
+      present = np.unique(levels)
+      np.testing.assert_array_equal(
+        found.codebook[0, 0, : len(present)], 0.5 * present
+      )
+      lying = levels.T if leaf == 'kernel' else levels
+      codes = packing.unpack_rows(found.codes, bits, lying.shape[1])
+      np.testing.assert_array_equal(found.codebook[0, 0, codes], 0.5 * lying)
+  levels[-1, -1] = 300
+  found = executable('kernel', coding.UniformTensor(levels, 0.5))
+  np.testing.assert_array_equal(found, 0.5 * levels)
+
+
+def test_levels_at_the_ends_of_their_range():
+  for end in (-(2**31), 2**31 - 100):
+    levels = end + RNG.integers(0, 99, (30, 40))
+    found = executable('kernel', coding.UniformTensor(levels, 2.0**-20))
+    assert found.bits == 8
+    wanted = (levels * 2.0**-20).astype(np.float32)
+    np.testing.assert_allclose(inference.decode(found), wanted, rtol=1e-6)
+
+
+def test_a_step_of_zero_leaves_nothing():
+  levels = RNG.integers(-3, 4, (30, 40))
+  found = executable('kernel', coding.UniformTensor(levels, 0.0))
+  assert isinstance(found, inference.SparseMatrix)
+  assert found.columns.shape == (0,)
 
 
 class Everything(nn.Module):

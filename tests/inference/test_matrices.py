@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bandwidth import inference
-from bandwidth.inference import matrices
+from bandwidth.inference import matrices, packing
 
 RNG = np.random.default_rng(0)
 
@@ -31,6 +31,39 @@ def test_layout(bits, inputs):
   np.testing.assert_array_equal(matrices.unpack(packed, bits, inputs), codes)
   # What a block is filled up with is code 0.
   assert not matrices.pack(np.zeros((3, inputs), int), bits).any()
+
+
+@pytest.mark.parametrize('bits', matrices.WIDTHS)
+@pytest.mark.parametrize('inputs', [6, 63, 300, 1026])
+@pytest.mark.parametrize('way', ['by input', 'by output', 'by tap'])
+def test_packing_piece_by_piece(bits, inputs, way, monkeypatch):
+  monkeypatch.setattr(packing, 'PIECE', 700)
+  outputs, taps = 7, 3 if way == 'by tap' else 1
+  codes = RNG.integers(0, 2**bits, (outputs, inputs)).astype(np.uint8)
+  lying = codes
+  if way != 'by output':
+    # Input c T + t lies at (t, c).
+    lying = codes.T.reshape(-1, taps, outputs).transpose(1, 0, 2)
+  packer = packing.Packer(
+    inputs, outputs, bits=bits, taps=taps, by_output=way == 'by output'
+  )
+  pieces = np.array_split(lying.reshape(-1), 5)
+  for rows in packing.in_rows(pieces, *packer.lines):
+    packer.put(rows)
+  for n in range(outputs):
+    for k in (*range(0, inputs, 5), inputs - 1):
+      assert code_at(packer.packed, bits, n, k) == codes[n, k]
+  np.testing.assert_array_equal(packer.packed, matrices.pack(codes, bits))
+  lying = np.asfortranarray(codes)
+  np.testing.assert_array_equal(packer.packed, matrices.pack(lying, bits))
+  found = np.concatenate(
+    [part for _, part in packing.unpacked(packer.packed, bits, inputs)]
+  )
+  np.testing.assert_array_equal(found, codes)
+  place = np.zeros(256, np.uint8)
+  place[: 2**bits] = RNG.permutation(2**bits)
+  packer.repack(8, place)
+  np.testing.assert_array_equal(packer.packed, matrices.pack(place[codes], 8))
 
 
 def test_weights_of_every_form():

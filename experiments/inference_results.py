@@ -1,0 +1,180 @@
+"""Tables and plots of inference from the compressed form, from results/.
+
+Files are results/benchmark/{inference,gpu_launches,loading,planned}*.json; what
+is absent is left out.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.compression_tables import markdown
+from experiments.plots import figure_at
+from experiments.search_comparison import origin, read_benchmarks
+
+_PRODUCTS = 'inference'
+_OTHERS = {
+  'inference_models': 'Whole networks',
+  'planned': 'Planned forms',
+  'loading': 'Opening a file',
+  'gpu_launches': 'Ways of dealing out work on a GPU',
+}
+_AT_ONE = {
+  'form': 'form',
+  'bytes': 'bytes',
+  'ms': 'ms',
+  'gb_per_second': 'GB/s',
+  'of_copy': 'of a copy',
+  'speedup': 'speedup',
+  'over_bfloat16': 'over bfloat16',
+  'ceiling': 'ceiling',
+  'error': 'error',
+  'gains_until_batch': 'gains until batch',
+}
+_LARGE = ('4096x4096', '8192x8192')
+
+
+def tables(results: pathlib.Path) -> str:
+  """Returns Markdown made of the files below a directory."""
+  parts = ['# Inference from the compressed form']
+  for file in read_benchmarks(results, f'{_PRODUCTS}*.json'):
+    if file['name'] == _PRODUCTS:
+      parts += _products(file)
+  for name, title in _OTHERS.items():
+    for file in read_benchmarks(results, f'{name}*.json'):
+      parts += [f'## {title}', _origin(file), _whole(file['rows'])]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _origin(file: Mapping[str, Any]) -> str:
+  note = file.get('note')
+  return origin(file) + (f' {note}' if note else '')
+
+
+def _products(file: Mapping[str, Any]) -> list[str]:
+  rows = file['rows']
+  copied = file['copy_bytes_per_second'] / 1e9
+  parts = [
+    f'## Products on {file["device"]}',
+    f'{_origin(file)} A copy reads and writes {copied:,.0f} GB a second.',
+  ]
+  shapes = dict.fromkeys(row['shape'] for row in rows)
+  for shape in shapes:
+    if shape in _LARGE:
+      own = [r for r in rows if (r['shape'], r['batch']) == (shape, 1)]
+      table = [[_text(row.get(key)) for key in _AT_ONE] for row in own]
+      parts += [f'{shape}, batch 1:', markdown([*_AT_ONE.values()], table)]
+  if len(shapes) > len(_LARGE):
+    at_one = [row for row in rows if row['batch'] == 1]
+    parts += [
+      'Speedup over XLA dense float32 at batch 1, by shape:',
+      _crossed(at_one, 'shape', 'speedup'),
+      'Largest batch at which a form still gains on it, by shape:',
+      _crossed(at_one, 'shape', 'gains_until_batch'),
+    ]
+  if len({row['batch'] for row in rows}) > 1:
+    for shape in shapes:
+      own = [row for row in rows if row['shape'] == shape]
+      if shape in _LARGE and len({row['batch'] for row in own}) > 1:
+        parts += [
+          f'Speedup over XLA dense float32 at {shape}, by batch:',
+          _crossed(own, 'batch', 'speedup'),
+        ]
+  return parts
+
+
+def _crossed(rows: Sequence[Mapping[str, Any]], across: str, value: str) -> str:
+  """A table of forms against something else."""
+  columns = list(dict.fromkeys(row[across] for row in rows))
+  forms = list(dict.fromkeys(row['form'] for row in rows))
+  found = {(row['form'], row[across]): row.get(value) for row in rows}
+  return markdown(
+    ['form', *map(str, columns)],
+    [
+      [form, *(_text(found.get((form, column))) for column in columns)]
+      for form in forms
+    ],
+  )
+
+
+def _whole(rows: Sequence[Mapping[str, Any]]) -> str:
+  """A table of all columns."""
+  columns = list(dict.fromkeys(key for row in rows for key in row))
+  return markdown(
+    [column.replace('_', ' ') for column in columns],
+    [[_text(row.get(column)) for column in columns] for row in rows],
+  )
+
+
+def _text(value: Any) -> str:
+  if value is None:
+    return ''
+  if isinstance(value, bool):
+    return 'yes' if value else ''
+  if isinstance(value, int):
+    return f'{value:,}'
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def plot(results: pathlib.Path) -> None:
+  """Draws a roofline of each device."""
+  for file in read_benchmarks(results, f'{_PRODUCTS}*.json'):
+    if file['name'] == _PRODUCTS:
+      device = 'cpu' if 'CPU' in file['device'] else 'gpu'
+      path = results / 'plots' / f'inference_roofline_{device}.png'
+      plot_roofline(file['rows'], file['copy_bytes_per_second'], path)
+
+
+def plot_roofline(
+  rows: Sequence[Mapping[str, Any]], copied: float, path: pathlib.Path
+) -> None:
+  """Plots operations a second against operations a byte.
+
+  Args:
+    rows: of the benchmark.
+    copied: bytes a second of a copy.
+    path: of a .png file.
+  """
+  with figure_at(path, (7.2, 5.0)) as figure:
+    axes = figure.add_subplot()
+    colors = _colors(dict.fromkeys(_family(row['form']) for row in rows))
+    for form in dict.fromkeys(row['form'] for row in rows):
+      own = [row for row in rows if row['form'] == form]
+      points = [_point(row) for row in own]
+      family = _family(form)
+      axes.loglog(
+        *zip(*points, strict=True), _MARKS.get(_mode(form), 'o'),
+        color=colors(family), label=form, markersize=4, alpha=0.8,
+      )  # fmt: skip
+    intensity = np.array(axes.get_xlim())
+    axes.loglog(
+      intensity, intensity * copied / 1e9, 'k--', label='bytes of a copy'
+    )
+    axes.set_xlabel('operations of the dense product for each byte read')
+    axes.set_ylabel('operations of the dense product, 1e9 a second')
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize=6, ncols=4, loc='outside lower center')
+
+
+_MARKS = {'exact': 'o', 'int16': 's', 'int8': '^'}
+
+
+def _family(form: str) -> str:
+  return form.partition(',')[0]
+
+
+def _mode(form: str) -> str:
+  return form.partition(', ')[2]
+
+
+def _colors(families: Mapping[str, None]) -> Callable[[str], str]:
+  numbers = {family: f'C{i}' for i, family in enumerate(families)}
+  return numbers.__getitem__
+
+
+def _point(row: Mapping[str, Any]) -> tuple[float, float]:
+  inputs, outputs = map(int, row['shape'].split('x'))
+  operations = 2 * inputs * outputs * row['batch']
+  return operations / row['bytes'], operations / row['ms'] * 1e3 / 1e9
