@@ -30,6 +30,7 @@ from experiments.models import minilm
 from experiments.models.efficientnet_lite import efficientnet_variables
 from experiments.rate import is_large
 from experiments.shared_feedback import share_with_feedback
+from experiments.startup import keep_memory
 from experiments.tuning import tune_shared
 from experiments.weights import read_weights
 
@@ -180,6 +181,7 @@ def _named(variables: Any) -> list[tuple[str, np.ndarray]]:
 
 
 def _run(options: argparse.Namespace) -> None:
+  keep_memory()
   arrays = read_weights(options.weights or packaged(options.network))
   if options.network == 'minilm':
     original = _named(minilm.minilm_variables(arrays))
