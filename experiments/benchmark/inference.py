@@ -23,12 +23,11 @@ the bytes is not. Cosines and agreement are of the outputs with the dense ones.
 """
 
 import argparse
-import functools
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +36,13 @@ import numpy as np
 from bandwidth import inference
 from bandwidth.base import unknown_name
 from bandwidth.inference.planning import interleaved
-from experiments.benchmark import onnx_products, table
+from experiments.benchmark import table
 from experiments.benchmark.device_time import Product, seconds_of
+from experiments.benchmark.inference_forms import (
+  Weights,
+  make_forms,
+  make_weights,
+)
 from experiments.benchmark.pretrained import BROWN, CIFAR10
 from experiments.inference_results import plot_roofline
 from experiments.startup import keep_memory
@@ -59,34 +63,7 @@ LAYERS = {
 }
 """Layers that are in use, and whose they are."""
 
-_DENSE = 'dense float32'
-_DENSITIES = (0.1, 0.05, 0.02)
 _COPIED = 1 << 26
-
-
-class Form(NamedTuple):
-  """A product to time.
-
-  Attributes:
-    name: of the form and its mode of arithmetic.
-    product: the product.
-    nbytes: that it reads of the matrix.
-    wanted: what it approximates: x times its own weights, float64 [B, N].
-  """
-
-  name: str
-  product: Product
-  nbytes: int
-  wanted: np.ndarray
-
-
-class Foreign(NamedTuple):
-  """A product of another library; fields are those of `Form`."""
-
-  name: str
-  run: Callable[[], Any]
-  nbytes: int
-  wanted: np.ndarray
 
 
 def copy_bandwidth(repeats: int) -> float:
@@ -98,158 +75,34 @@ def copy_bandwidth(repeats: int) -> float:
   return 2 * size / seconds
 
 
-def _random_matrices(
-  inputs: int, outputs: int, rng: np.random.Generator, only: Sequence[str]
-) -> dict[str, Any]:
-  """Compressed matrices by name."""
-  shape = (outputs, inputs)
-  book = rng.normal(size=16).astype(np.float32)
-  with_zero = np.concatenate([[0], book[1:]]).astype(np.float32)
-
-  def codes(entries: int) -> np.ndarray:
-    return rng.integers(0, entries, shape, np.uint8)
-
-  def sparse(density: float) -> Any:
-    kept = rng.random(shape, np.float32) < density
-    return inference.sparse_matrix(np.maximum(codes(16), 1) * kept, with_zero)
-
-  makers: dict[str, Callable[[], Any]] = {
-    '4-bit codebook': lambda: inference.codebook_matrix(codes(16), book),
-    '8-bit codebook': lambda: inference.codebook_matrix(
-      codes(256), rng.normal(size=256)
-    ),
-    '8-bit uniform': lambda: inference.uniform_matrix(
-      rng.integers(-127, 128, shape, np.int8), 0.01
-    ),
-    'ternary': lambda: inference.ternary_matrix(
-      rng.integers(-1, 2, shape, np.int8), 0.7, -0.6
-    ),
-  }
-  for density in _DENSITIES:
-    name = f'{density:.0%} + 4-bit codebook'
-    makers[name] = functools.partial(sparse, density)
-  return {
-    name: make()
-    for name, make in makers.items()
-    if not only or any(part in name for part in only)
-  }
-
-
-def make_forms(
-  inputs: int,
-  outputs: int,
-  batch: int,
-  *,
-  backend: str,
-  only: Sequence[str] = (),
-) -> list[Form]:
-  """Makes products of a shape, the dense ones first.
-
-  Args:
-    inputs: K.
-    outputs: N.
-    batch: rows of activations.
-    backend: of `inference.BACKENDS`; forms that it can't run are left out.
-    only: parts of names of compressed forms to make; none: all.
-  """
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(batch, inputs)).astype(np.float32)
-  given = jnp.asarray(x)
-  weights = rng.normal(size=(inputs, outputs)).astype(np.float32)
-  wanted = x.astype(np.float64) @ weights
-  forms = [
-    Form(
-      name,
-      Product(multiply, given.astype(dtype), jnp.asarray(weights, dtype), more),
-      weights.size * jnp.dtype(dtype).itemsize,
-      wanted,
-    )
-    for name, dtype, multiply, more in _dense_products()
-  ]
-  made = _random_matrices(inputs, outputs, rng, only)
-  for name, matrix in made.items():
-    placed = jax.tree.map(jnp.asarray, matrix)
-    exact = x.astype(np.float64) @ inference.decode(matrix)
-    sparse = isinstance(matrix, inference.SparseMatrix)
-    for mode in inference.MODES[:1] if sparse else inference.MODES:
-      product = Product(
-        functools.partial(inference.matmul, backend=backend, mode=mode),
-        given,
-        placed,
-      )
-      try:
-        jax.eval_shape(product.fn, given, placed)
-      except ValueError as error:
-        print(f'{name}: left out: {error}')
-        break
-      size = inference.nbytes(matrix)
-      forms.append(Form(f'{name}, {mode}', product, size, exact))
-  return forms
-
-
-def _dense_products() -> list[tuple[str, Any, Callable[..., Any], Any]]:
-  """Names, dtypes, products and compiler options of what is not compressed."""
-  found: list[Any] = [
-    (_DENSE, jnp.float32, jnp.matmul, None),
-    ('dense bfloat16', jnp.bfloat16, jnp.matmul, None),
-  ]
-  if jax.default_backend() == 'gpu':
-    cublas = {'xla_gpu_enable_triton_gemm': False}
-    found.append(('dense bfloat16, cuBLAS', jnp.bfloat16, jnp.matmul, cublas))
-    to_int32 = functools.partial(jnp.matmul, preferred_element_type=jnp.int32)
-    found.append(('dense int8', jnp.int8, to_int32, None))
-  return found
-
-
-def make_foreign(inputs: int, outputs: int, batch: int) -> list[Foreign]:
-  """Makes products of other libraries, of those that are there."""
-  if jax.default_backend() != 'cpu':
-    return []
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(batch, inputs)).astype(np.float32)
-  weights = rng.normal(size=(inputs, outputs)).astype(np.float32)
-  wanted = x.astype(np.float64) @ weights
-  made = []
-  for name in onnx_products.FORMS:
-    try:
-      run = onnx_products.make_product(name, weights, x)
-    except ValueError:
-      continue
-    made.append(Foreign(name, run, onnx_products.nbytes(name, weights), wanted))
-  return made
-
-
 def product_rows(
-  inputs: int,
-  outputs: int,
-  batch: int,
-  *,
-  backend: str,
-  repeats: int,
-  copied: float,
-  only: Sequence[str] = (),
+  weights: Weights, batch: int, *, backend: str, repeats: int, copied: float
 ) -> list[dict[str, Any]]:
-  """Times all products of a shape and batch.
+  """Times all products with some weights.
 
   Args:
-    inputs: K.
-    outputs: N.
+    weights: in all their forms.
     batch: rows of activations.
     backend: of `inference.BACKENDS`.
     repeats: of which medians count.
     copied: bytes a second of a copy.
-    only: see `make_forms`.
   """
-  forms = make_forms(inputs, outputs, batch, backend=backend, only=only)
-  foreign = make_foreign(inputs, outputs, batch)
-  timed, made = _timed(forms, foreign, repeats)
+  forms = make_forms(weights, batch, backend=backend)
+  made = [np.asarray(form.run(), np.float64) for form in forms]
+  products = [form.product for form in forms if form.product]
+  if jax.default_backend() == 'gpu':
+    timed = seconds_of(products, repeats)
+  else:
+    runs = [form.run for form in forms]
+    timed = interleaved(runs, repeats, least_seconds=5e-3)
+  inputs, outputs = weights.dense.shape
+  shape = f'{inputs}x{outputs}'
   rows = []
-  for form, own, y in zip((*forms, *foreign), timed, made, strict=True):
-    error = np.linalg.norm(y - form.wanted) / np.linalg.norm(form.wanted)
+  for form, own, y in zip(forms, timed, made, strict=True):
     rate = form.nbytes / own
     rows.append(
       {
-        'shape': (shape := f'{inputs}x{outputs}'),
+        'shape': shape,
         'layer': LAYERS.get(shape, ''),
         'batch': batch,
         'form': form.name,
@@ -260,27 +113,10 @@ def product_rows(
         'speedup': round(timed[0] / own, 2),
         'over_bfloat16': round(timed[1] / own, 2),
         'ceiling': round(forms[0].nbytes / form.nbytes, 1),
-        'error': float(f'{error:.2g}') if form.name != 'dense int8' else None,
+        'error': form.error(y),
       }
     )
   return rows
-
-
-def _timed(
-  forms: Sequence[Form], foreign: Sequence[Foreign], repeats: int
-) -> tuple[list[float], list[np.ndarray]]:
-  """Seconds of all products, and what they are; on a CPU they take turns."""
-  programs = [form.product.compiled() for form in forms]
-  arguments = [(form.product.x, form.product.matrix) for form in forms]
-  runs: list[Callable[[], Any]] = [
-    functools.partial(run, *own)
-    for run, own in zip(programs, arguments, strict=True)
-  ]
-  runs += [other.run for other in foreign]
-  made = [np.asarray(run(), np.float64) for run in runs]
-  if jax.default_backend() == 'gpu':
-    return seconds_of([form.product for form in forms], repeats), made
-  return interleaved(runs, repeats, least_seconds=5e-3), made
 
 
 def add_crossovers(rows: list[dict[str, Any]]) -> None:
@@ -361,10 +197,11 @@ def _run(given: argparse.Namespace) -> None:
   print(f'a copy reads and writes {copied / 1e9:.1f} GB a second')
   rows: list[dict[str, Any]] = []
   for inputs, outputs in shapes:
+    weights = make_weights(inputs, outputs, only=given.forms)
     for batch in given.batches:
       rows += product_rows(
-        inputs, outputs, batch, backend=given.backend, repeats=given.repeats,
-        copied=copied, only=given.forms,
+        weights, batch, backend=given.backend, repeats=given.repeats,
+        copied=copied,
       )  # fmt: skip
       if given.output:
         table.write(given.output, NAME, rows, {'copy_bytes_per_second': copied})

@@ -18,14 +18,13 @@ _FLOAT = 1
 
 
 def make_product(
-  form: str, weights: np.ndarray, x: np.ndarray
-) -> Callable[[], np.ndarray]:
-  """Returns a product that is ready to run.
+  form: str, weights: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns a product with activations, float32 [B, K] -> [B, N].
 
   Args:
     form: of `FORMS`.
     weights: float32 [K, N]; K a multiple of 32 for 4 bits.
-    x: float32 [B, K].
 
   Raises:
     ValueError: onnx or onnxruntime is not installed, or K does not fit.
@@ -36,15 +35,16 @@ def make_product(
   node = onnx.helper.make_node(
     kind, ['x', *constants], ['y'], domain='com.microsoft', **attributes
   )
+  inputs, outputs = weights.shape
   graph = onnx.helper.make_graph(
     [node],
     'product',
-    [make('x', _FLOAT, list(x.shape))],
-    [make('y', _FLOAT, [len(x), weights.shape[1]])],
+    [make('x', _FLOAT, ['batch', inputs])],
+    [make('y', _FLOAT, ['batch', outputs])],
     [onnx.numpy_helper.from_array(a, name) for name, a in constants.items()],
   )
   made = session(onnx, onnxruntime, graph, opset=18)
-  return lambda: made.run(None, {'x': x})[0]
+  return lambda x: made.run(None, {'x': x})[0]
 
 
 def packages(form: str) -> tuple[Any, Any]:

@@ -21,13 +21,19 @@ RNG = np.random.default_rng(0)
 def random_matrix(inputs, outputs):
   shape = (outputs, inputs)
   groups = outputs if RNG.random() < 0.3 else 1
+  runs = 1
+  if RNG.random() < 0.3:
+    # Runs are whole blocks of any number of bits.
+    runs = int(RNG.integers(1, 4))
+    inputs = 256 * runs
+    shape = (outputs, inputs)
   kind = RNG.integers(3)
   if kind == 0:
     entries = int(RNG.integers(1, 257))
-    book = RNG.normal(size=(groups, 1, entries))
+    book = RNG.normal(size=(groups, runs, entries))
     return inference.codebook_matrix(RNG.integers(0, entries, shape), book)
   if kind == 1:
-    steps = RNG.random((groups, 1))
+    steps = RNG.random((groups, runs))
     return inference.uniform_matrix(RNG.integers(-128, 128, shape), steps)
   entries = int(RNG.integers(1, 257))
   book = RNG.normal(size=entries)
@@ -43,9 +49,10 @@ def main():
     built = native.build(pathlib.Path(folder), flags)
     native.build = lambda: built
     native.library()
-  for _ in range(cases):
-    inputs, outputs, batch = RNG.integers(1, [700, 90, 10])
+  for case in range(cases):
+    inputs, outputs, batch = RNG.integers(1, [700, 90, [10, 140][case % 2]])
     matrix = random_matrix(inputs, outputs)
+    inputs = matrix.shape[0]
     x = RNG.normal(size=(batch, inputs)).astype(np.float32)
     wanted = x.astype(np.float64) @ inference.decode(matrix)
     for name in native.INSTRUCTIONS[1:]:

@@ -153,7 +153,7 @@ def _interpreted(plan: _Plan, grid: tuple[int, int], made: Any) -> Any:
     for warpgroup in range(plan.launch.warpgroups):
       steps = Portable(plan.decoding, plan.length)
       place = pl.program_id(0), pl.program_id(1), warpgroup
-      _kernel(steps, plan, place, *refs, None, None)
+      _kernel(steps, plan, place, *refs)
 
   return pl.pallas_call(kernel, grid=grid, out_shape=made, interpret=True)
 
@@ -164,7 +164,8 @@ def _compiled(plan: _Plan, grid: tuple[int, int], made: Any) -> Any:
   steps = Registers(decoding, plan.length, threads=THREADS * launch.warpgroups)
 
   def kernel(*refs: Any) -> None:
-    place = tuple(map(lax.axis_index, ('outputs', 'rows', 'warpgroup')))
+    at = lax.axis_index
+    place = at('outputs'), at('rows'), at('warpgroup')
     _kernel(steps, plan, place, *refs)
 
   return plgpu.kernel(
@@ -197,8 +198,8 @@ def _kernel(
   x_ref: Any,
   table_ref: Any,
   y_ref: Any,
-  shared_ref: Any,
-  scratch_ref: Any,
+  shared_ref: Any = None,
+  scratch_ref: Any = None,
 ) -> None:
   """Makes the products of some outputs and rows of activations.
 
@@ -210,7 +211,7 @@ def _kernel(
     x_ref: [B, …].
     table_ref: [1 or N, elements].
     y_ref: [B, N].
-    shared_ref: tables of a block, in shared memory.
+    shared_ref: tables of a block, in shared memory; None: interpreted.
     scratch_ref: [warpgroups, rows, warps, outputs], there too.
   """
   block, part, warpgroup = place

@@ -43,14 +43,12 @@ class Operands(NamedTuple):
     return y * self.scale
 
 
-def operands(
-  x: jax.Array, matrix: CodebookMatrix | UniformMatrix, mode: str
-) -> Operands:
+def operands(x: jax.Array, matrix: Any, mode: str) -> Operands:
   """Rounds and packs.
 
   Args:
     x: float32 [B, K].
-    matrix: without runs of inputs.
+    matrix: a `CodebookMatrix` or `UniformMatrix`, without runs of inputs.
     mode: of `rounding.MODES`.
   """
   book = isinstance(matrix, CodebookMatrix)
@@ -66,9 +64,9 @@ def operands(
   )
   if arithmetic != 'floats':
     return _integers(words, x, matrix, decoding, mode)
-  x, matrix = round_operands(x, matrix, mode)
-  if isinstance(matrix, CodebookMatrix):
-    tables = _by_output(matrix.codebook[:, 0], matrix, decoding)
+  x, rounded = round_operands(x, matrix, mode)
+  if isinstance(rounded, CodebookMatrix):
+    tables = _by_output(rounded.codebook[:, 0], rounded, decoding)
     scale = jnp.ones((1, 1), jnp.float32)
   else:
     tables = jnp.zeros((1, 1), jnp.float32)
@@ -76,7 +74,7 @@ def operands(
   return Operands(words, x, tables, decoding, scale)
 
 
-def _arithmetic(matrix: CodebookMatrix | UniformMatrix, mode: str) -> str:
+def _arithmetic(matrix: Any, mode: str) -> str:
   """The fastest that keeps the mode's accuracy."""
   if mode == 'exact':
     return 'floats'
@@ -92,7 +90,7 @@ def _arithmetic(matrix: CodebookMatrix | UniformMatrix, mode: str) -> str:
 def _integers(
   words: jax.Array,
   x: jax.Array,
-  matrix: CodebookMatrix | UniformMatrix,
+  matrix: Any,
   decoding: Decoding,
   mode: str,
 ) -> Operands:
@@ -120,7 +118,7 @@ def _integers(
   )
 
 
-def _spread(of_group: Any, matrix: CodebookMatrix | UniformMatrix) -> jax.Array:
+def _spread(of_group: Any, matrix: Any) -> jax.Array:
   """What groups have, for each output: [G, …] to [N, …]."""
   of_group = jnp.asarray(of_group)
   return jnp.repeat(of_group, matrix.shape[1] // len(of_group), axis=0)

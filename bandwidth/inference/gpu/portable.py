@@ -85,10 +85,7 @@ class Portable:
       parts = self._parts(x, group, number)
       totals.append(
         [
-          total
-          + sum(w * p for w, p in zip(own, parts, strict=True))
-          .reshape(THREADS, -1)
-          .sum(1)
+          total + _by_thread([w * p for w, p in zip(own, parts, strict=True)])
           for total, own in zip(of_x, weights, strict=True)
         ]
       )
@@ -134,6 +131,11 @@ class Portable:
     del scratch_ref
     dtype = self._decoding.totals
     y_ref[...] = jnp.stack([total.astype(dtype).sum() for total in sums])
+
+
+def _by_thread(products: list[jax.Array]) -> jax.Array:
+  """Adds what each thread has of some arrays."""
+  return jnp.stack(products).reshape(len(products), THREADS, -1).sum((0, 2))
 
 
 def _byte(words: jax.Array, number: int) -> jax.Array:

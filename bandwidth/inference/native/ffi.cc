@@ -6,7 +6,6 @@
 #include <string>
 
 #include "kernels.h"
-#include "rounding.h"
 #include "threads.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -14,9 +13,6 @@ namespace bandwidth {
 namespace {
 
 namespace ffi = xla::ffi;
-
-// Modes of arithmetic, as matmul.py numbers them.
-enum Mode { kExact = 0, kInt16 = 1, kInt8 = 2 };
 
 const Kernels* Named(const std::string& name) {
   if (name == "scalar") return &ScalarKernels();
@@ -63,25 +59,7 @@ ffi::Error Wrong(const std::string& what) {
 using Activations = ffi::Buffer<ffi::F32>;
 using Products = ffi::ResultBuffer<ffi::F32>;
 
-// The rows, copied where a block has to be filled up.
-class Filled {
- public:
-  explicit Filled(const Rows& rows)
-      : copy_(rows.filled == rows.inputs ? 0 : rows.batch * rows.filled),
-        view_{rows.x, rows.filled, rows.batch} {
-    if (rows.filled == rows.inputs) return;
-    for (int64_t b = 0; b < rows.batch; ++b) {
-      std::memcpy(copy_.get() + b * rows.filled, rows.x + b * rows.inputs,
-                  rows.inputs * sizeof(float));
-    }
-    view_.x = copy_.get();
-  }
-  const Floats& view() const { return view_; }
-
- private:
-  Aligned<float> copy_;
-  Floats view_;
-};
+bool IsMode(int64_t mode) { return 0 <= mode && mode <= 2; }
 
 ffi::Error CodebookProduct(ffi::ThreadPool pool, Activations x,
                            ffi::Buffer<ffi::U8> codes,
@@ -90,6 +68,7 @@ ffi::Error CodebookProduct(ffi::ThreadPool pool, Activations x,
   const auto xs = x.dimensions(), cs = codes.dimensions(),
              bs = book.dimensions(), ys = y->dimensions();
   if (bits != 2 && bits != 4 && bits != 8) return Wrong("bits");
+  if (!IsMode(mode)) return Wrong("mode");
   if (xs.size() < 1 || cs.size() != 2 || bs.size() != 3 || ys.size() < 1) {
     return Wrong("axes of operands");
   }
@@ -104,53 +83,10 @@ ffi::Error CodebookProduct(ffi::ThreadPool pool, Activations x,
     return Wrong("shapes of a codebook matrix do not fit");
   }
   const Codebook matrix{codes.typed_data(), book.typed_data(),
-                        static_cast<int>(bits),
+                        static_cast<int>(bits), outputs,
                         {outputs / bs[0], runs, blocks / runs}};
-  float* out = y->typed_data();
-  const Kernels& kernels = *Current().load();
-  const int64_t bytes = outputs * cs[1];
-  const int64_t books = bs[0] * runs;
-  const int entries = 1 << bits;
-  const auto as_floats = [&](const auto& rounded) {
-    Codebook same = matrix;
-    same.book = rounded.books.get();
-    const Floats in{rounded.x.get(), rows.filled, rows.batch};
-    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
-      kernels.codebook(same, in, {begin, end, out, outputs});
-    });
-  };
-  if (mode == kInt16 && bits > kernels.widest16) {
-    as_floats(RoundedFloats<int16_t>(rows, matrix.book, books, entries,
-                                     kLargest16, kLargestBook16));
-  } else if (mode == kInt8 && bits > kernels.widest8) {
-    as_floats(RoundedFloats<int8_t>(rows, matrix.book, books, entries,
-                                    kLargest8, kLargest8));
-  } else if (mode == kExact) {
-    const Filled filled(rows);
-    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
-      kernels.codebook(matrix, filled.view(), {begin, end, out, outputs});
-    });
-  } else if (mode == kInt16) {
-    const auto in = Round<int16_t>(rows, runs, kLargest16, OrderOf(bits, 2));
-    const auto made =
-        RoundBooks<int16_t>(matrix.book, books, entries, kLargestBook16);
-    const IntegerBook<int16_t> view{made.books.get(), made.scale.get()};
-    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
-      kernels.codebook16(matrix, view, View(in, rows),
-                         {begin, end, out, outputs});
-    });
-  } else if (mode == kInt8) {
-    const auto in = Round<int8_t>(rows, runs, kLargest8, OrderOf(bits, 1));
-    const auto made =
-        RoundBooks<int8_t>(matrix.book, books, entries, kLargest8);
-    const IntegerBook<int8_t> view{made.books.get(), made.scale.get()};
-    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
-      kernels.codebook8(matrix, view, View(in, rows),
-                        {begin, end, out, outputs});
-    });
-  } else {
-    return Wrong("mode");
-  }
+  Current().load()->codebook(matrix, rows, static_cast<Mode>(mode),
+                             y->typed_data(), {&pool, Divide});
   return ffi::Error::Success();
 }
 
@@ -160,6 +96,7 @@ ffi::Error UniformProduct(ffi::ThreadPool pool, Activations x,
                           int64_t mode) {
   const auto xs = x.dimensions(), ls = levels.dimensions(),
              ss = step.dimensions(), ys = y->dimensions();
+  if (!IsMode(mode)) return Wrong("mode");
   if (xs.size() < 1 || ls.size() != 2 || ss.size() != 2 || ys.size() < 1) {
     return Wrong("axes of operands");
   }
@@ -172,29 +109,10 @@ ffi::Error UniformProduct(ffi::ThreadPool pool, Activations x,
       runs < 1 || blocks % runs) {
     return Wrong("shapes of a uniform matrix do not fit");
   }
-  const Uniform matrix{levels.typed_data(), step.typed_data(),
+  const Uniform matrix{levels.typed_data(), step.typed_data(), outputs,
                        {outputs / ss[0], runs, blocks / runs}};
-  float* out = y->typed_data();
-  const Kernels& kernels = *Current().load();
-  const int64_t bytes = outputs * ls[1];
-  if (mode == kExact) {
-    const Filled filled(rows);
-    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
-      kernels.uniform(matrix, filled.view(), {begin, end, out, outputs});
-    });
-  } else if (mode == kInt16) {
-    const auto in = Round<int16_t>(rows, runs, kLargest16, {0});
-    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
-      kernels.uniform16(matrix, View(in, rows), {begin, end, out, outputs});
-    });
-  } else if (mode == kInt8) {
-    const auto in = Round<int8_t>(rows, runs, kLargest8, {0});
-    Divide(pool, outputs, bytes, [&](int64_t begin, int64_t end) {
-      kernels.uniform8(matrix, View(in, rows), {begin, end, out, outputs});
-    });
-  } else {
-    return Wrong("mode");
-  }
+  Current().load()->uniform(matrix, rows, static_cast<Mode>(mode),
+                            y->typed_data(), {&pool, Divide});
   return ffi::Error::Success();
 }
 
@@ -223,15 +141,10 @@ ffi::Error SparseProduct(ffi::ThreadPool pool, Activations x,
       starts.typed_data(),
       narrow ? static_cast<const uint16_t*>(columns.untyped_data()) : nullptr,
       narrow ? nullptr : static_cast<const int32_t*>(columns.untyped_data()),
-      codes.typed_data(), whole, static_cast<int>(bs[0]), cs[0],
+      codes.typed_data(), whole, static_cast<int>(bs[0]), outputs, cs[0],
       static_cast<int32_t>(inputs)};
-  const Floats in{x.typed_data(), inputs, batch};
-  float* out = y->typed_data();
-  const Kernels& kernels = *Current().load();
-  Divide(pool, outputs, cs[0] * (narrow ? 3 : 5),
-         [&](int64_t begin, int64_t end) {
-           kernels.sparse(matrix, in, {begin, end, out, outputs});
-         });
+  Current().load()->sparse(matrix, {x.typed_data(), batch, inputs, inputs},
+                           y->typed_data(), {&pool, Divide});
   return ffi::Error::Success();
 }
 

@@ -1,8 +1,11 @@
-// Products of activations and compressed matrices, for a range of outputs.
+// Products of activations and compressed matrices.
 //
-// Layouts are those of bandwidth/inference/matrices.py. Each instruction set has
-// a table of kernels; the scalar ones are what the others are tested against,
-// and what runs where there is nothing better.
+// Layouts are those of bandwidth/inference/matrices.py. Each instruction set
+// has a table of products; the scalar ones are what runs where there is nothing
+// better.
+//
+// What is compiled for an instruction set lies in unnamed namespaces: of a
+// function that several files have, the linker keeps any one.
 
 #ifndef BANDWIDTH_INFERENCE_NATIVE_KERNELS_H_
 #define BANDWIDTH_INFERENCE_NATIVE_KERNELS_H_
@@ -15,12 +18,19 @@ constexpr int kLanes = 16;
 constexpr int kBlockBytes = 4 * kLanes;
 constexpr int kLargestBook = 256;
 
+// Modes of arithmetic, as native.py numbers them.
+enum class Mode { kExact = 0, kInt16 = 1, kInt8 = 2 };
+
 // Where the numbers of a matrix are that groups of weights share: one for
-// output n and run r at (n / group) * runs + r. Runs are whole blocks of inputs.
+// output n and run r at (n / group) * runs + r. Runs are whole blocks of
+// inputs.
 struct Groups {
   int64_t group;       // outputs of a group
   int64_t runs;        // along the inputs
   int64_t run_blocks;  // blocks of a run
+
+  int64_t At(int64_t n, int64_t run) const { return n / group * runs + run; }
+  int64_t Blocks() const { return runs * run_blocks; }
 };
 
 // Shared weights. A book has 2^bits entries, so that every code has one.
@@ -28,6 +38,7 @@ struct Codebook {
   const uint8_t* codes;  // [outputs, runs * run_blocks * kBlockBytes]
   const float* book;     // [groups, runs, 2^bits]
   int bits;              // 2, 4 or 8
+  int64_t outputs;
   Groups groups;
 };
 
@@ -35,6 +46,7 @@ struct Codebook {
 struct Uniform {
   const int8_t* levels;  // [outputs, runs * run_blocks * 64]
   const float* step;     // [groups, runs]
+  int64_t outputs;
   Groups groups;
 };
 
@@ -46,62 +58,96 @@ struct Sparse {
   const uint8_t* codes;       // [nonzeros]
   const float* book;          // [kLargestBook]
   int entries;                // that codes mean
+  int64_t outputs;
   int64_t nonzeros;
   int32_t inputs;             // at least 1
+
+  int64_t First(int64_t n) const { return Within(starts[n], 0); }
+  int64_t Last(int64_t n) const { return Within(starts[n + 1], First(n)); }
+  // Columns are data: what they say must not lead out of the activations.
+  uint32_t Column(int64_t i) const {
+    const uint32_t column =
+        columns16 ? columns16[i] : static_cast<uint32_t>(columns32[i]);
+    const uint32_t last = static_cast<uint32_t>(inputs) - 1;
+    return column < last ? column : last;
+  }
+
+ private:
+  int64_t Within(int64_t start, int64_t least) const {
+    const int64_t most = start < nonzeros ? start : nonzeros;
+    return most > least ? most : least;
+  }
 };
 
-// Rows of activations, `stride` numbers apart, zeros where a block is filled up.
-struct Floats {
+// Rows of activations, one after the other; `filled` is what `inputs` become
+// when the last block is filled up with zeros.
+struct Rows {
   const float* x;
-  int64_t stride;
   int64_t batch;
+  int64_t inputs;
+  int64_t filled;
 };
 
-// Rows of activations as integers: x = scale * value. The order within a block
-// is that in which `order_of` (ffi.cc) says codes are met.
-template <typename T>
-struct Integers {
-  const T* x;
-  const float* scale;    // [batch]
-  const int32_t* sums;   // [batch, runs], of the values
-  int64_t stride;
-  int64_t batch;
+// What is to be done for outputs from `begin` to `end`.
+struct Task {
+  void (*run)(const void* self, int64_t begin, int64_t end);
+  const void* self;
 };
 
-// Codebooks as integers: book = scale * value.
-template <typename T>
-struct IntegerBook {
-  const T* book;         // [groups, runs, 2^bits]
-  const float* scale;    // [groups, runs]
+// Divides outputs among threads, in multiples of `unit`; `work` is in weights
+// of a codebook of 4 bits that are multiplied by one row.
+struct Threads {
+  void* pool;
+  void (*divide)(void* pool, int64_t outputs, int64_t unit, int64_t work,
+                 const Task& task);
+
+  template <typename F>
+  void operator()(int64_t outputs, int64_t unit, int64_t work,
+                  const F& f) const {
+    const Task task{
+        [](const void* self, int64_t begin, int64_t end) {
+          (*static_cast<const F*>(self))(begin, end);
+        },
+        &f};
+    divide(pool, outputs, unit, work, task);
+  }
 };
 
-// y[b, n] of one range of outputs; rows of y are `stride` apart.
-struct Range {
-  int64_t begin;
-  int64_t end;
-  float* y;
-  int64_t stride;
+// Memory of this thread that starts where a cache line does, for as long as a
+// product takes. It is kept for the next one, unless it is large; there is one
+// at a time.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  // The next `count` numbers of it, not set to anything.
+  template <typename T>
+  T* Take(int64_t count) {
+    T* taken = reinterpret_cast<T*>(next_);
+    next_ += Bytes(count * sizeof(T));
+    return taken;
+  }
+  static int64_t Bytes(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+ private:
+  uint8_t* next_;
 };
 
-// Largest integers. Four products of them fit into 32 bits for `codebook16`.
+// Largest integers. Four products of them fit into 32 bits for 16 bits.
 constexpr int kLargest8 = 127;
 constexpr int kLargest16 = 32767;
 constexpr int kLargestBook16 = 16383;
 
+// y[b, n] = sum of x[b, k] W[k, n], y of [batch, outputs].
 struct Kernels {
   const char* name;
-  // Bits of the widest codes that the kernels of integers look up.
-  int widest16;
-  int widest8;
-  void (*codebook)(const Codebook&, const Floats&, const Range&);
-  void (*uniform)(const Uniform&, const Floats&, const Range&);
-  void (*sparse)(const Sparse&, const Floats&, const Range&);
-  void (*codebook16)(const Codebook&, const IntegerBook<int16_t>&,
-                     const Integers<int16_t>&, const Range&);
-  void (*uniform16)(const Uniform&, const Integers<int16_t>&, const Range&);
-  void (*codebook8)(const Codebook&, const IntegerBook<int8_t>&,
-                    const Integers<int8_t>&, const Range&);
-  void (*uniform8)(const Uniform&, const Integers<int8_t>&, const Range&);
+  void (*codebook)(const Codebook&, const Rows&, Mode, float* y,
+                   const Threads&);
+  void (*uniform)(const Uniform&, const Rows&, Mode, float* y, const Threads&);
+  void (*sparse)(const Sparse&, const Rows&, float* y, const Threads&);
 };
 
 const Kernels& ScalarKernels();

@@ -1,8 +1,8 @@
-// Kernels in plain C++.
+// Products in plain C++.
 
-#include <algorithm>
 #include <cstring>
 
+#include "activations.h"
 #include "kernels.h"
 
 namespace bandwidth {
@@ -14,152 +14,177 @@ inline uint32_t Word(const uint8_t* bytes) {
   return word;
 }
 
-void CodebookProduct(const Codebook& m, const Floats& x, const Range& range) {
+// Sum of book[code] * x over the inputs of a run.
+template <typename Sum, typename T>
+Sum SumOfRun(const Codebook& m, const uint8_t* words, const T* book,
+             const T* x) {
   const int fields = 32 / m.bits;
   const uint32_t mask = (1u << m.bits) - 1;
-  const Groups& g = m.groups;
-  const int64_t row_blocks = g.runs * g.run_blocks;
-  for (int64_t n = range.begin; n < range.end; ++n) {
-    const uint8_t* codes = m.codes + n * row_blocks * kBlockBytes;
-    for (int64_t b = 0; b < x.batch; ++b) {
-      const float* in = x.x + b * x.stride;
-      float sums[kLanes] = {};
-      for (int64_t block = 0; block < row_blocks; ++block) {
-        const int64_t run = block / g.run_blocks;
-        const float* book =
-            m.book + (((n / g.group) * g.runs + run) << m.bits);
-        const uint8_t* words = codes + block * kBlockBytes;
-        const float* part = in + block * fields * kLanes;
-        for (int j = 0; j < fields; ++j) {
-          for (int l = 0; l < kLanes; ++l) {
-            const uint32_t code = (Word(words + 4 * l) >> (m.bits * j)) & mask;
-            sums[l] += book[code] * part[j * kLanes + l];
-          }
-        }
+  Sum sums[kLanes] = {};
+  for (int64_t block = 0; block < m.groups.run_blocks; ++block) {
+    for (int j = 0; j < fields; ++j) {
+      for (int l = 0; l < kLanes; ++l) {
+        const uint32_t code = (Word(words + 4 * l) >> (m.bits * j)) & mask;
+        sums[l] += static_cast<Sum>(book[code]) * x[j * kLanes + l];
       }
+    }
+    words += kBlockBytes;
+    x += fields * kLanes;
+  }
+  Sum total = 0;
+  for (Sum sum : sums) total += sum;
+  return total;
+}
+
+template <typename Sum, typename T>
+Sum SumOfRun(const Uniform& m, const int8_t* levels, const T* x) {
+  Sum sums[kLanes] = {};
+  for (int64_t k = 0; k < m.groups.run_blocks * kBlockBytes; ++k) {
+    sums[k % kLanes] += static_cast<Sum>(levels[k]) * x[k];
+  }
+  Sum total = 0;
+  for (Sum sum : sums) total += sum;
+  return total;
+}
+
+// Books and scales of what T multiplies: floats as they are, with scale 1.
+template <typename T>
+struct Books {
+  const T* books;
+  const float* scale;
+};
+
+template <typename T>
+Books<T> RoundedBooks(const Codebook& m, Scratch& scratch) {
+  const int64_t count = m.outputs / m.groups.group * m.groups.runs;
+  const int largest = sizeof(T) == 1 ? kLargest8 : kLargestBook16;
+  T* made = scratch.Take<T>(count << m.bits);
+  float* scale = scratch.Take<float>(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const float* book = m.book + (i << m.bits);
+    T* to = made + (i << m.bits);
+    scale[i] = m.bits == 2   ? RoundBook<4>(book, largest, to)
+               : m.bits == 4 ? RoundBook<16>(book, largest, to)
+                             : RoundBook<256>(book, largest, to);
+  }
+  return {made, scale};
+}
+
+int64_t BooksBytes(const Codebook& m) { return 2 * BookBytes(m) + 2 * 64; }
+
+template <typename Sum, typename T>
+void CodebookRange(const Codebook& m, const Books<T>& books,
+                   const Arranged<T>& x, const Range& range) {
+  const Groups& g = m.groups;
+  const int64_t inputs = g.run_blocks * kBlockBytes * 8 / m.bits;
+  for (int64_t n = range.begin; n < range.end; ++n) {
+    for (int64_t b = 0; b < x.batch; ++b) {
       float total = 0;
-      for (float sum : sums) total += sum;
-      range.y[b * range.stride + n] = total;
+      for (int64_t run = 0; run < g.runs; ++run) {
+        const int64_t at = g.At(n, run);
+        const Sum sum = SumOfRun<Sum>(
+            m, m.codes + (n * g.runs + run) * g.run_blocks * kBlockBytes,
+            books.books + (at << m.bits), x.x + b * x.stride + run * inputs);
+        total += static_cast<float>(sum) * (books.scale ? books.scale[at] : 1);
+      }
+      range.y[b * range.stride + n] = total * (x.scale ? x.scale[b] : 1);
     }
   }
 }
 
-void UniformProduct(const Uniform& m, const Floats& x, const Range& range) {
+template <typename Sum, typename T>
+void UniformRange(const Uniform& m, const Arranged<T>& x, const Range& range) {
   const Groups& g = m.groups;
   const int64_t width = g.run_blocks * kBlockBytes;
   for (int64_t n = range.begin; n < range.end; ++n) {
-    const int8_t* levels = m.levels + n * g.runs * width;
     for (int64_t b = 0; b < x.batch; ++b) {
       float total = 0;
       for (int64_t run = 0; run < g.runs; ++run) {
-        const float* in = x.x + b * x.stride + run * width;
-        float sums[kLanes] = {};
-        for (int64_t k = 0; k < width; ++k) {
-          sums[k % kLanes] += levels[run * width + k] * in[k];
-        }
-        float sum = 0;
-        for (float each : sums) sum += each;
-        total += sum * m.step[(n / g.group) * g.runs + run];
+        const Sum sum =
+            SumOfRun<Sum>(m, m.levels + (n * g.runs + run) * width,
+                          x.x + b * x.stride + run * width);
+        total += static_cast<float>(sum) * m.step[g.At(n, run)];
       }
-      range.y[b * range.stride + n] = total;
+      range.y[b * range.stride + n] = total * (x.scale ? x.scale[b] : 1);
     }
   }
 }
 
-void SparseProduct(const Sparse& m, const Floats& x, const Range& range) {
-  for (int64_t n = range.begin; n < range.end; ++n) {
-    const int64_t first = std::clamp<int64_t>(m.starts[n], 0, m.nonzeros);
-    const int64_t last = std::clamp<int64_t>(m.starts[n + 1], first, m.nonzeros);
-    for (int64_t b = 0; b < x.batch; ++b) {
-      const float* in = x.x + b * x.stride;
-      float total = 0;
-      for (int64_t i = first; i < last; ++i) {
-        const uint32_t column = m.columns16
-                                    ? m.columns16[i]
-                                    : static_cast<uint32_t>(m.columns32[i]);
-        const uint32_t k = std::min<uint32_t>(column, m.inputs - 1);
-        total += m.book[m.codes[i]] * in[k];
-      }
-      range.y[b * range.stride + n] = total;
-    }
-  }
+template <typename Sum, typename T>
+void DivideCodebook(const Codebook& m, const Books<T>& books,
+                    const Arranged<T>& x, float* y, const Threads& threads) {
+  threads(m.outputs, 1, 8 * m.outputs * x.stride * x.batch,
+          [&](int64_t begin, int64_t end) {
+            CodebookRange<Sum>(m, books, x, {begin, end, y, m.outputs});
+          });
 }
 
-// T is the type of both factors, Sum that of a run's sum.
-template <typename T, typename Sum>
-void IntegerCodebook(const Codebook& m, const IntegerBook<T>& book,
-                     const Integers<T>& x, const Range& range) {
-  constexpr int kElements = kBlockBytes / sizeof(T);
-  const int fields = 8 * sizeof(T) / m.bits;
-  const int mask = (1 << m.bits) - 1;
-  const Groups& g = m.groups;
-  for (int64_t n = range.begin; n < range.end; ++n) {
-    const uint8_t* codes = m.codes + n * g.runs * g.run_blocks * kBlockBytes;
-    for (int64_t b = 0; b < x.batch; ++b) {
-      float total = 0;
-      for (int64_t run = 0; run < g.runs; ++run) {
-        const int64_t shared = (n / g.group) * g.runs + run;
-        const T* values = book.book + (shared << m.bits);
-        Sum sum = 0;
-        for (int64_t r = 0; r < g.run_blocks; ++r) {
-          const int64_t block = run * g.run_blocks + r;
-          const uint8_t* words = codes + block * kBlockBytes;
-          const T* in = x.x + b * x.stride + block * fields * kElements;
-          for (int i = 0; i < kElements; ++i) {
-            const uint32_t word =
-                Word(words + (i * sizeof(T)) / 4 * 4) >>
-                (8 * ((i * sizeof(T)) % 4));
-            for (int f = 0; f < fields; ++f) {
-              const int code = (word >> (m.bits * f)) & mask;
-              sum += static_cast<Sum>(values[code]) * in[f * kElements + i];
+template <typename Sum, typename T>
+void DivideUniform(const Uniform& m, const Arranged<T>& x, float* y,
+                   const Threads& threads) {
+  threads(m.outputs, 1, 8 * m.outputs * x.stride * x.batch,
+          [&](int64_t begin, int64_t end) {
+            UniformRange<Sum>(m, x, {begin, end, y, m.outputs});
+          });
+}
+
+void CodebookProduct(const Codebook& m, const Rows& rows, Mode mode, float* y,
+                     const Threads& threads) {
+  const int64_t runs = m.groups.runs;
+  Scratch scratch(ArrangedBytes(rows, runs) + BooksBytes(m));
+  if (mode == Mode::kInt16) {
+    const auto x = IntegersOfLevels<int16_t>(rows, runs, scratch);
+    const auto books = RoundedBooks<int16_t>(m, scratch);
+    return DivideCodebook<int64_t>(m, books, x, y, threads);
+  }
+  if (mode == Mode::kInt8) {
+    const auto x = IntegersOfLevels<int8_t>(rows, runs, scratch);
+    const auto books = RoundedBooks<int8_t>(m, scratch);
+    return DivideCodebook<int32_t>(m, books, x, y, threads);
+  }
+  const auto x = FloatsOf(rows, 0, NaturalOrder(), scratch);
+  DivideCodebook<float>(m, Books<float>{m.book, nullptr}, x, y, threads);
+}
+
+void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
+                    const Threads& threads) {
+  const int64_t runs = m.groups.runs;
+  Scratch scratch(ArrangedBytes(rows, runs));
+  if (mode == Mode::kInt16) {
+    const auto x = IntegersOfLevels<int16_t>(rows, runs, scratch);
+    return DivideUniform<int64_t>(m, x, y, threads);
+  }
+  if (mode == Mode::kInt8) {
+    const auto x = IntegersOfLevels<int8_t>(rows, runs, scratch);
+    return DivideUniform<int32_t>(m, x, y, threads);
+  }
+  const auto x = FloatsOf(rows, 0, NaturalOrder(), scratch);
+  DivideUniform<float>(m, x, y, threads);
+}
+
+void SparseProduct(const Sparse& m, const Rows& rows, float* y,
+                   const Threads& threads) {
+  threads(m.outputs, 1, 8 * m.nonzeros * rows.batch,
+          [&](int64_t begin, int64_t end) {
+            for (int64_t n = begin; n < end; ++n) {
+              const int64_t first = m.First(n), last = m.Last(n);
+              for (int64_t b = 0; b < rows.batch; ++b) {
+                const float* x = rows.x + b * rows.inputs;
+                float total = 0;
+                for (int64_t i = first; i < last; ++i) {
+                  total += m.book[m.codes[i]] * x[m.Column(i)];
+                }
+                y[b * m.outputs + n] = total;
+              }
             }
-          }
-        }
-        total += static_cast<float>(sum) * book.scale[shared];
-      }
-      range.y[b * range.stride + n] = total * x.scale[b];
-    }
-  }
-}
-
-template <typename T, typename Sum>
-void IntegerUniform(const Uniform& m, const Integers<T>& x,
-                    const Range& range) {
-  const Groups& g = m.groups;
-  const int64_t width = g.run_blocks * kBlockBytes;
-  for (int64_t n = range.begin; n < range.end; ++n) {
-    const int8_t* levels = m.levels + n * g.runs * width;
-    for (int64_t b = 0; b < x.batch; ++b) {
-      float total = 0;
-      for (int64_t run = 0; run < g.runs; ++run) {
-        const T* in = x.x + b * x.stride + run * width;
-        Sum sum = 0;
-        for (int64_t k = 0; k < width; ++k) {
-          sum += static_cast<Sum>(levels[run * width + k]) * in[k];
-        }
-        total += static_cast<float>(sum) *
-                 m.step[(n / g.group) * g.runs + run];
-      }
-      range.y[b * range.stride + n] = total * x.scale[b];
-    }
-  }
+          });
 }
 
 }  // namespace
 
 const Kernels& ScalarKernels() {
-  static const Kernels kernels = {
-      "scalar",
-      8,
-      8,
-      CodebookProduct,
-      UniformProduct,
-      SparseProduct,
-      IntegerCodebook<int16_t, int64_t>,
-      IntegerUniform<int16_t, int64_t>,
-      IntegerCodebook<int8_t, int32_t>,
-      IntegerUniform<int8_t, int32_t>,
-  };
+  static const Kernels kernels = {"scalar", CodebookProduct, UniformProduct,
+                                  SparseProduct};
   return kernels;
 }
 

@@ -7,28 +7,28 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
-#include <utility>
 
+#include "kernels.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace bandwidth {
 
 // Outputs are handed out in pieces. The caller takes part, so that the work is
-// done even if no thread of the pool is ever free.
+// done even if no thread of the pool is ever free; one that comes when nothing
+// is left does not touch the task, which is gone by then.
 class Pieces {
  public:
-  Pieces(int64_t outputs, int64_t piece, std::function<void(int64_t, int64_t)> f)
-      : outputs_(outputs), piece_(piece), work_(std::move(f)) {}
+  Pieces(int64_t outputs, int64_t piece, const Task& task)
+      : outputs_(outputs), piece_(piece), task_(task) {}
 
   void Take() {
     for (;;) {
       const int64_t begin = next_.fetch_add(piece_);
       if (begin >= outputs_) return;
       const int64_t end = std::min(begin + piece_, outputs_);
-      work_(begin, end);
+      task_.run(task_.self, begin, end);
       if (done_.fetch_add(end - begin) + (end - begin) == outputs_) {
         std::lock_guard<std::mutex> lock(mutex_);
         all_done_.notify_all();
@@ -48,26 +48,26 @@ class Pieces {
  private:
   const int64_t outputs_;
   const int64_t piece_;
-  const std::function<void(int64_t, int64_t)> work_;
+  const Task task_;
   std::atomic<int64_t> next_{0};
   std::atomic<int64_t> done_{0};
   std::mutex mutex_;
   std::condition_variable all_done_;
 };
 
-// Below these bytes of a matrix a second thread costs more than it saves.
-constexpr int64_t kBytesOfThread = 1 << 16;
-constexpr int64_t kBytesOfPiece = 1 << 16;
+// Below this work a second thread costs more than it saves.
+constexpr int64_t kWorkOfThread = 1 << 18;
+constexpr int64_t kWorkOfPiece = 1 << 17;
 
-inline void Divide(xla::ffi::ThreadPool& pool, int64_t outputs, int64_t bytes,
-            const std::function<void(int64_t, int64_t)>& work) {
+inline void Divide(void* given, int64_t outputs, int64_t unit, int64_t work,
+                   const Task& task) {
+  auto& pool = *static_cast<xla::ffi::ThreadPool*>(given);
   const int64_t threads = std::min<int64_t>(
-      std::max<int64_t>(pool.num_threads(), 1), bytes / kBytesOfThread);
-  if (threads <= 1) return work(0, outputs);
-  const int64_t pieces =
-      std::max<int64_t>(4 * threads, bytes / kBytesOfPiece);
-  const int64_t piece = std::max<int64_t>(outputs / pieces, 1);
-  auto shared = std::make_shared<Pieces>(outputs, piece, work);
+      std::max<int64_t>(pool.num_threads(), 1), work / kWorkOfThread);
+  if (threads <= 1) return task.run(task.self, 0, outputs);
+  const int64_t pieces = std::max<int64_t>(4 * threads, work / kWorkOfPiece);
+  const int64_t piece = std::max<int64_t>(outputs / pieces / unit, 1) * unit;
+  auto shared = std::make_shared<Pieces>(outputs, piece, task);
   for (int64_t i = 1; i < threads; ++i) {
     pool.Schedule([shared] { shared->Take(); });
   }

@@ -53,7 +53,7 @@ def test_forms_of_onnxruntime(form):
   rng = np.random.default_rng(0)
   weights = rng.normal(size=(64, 8)).astype(np.float32)
   x = rng.normal(size=(2, 64)).astype(np.float32)
-  y = onnx_products.make_product(form, weights, x)()
+  y = onnx_products.make_product(form, weights)(x)
   error = np.linalg.norm(y - x @ weights) / np.linalg.norm(x @ weights)
   assert error < (0.03 if form == 'onnxruntime int8' else 0.2)
   assert onnx_products.nbytes(form, weights) < weights.nbytes / 3

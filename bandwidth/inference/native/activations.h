@@ -1,0 +1,246 @@
+// Activations in the order in which kernels meet them. Plain loops, compiled
+// for each instruction set.
+
+#ifndef BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_
+#define BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+#include "rounding.h"
+
+namespace bandwidth {
+namespace {
+
+// Outputs from `begin` to `end`; y of [batch, stride].
+struct Range {
+  int64_t begin;
+  int64_t end;
+  float* y;
+  int64_t stride;
+};
+
+// Rows of numbers, `stride` apart. Integers stand for scale * value.
+template <typename T>
+struct Arranged {
+  const T* x;
+  const float* scale;    // [batch], of integers
+  const int32_t* sums;   // [batch, runs], of values of 8 bits
+  int64_t stride;
+  int64_t batch;
+};
+
+// Which input of a block is met at a place: `at[i]` for i below `block`.
+struct Order {
+  int block;
+  uint8_t at[256];
+
+  constexpr bool IsNatural() const {
+    for (int i = 0; i < block; ++i) {
+      if (at[i] != i) return false;
+    }
+    return true;
+  }
+};
+
+constexpr Order NaturalOrder() {
+  Order order{};
+  for (; order.block < kBlockBytes; ++order.block) {
+    order.at[order.block] = order.block;
+  }
+  return order;
+}
+
+// Bytes of scratch that the functions below take, of any mode.
+inline int64_t ArrangedBytes(const Rows& rows, int64_t runs) {
+  return Scratch::Bytes(2 * rows.batch * rows.filled * sizeof(float)) +
+         Scratch::Bytes(rows.filled * sizeof(int32_t)) +
+         Scratch::Bytes(rows.batch * sizeof(float)) +
+         Scratch::Bytes(rows.batch * runs * sizeof(int32_t)) + 4 * 64;
+}
+
+template <typename From, typename To>
+inline void Reorder(const From* from, int64_t count, const Order& order,
+                    To* to) {
+  for (int64_t at = 0; at < count; at += order.block) {
+    for (int i = 0; i < order.block; ++i) to[at + i] = from[at + order.at[i]];
+  }
+}
+
+// Rows as they are, or as rounding leaves them where `largest` is not 0.
+inline Arranged<float> FloatsOf(const Rows& rows, int largest,
+                                const Order& order, Scratch& scratch) {
+  const bool natural = order.IsNatural();
+  if (!largest && natural && rows.filled == rows.inputs) {
+    return {rows.x, nullptr, nullptr, rows.filled, rows.batch};
+  }
+  float* made = scratch.Take<float>(rows.batch * rows.filled);
+  float* row = natural ? nullptr : scratch.Take<float>(rows.filled);
+  for (int64_t b = 0; b < rows.batch; ++b) {
+    float* own = made + b * rows.filled;
+    float* first = natural ? own : row;
+    const float* x = rows.x + b * rows.inputs;
+    if (largest) {
+      RoundFloats(x, rows.inputs, largest, first);
+    } else {
+      std::memcpy(first, x, rows.inputs * sizeof(float));
+    }
+    std::memset(first + rows.inputs, 0,
+                (rows.filled - rows.inputs) * sizeof(float));
+    if (!natural) Reorder(row, rows.filled, order, own);
+  }
+  return {made, nullptr, nullptr, rows.filled, rows.batch};
+}
+
+// Packs integers into words in the order in which kernels that shift codes out
+// of words meet them: that of input 16 j + l of a block lies in word l of one
+// of its registers.
+template <typename T>
+inline void PackWords(const int32_t* values, int64_t count, int bits,
+                      uint32_t* words) {
+  constexpr int kWithin = 4 / sizeof(T);
+  constexpr uint32_t kMask = sizeof(T) == 1 ? 0xff : 0xffff;
+  const int fields = 8 * sizeof(T) / bits;
+  for (int64_t at = 0; at < count; at += kWithin * fields * kLanes) {
+    for (int f = 0; f < fields; ++f) {
+      const int32_t* from = values + at + f * kLanes;
+      for (int l = 0; l < kLanes; ++l) {
+        uint32_t word = 0;
+        for (int w = 0; w < kWithin; ++w) {
+          word |= (from[w * fields * kLanes + l] & kMask)
+                  << (8 * sizeof(T) * w);
+        }
+        words[l] = word;
+      }
+      words += kLanes;
+    }
+  }
+}
+
+template <typename T>
+inline int Largest() {
+  return sizeof(T) == 1 ? kLargest8 : kLargest16;
+}
+
+// Rounds rows; `pack(integers, count, to)` brings those of a row in order.
+template <typename T, typename Pack>
+inline Arranged<T> IntegersOf(const Rows& rows, int64_t runs, Scratch& scratch,
+                              const Pack& pack) {
+  T* made = scratch.Take<T>(rows.batch * rows.filled);
+  float* scale = scratch.Take<float>(rows.batch);
+  int32_t* sums = scratch.Take<int32_t>(rows.batch * runs);
+  int32_t* integers = scratch.Take<int32_t>(rows.filled);
+  const int64_t run = rows.filled / runs;
+  for (int64_t b = 0; b < rows.batch; ++b) {
+    scale[b] = RoundRow(rows.x + b * rows.inputs, rows.inputs, rows.filled,
+                        Largest<T>(), integers);
+    for (int64_t r = 0; r < runs; ++r) {
+      int32_t sum = 0;
+      for (int64_t k = 0; k < run; ++k) sum += integers[r * run + k];
+      sums[b * runs + r] = sum;
+    }
+    pack(integers, rows.filled, made + b * rows.filled);
+  }
+  return {made, scale, sums, rows.filled, rows.batch};
+}
+
+template <typename T>
+inline Arranged<T> IntegersOfCodes(const Rows& rows, int64_t runs, int bits,
+                                   Scratch& scratch) {
+  return IntegersOf<T>(
+      rows, runs, scratch, [&](const int32_t* from, int64_t count, T* to) {
+        PackWords<T>(from, count, bits, reinterpret_cast<uint32_t*>(to));
+      });
+}
+
+template <typename T>
+inline Arranged<T> IntegersOfLevels(const Rows& rows, int64_t runs,
+                                    Scratch& scratch) {
+  return IntegersOf<T>(
+      rows, runs, scratch, [](const int32_t* from, int64_t count, T* to) {
+        for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(from[k]);
+      });
+}
+
+inline int64_t BookBytes(const Codebook& m) {
+  const int64_t books = m.outputs / m.groups.group * m.groups.runs;
+  return Scratch::Bytes((books << m.bits) * sizeof(float));
+}
+
+// Books as rounding leaves them, or as they are where `largest` is 0.
+inline const float* BooksOf(const Codebook& m, int largest, Scratch& scratch) {
+  if (!largest) return m.book;
+  const int64_t books = m.outputs / m.groups.group * m.groups.runs;
+  const int64_t entries = int64_t{1} << m.bits;
+  float* made = scratch.Take<float>(books * entries);
+  for (int64_t i = 0; i < books; ++i) {
+    RoundFloats(m.book + i * entries, entries, largest, made + i * entries);
+  }
+  return made;
+}
+
+// What was made of books, one for each of the last kSlots runs: where outputs
+// share them, they come again with the next output.
+template <typename Made, int kSlots>
+class Recent {
+ public:
+  const Made& Of(const float* book, int64_t run) {
+    const int64_t slot = run % kSlots;
+    if (books_[slot] != book) {
+      books_[slot] = book;
+      made_[slot].Set(book);
+    }
+    return made_[slot];
+  }
+
+ private:
+  const float* books_[kSlots] = {};
+  Made made_[kSlots];
+};
+
+// Rows from `row` on; where there are fewer than kRows, the last one again.
+template <int kRows, typename T>
+struct Window {
+  const T* in[kRows];
+  int64_t row[kRows];
+
+  Window(const Arranged<T>& x, int64_t first) {
+    for (int b = 0; b < kRows; ++b) {
+      row[b] = first + b < x.batch ? first + b : x.batch - 1;
+      in[b] = x.x + row[b] * x.stride;
+    }
+  }
+};
+
+template <int kValue>
+struct Number {
+  static constexpr int value = kValue;
+};
+
+// Calls `f(Number<rows>, first row)` until all rows are done, with 1, 2, 4 or 8
+// of them, at most kMost; the last of these may be fewer.
+template <int kMost, typename F>
+inline void ByRows(int64_t batch, const F& f) {
+  for (int64_t row = 0; row < batch;) {
+    const int64_t left = batch - row;
+    if (left == 1) {
+      f(Number<1>{}, row);
+      row += 1;
+    } else if (left == 2) {
+      f(Number<2>{}, row);
+      row += 2;
+    } else if (left <= 4 || kMost == 4) {
+      f(Number<4>{}, row);
+      row += 4;
+    } else {
+      f(Number<kMost>{}, row);
+      row += kMost;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace bandwidth
+
+#endif  // BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_
