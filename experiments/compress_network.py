@@ -21,15 +21,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from bandwidth import coding, tree
+from bandwidth import coding, quantization, tree
 from bandwidth.base import unknown_name
 from experiments.benchmark.pretrained import BROWN, packaged
-from experiments.compress import compress_array, report, writing
+from experiments.compress import report, writing
 from experiments.feedback import Sensitivity
 from experiments.models import minilm
 from experiments.models.efficientnet_lite import efficientnet_variables
 from experiments.rate import is_large
 from experiments.shared_feedback import share_with_feedback
+from experiments.startup import keep_memory
 from experiments.tuning import tune_shared
 from experiments.weights import read_weights
 
@@ -153,7 +154,7 @@ def compress_minilm(
 
 def compress_efficientnet(
   arrays: Mapping[str, np.ndarray],
-) -> dict[str, Any]:
+) -> dict[str, coding.Tensor]:
   """Shares 256 values in each kernel of EfficientNet-Lite0.
 
   Args:
@@ -162,12 +163,16 @@ def compress_efficientnet(
   Returns:
     Tensors of the Flax network by name, collections included.
   """
-  return {
-    name: compress_array(name, array, sparsity=0.0, bits=8, tolerance=None)
-    if is_large(array, 1)
-    else coding.RawTensor(array)
-    for name, array in _named(efficientnet_variables(arrays))
-  }
+  sharing = quantization.Sharing(entries=256, reserve_zero=False)
+
+  def share(array: np.ndarray) -> coding.Tensor:
+    if not is_large(array, 1):
+      return coding.RawTensor(array)
+    found = quantization.fit_codebook(array, sharing)
+    return coding.CodebookTensor(found.codes, found.centroids)
+
+  named = _named(efficientnet_variables(arrays))
+  return {name: share(array) for name, array in named}
 
 
 def _named(variables: Any) -> list[tuple[str, np.ndarray]]:
@@ -176,6 +181,7 @@ def _named(variables: Any) -> list[tuple[str, np.ndarray]]:
 
 
 def _run(options: argparse.Namespace) -> None:
+  keep_memory()
   arrays = read_weights(options.weights or packaged(options.network))
   if options.network == 'minilm':
     original = _named(minilm.minilm_variables(arrays))

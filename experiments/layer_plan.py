@@ -8,6 +8,7 @@ mode and version, as long as the kernels stay what they are.
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -26,6 +27,8 @@ from bandwidth.inference import planning
 from experiments import provenance
 from experiments.compressed_network import CompressedNetwork
 from experiments.files import replace_text
+
+_MOST_COPIES = 16
 
 
 class LayerCall(NamedTuple):
@@ -85,14 +88,14 @@ def read_cache(path: pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 def layer_calls(
-  model: nn.Module, variables: Any, inputs: Any
+  model: nn.Module, variables: Any, *inputs: Any
 ) -> dict[str, LayerCall]:
   """Returns the calls of dense layers and convolutions, by name of the kernel.
 
   Args:
     model: the network; nothing is computed.
     variables: abstract, dense.
-    inputs: abstract.
+    *inputs: abstract.
   """
   calls: dict[str, LayerCall] = {}
 
@@ -109,7 +112,7 @@ def layer_calls(
     return call(*args, **kwargs)
 
   with nn.intercept_methods(record):
-    jax.eval_shape(model.apply, variables, inputs)
+    jax.eval_shape(model.apply, variables, *inputs)
   return calls
 
 
@@ -119,6 +122,7 @@ def measure_layer(
   *,
   backend: str,
   mode: str,
+  copies: int = 1,
 ) -> dict[str, float]:
   """Returns the seconds of a layer with each form of its kernel.
 
@@ -127,6 +131,8 @@ def measure_layer(
     forms: by kind, what makes the matrix, or the dense kernel.
     backend: of `inference.BACKENDS`.
     mode: of `inference.MODES`.
+    copies: of the kernel that take turns: what other layers read between two
+      calls drives it out of the cache, which a kernel alone would stay in.
 
   Raises:
     ValueError: the backend can't run it.
@@ -142,8 +148,18 @@ def measure_layer(
       del params['bias']
     variables = {'params': jax.tree.map(jnp.asarray, params)}
     compiled = jax.jit(network.apply).lower(variables, x).compile()
-    programs.append(functools.partial(compiled, variables, x))
+    programs.append(_in_turns(compiled, variables, x, copies))
   return dict(zip(forms, planning.fastest(programs), strict=True))
+
+
+def _in_turns(
+  compiled: Callable[..., Any], variables: Any, x: jax.Array, copies: int
+) -> Callable[[], Any]:
+  """A program that reads other memory each time."""
+  made = itertools.cycle(
+    [jax.tree.map(jnp.array, variables) for _ in range(copies)]
+  )
+  return lambda: compiled(next(made), x)
 
 
 def plan_layers(
@@ -170,6 +186,13 @@ def plan_layers(
     ValueError: the backend can't run a matrix.
     OSError: the file can't be written.
   """
+  weights = {
+    tree.path_name(path): math.prod(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      variables, is_leaf=inference.is_matrix
+    )
+    if inference.is_matrix(leaf) and tree.path_name(path) in calls
+  }
   known = read_cache(cache) if cache else {}
   before = len(known)
   choices: dict[str, planning.Choice] = {}
@@ -179,12 +202,16 @@ def plan_layers(
     if not inference.is_matrix(leaf) or name not in calls:
       return leaf
     call, kinds = calls[name], planning.candidates(leaf)
-    key = _key(call, planning.signature(leaf, kinds))
+    copies = -(-sum(weights.values()) // max(weights[name], 1))
+    copies = min(copies, _MOST_COPIES)
+    key = _key(call, planning.signature(leaf, kinds), copies)
     forms = {kind: functools.partial(planning.converted, leaf, kind)
              for kind in kinds}  # fmt: skip
     forms['dense'] = functools.partial(dense, name)
     if set(known.get(key, ())) != set(forms):
-      known[key] = measure_layer(call, forms, backend=backend, mode=mode)
+      known[key] = measure_layer(
+        call, forms, backend=backend, mode=mode, copies=copies
+      )
     choices[name] = planning.choose_form(known[key])
     return forms[choices[name].kind]()
 
@@ -197,11 +224,11 @@ def plan_layers(
   return planning.Plan(made, choices)
 
 
-def _key(call: LayerCall, matrix: tuple[Any, ...]) -> str:
+def _key(call: LayerCall, matrix: tuple[Any, ...], copies: int) -> str:
   """What the times of a layer hang on."""
   module = ' '.join(repr(call.module).split())
   dtype = jnp.dtype(call.dtype).name
-  return f'{module} of {dtype} {list(call.shape)}: {matrix}'
+  return f'{module} of {dtype} {list(call.shape)}: {matrix}, {copies}'
 
 
 def lines_of(choices: Mapping[str, planning.Choice]) -> list[str]:

@@ -47,16 +47,7 @@ def share_with_feedback(
     ValueError: shapes disagree, a weight is not finite, or a number is out of
       range.
   """
-  count, columns = weights.shape
-  if sensitivity.rows.shape != (count,) or len(sensitivity.hessian) != columns:
-    raise ValueError(
-      f'weights.shape={weights.shape} must be '
-      f'{(sensitivity.rows.size, len(sensitivity.hessian))}'
-    )
-  if not 1 <= entries <= 256:
-    raise ValueError(f'entries={entries} is not in 1 to 256')
-  if together < 1 or count % together:
-    raise ValueError(f'together={together} does not divide {count} rows')
+  _check(weights, sensitivity, entries, together)
   if rounds < 1:
     raise ValueError(f'rounds={rounds} is not positive')
   if largest is not None and largest < 1:
@@ -65,7 +56,7 @@ def share_with_feedback(
   ordered = np.asarray(weights, np.float32)[:, plan.order]
   hessian = damped(np.asarray(sensitivity.hessian, np.float64))
   hessian = hessian[np.ix_(plan.order, plan.order)].astype(np.float32)
-  share = sensitivity.rows if together > 1 else np.ones(count)
+  share = sensitivity.rows if together > 1 else np.ones(len(weights))
   importance = share[:, None] * np.sqrt(plan.cost / plan.cost.mean())
   books = _first_books(ordered, importance, entries, together)
   least = np.full(len(books), np.inf)
@@ -81,6 +72,19 @@ def share_with_feedback(
     books = np.sort(books, axis=1)
   back = np.argsort(plan.order)
   return coding.CodebookTensor(best_codes[:, back], best_books[:, None])
+
+
+def _check(
+  weights: np.ndarray, sensitivity: Sensitivity, entries: int, together: int
+) -> None:
+  """Raises ValueError where a matrix is not shared so."""
+  wanted = (sensitivity.rows.size, len(sensitivity.hessian))
+  if weights.shape != wanted:
+    raise ValueError(f'weights.shape={weights.shape} must be {wanted}')
+  if not 1 <= entries <= 256:
+    raise ValueError(f'entries={entries} is not in 1 to 256')
+  if together < 1 or len(weights) % together:
+    raise ValueError(f'together={together} does not divide {len(weights)} rows')
 
 
 def _first_books(

@@ -69,9 +69,8 @@ def tune_shared(
   if not learning_rate > 0:
     raise ValueError(f'learning_rate={learning_rate} is not positive')
   start = dict(tree.named_leaves(params))
-  for name in tensors:
-    if name not in start:
-      raise ValueError(f'tensors: {name} is no parameter of the network')
+  if strange := tensors.keys() - start.keys():
+    raise ValueError(f'tensors: {min(strange)} is no parameter of the network')
   start |= {name: jnp.asarray(t.to_array()) for name, t in tensors.items()}
   shared = [name for name, tensor in tensors.items() if _by_output(tensor)]
   trained = {n: a for n, a in start.items() if n in shared or a.ndim == 1}
@@ -81,36 +80,46 @@ def tune_shared(
   ]
   if len(trained) > len(shared):
     rules.append(('.*', None))
-  grids = {
-    name: jnp.abs(start[name]).max(axis=0, keepdims=True) / largest
-    for name in (shared if largest else ())
+  # Given to the step with each call: XLA would fold constants for minutes.
+  fixed = {
+    'original': params,
+    'kept': kept,
+    'start': {name: start[name] for name in (shared if largest else ())},
   }
 
-  def placed(given: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    found = {n: _on_grid(given[n], start[n], g) for n, g in grids.items()}
-    return {**given, **found}
+  def placed(given: Any, fixed: Any) -> dict[str, jax.Array]:
+    found = {
+      name: _on_grid(given[name], array, largest or 1)
+      for name, array in fixed['start'].items()
+    }
+    return {**fixed['kept'], **given, **found}
 
   tuned, losses, state = _train(
-    lambda given, *inputs: apply(
-      tree.nested({**kept, **placed(given)}.items()), *inputs
+    lambda given, fixed, *inputs: apply(
+      tree.nested(placed(given, fixed).items()), *inputs
     ),
-    lambda *inputs: apply(params, *inputs),
+    lambda fixed, *inputs: apply(fixed['original'], *inputs),
     trained,
+    fixed,
     rules,
     batches,
     learning_rate,
   )
-  tuned = placed(tuned)
+  tuned = {n: a for n, a in placed(tuned, fixed).items() if n in trained}
   codebooks = quantization.read_codebooks(tuned, state, rules)
-  made: dict[str, coding.Tensor] = {
-    name: tensors.get(name) or coding.RawTensor(np.asarray(array))
-    for name, array in {**kept, **tuned}.items()
-  }
-  for name, book in codebooks.items():
-    made[name] = coding.CodebookTensor.along_axis(
-      book.codes, book.centroids, axis=1
-    )
+  made = {name: _tensor(array, codebooks.get(name))
+          for name, array in tuned.items()}  # fmt: skip
+  for name, array in kept.items():
+    made[name] = tensors[name] if name in tensors else _tensor(array, None)
   return Tuned({name: made[name] for name in start}, losses)
+
+
+def _tensor(
+  array: jax.Array, book: quantization.Codebook | None
+) -> coding.Tensor:
+  if book is None:
+    return coding.RawTensor(np.asarray(array))
+  return coding.CodebookTensor.along_axis(book.codes, book.centroids, axis=1)
 
 
 def _by_output(tensor: coding.Tensor) -> bool:
@@ -122,14 +131,13 @@ def _by_output(tensor: coding.Tensor) -> bool:
   )
 
 
-def _on_grid(
-  weights: jax.Array, start: jax.Array, step: jax.Array
-) -> jax.Array:
-  """Rounds to steps, and lets gradients through.
+def _on_grid(weights: jax.Array, start: jax.Array, largest: int) -> jax.Array:
+  """Rounds to steps of each column, and lets gradients through.
 
   The largest value, by which the step would be found again, stays.
   """
   most = jnp.abs(start).max(axis=0, keepdims=True)
+  step = jnp.where(most > 0, most / largest, 1.0)
   rounded = jnp.clip(jnp.round(weights / step) * step, -most, most)
   rounded = jnp.where(jnp.abs(start) == most, start, rounded)
   return weights + jax.lax.stop_gradient(rounded - weights)
@@ -145,6 +153,7 @@ def _train(
   student: Callable[..., jax.Array],
   teacher: Callable[..., jax.Array],
   params: dict[str, jax.Array],
+  fixed: Any,
   rules: Sequence[_Rule],
   batches: Iterable[tuple[Any, ...]],
   learning_rate: float,
@@ -157,14 +166,18 @@ def _train(
   share = quantization.share_gradients(rules)
   optimizer = optax.chain(share, optax.adam(schedule))
 
-  def loss(params: Any, inputs: Any, target: jax.Array) -> jax.Array:
-    distance = jnp.square(student(params, *inputs) - target)
+  def loss(
+    params: Any, fixed: Any, inputs: Any, target: jax.Array
+  ) -> jax.Array:
+    distance = jnp.square(student(params, fixed, *inputs) - target)
     return distance.reshape(len(target), -1).sum(axis=1).mean() / 2
 
   @jax.jit
-  def step(params: Any, state: Any, inputs: Any) -> tuple[Any, Any, jax.Array]:
+  def step(
+    params: Any, state: Any, fixed: Any, inputs: Any
+  ) -> tuple[Any, Any, jax.Array]:
     before, gradients = jax.value_and_grad(loss)(
-      params, inputs, teacher(*inputs)
+      params, fixed, inputs, teacher(fixed, *inputs)
     )
     updates, state = optimizer.update(gradients, state, params)
     return optax.apply_updates(params, updates), state, before
@@ -172,7 +185,7 @@ def _train(
   state: Any = optimizer.init(params)
   losses = []
   for inputs in batches:
-    params, state, before = step(params, state, inputs)
+    params, state, before = step(params, state, fixed, inputs)
     # Awaited: a queue of steps would hold all of their batches.
     losses.append(float(before))
   return params, np.asarray(losses, np.float32), state[0]

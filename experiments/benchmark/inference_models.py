@@ -6,6 +6,7 @@ network on inputs of its own data, by mode of arithmetic.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandwidth import inference
+from bandwidth import coding, inference
 from bandwidth.inference.planning import interleaved
 from experiments.benchmark import onnx_networks
 from experiments.compressed_network import CompressedNetwork
+from experiments.layer_plan import layer_calls, plan_layers
 
 Outputs = Sequence[np.ndarray]
 
@@ -102,7 +104,7 @@ def network_rows(
     ]
     for mode in modes:
       forms += _compressed_forms(
-        network, loaded, inputs, backend=backend, mode=mode, repeats=repeats,
+        network, loaded, inputs, backend=backend, mode=mode,
         columns=columns[mode],
       )  # fmt: skip
     seconds = interleaved(
@@ -196,17 +198,18 @@ def _compressed_forms(
   *,
   backend: str,
   mode: str,
-  repeats: int,
   columns: Mapping[str, float],
 ) -> list[Form]:
   """From the file as it is, with kernels joined, and as planned."""
   made = _compressed(network, backend, mode)
-  rows = made.rows(loaded, *inputs)
-  measured = inference.measure_matrices(
-    loaded['params'], rows, backend=backend, mode=mode, repeats=repeats
+  plan = plan_layers(
+    layer_calls(network.model, network.variables, *inputs),
+    loaded,
+    functools.partial(_leaf, coding.load_tree(network.file)),
+    backend=backend,
+    mode=mode,
   )
-  plan = inference.plan_inference(loaded['params'], measured, batch=rows)
-  planned = {**loaded, 'params': jax.tree.map(jnp.asarray, plan.params)}
+  planned = jax.tree.map(jnp.asarray, plan.params)
   forms = []
   for name, variables in (
     (f'bwz, {mode}', loaded),
@@ -226,6 +229,12 @@ def _compressed_forms(
       )
     )
   return forms
+
+
+def _leaf(variables: Any, name: str) -> Any:
+  for part in name.split('/'):
+    variables = variables[part]
+  return variables
 
 
 def _compressed_share(variables: Any) -> float:
