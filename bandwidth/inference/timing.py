@@ -181,6 +181,8 @@ def _turns(
   times: list[list[float]] = [[] for _ in programs]
   for _ in range(repeats):
     for program, count, own in zip(programs, counts, times, strict=True):
+      # Threads and caches are as the program before left them.
+      jax.block_until_ready(program())
       start = time.perf_counter()
       for _ in range(count):
         jax.block_until_ready(program())

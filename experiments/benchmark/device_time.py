@@ -62,6 +62,31 @@ def seconds_of(products: Sequence[Product], repeats: int) -> list[float]:
   return interleaved(programs, repeats, least_seconds=_LEAST_SECONDS)
 
 
+def apart(
+  programs: Sequence[Callable[[], Any]],
+  first: int,
+  repeats: int,
+  *,
+  least_seconds: float,
+) -> list[float]:
+  """Returns median seconds; programs of other libraries take turns later.
+
+  Their threads wait for more work for a while, as fast as they can, and slow
+  down whatever comes after them.
+
+  Args:
+    programs: XLA's and ours, then the others.
+    first: how many are XLA's and ours.
+    repeats: turns.
+    least_seconds: of a turn.
+  """
+  return [
+    seconds
+    for part in (programs[:first], programs[first:])
+    for seconds in interleaved(part, repeats, least_seconds=least_seconds)
+  ]
+
+
 def _kernel_seconds(product: Product, repeats: int) -> float:
   """Seconds of a GPU's kernels for one product."""
   leaves = jax.tree.leaves(product.matrix)

@@ -38,9 +38,8 @@ import numpy as np
 
 from bandwidth import inference
 from bandwidth.base import unknown_name
-from bandwidth.inference.planning import interleaved
 from experiments.benchmark import table
-from experiments.benchmark.device_time import Product, seconds_of
+from experiments.benchmark.device_time import Product, apart, seconds_of
 from experiments.benchmark.inference_forms import (
   Weights,
   make_forms,
@@ -107,8 +106,9 @@ def product_rows(
   if jax.default_backend() == 'gpu':
     timed = seconds_of(products, repeats)
   else:
-    runs = [form.run for form in forms]
-    timed = interleaved(runs, repeats, least_seconds=5e-3)
+    timed = apart(
+      [form.run for form in forms], len(products), repeats, least_seconds=1e-2
+    )
   inputs, outputs = weights.dense.shape
   shape = f'{inputs}x{outputs}'
   rows = []
