@@ -40,7 +40,7 @@ def tables(results: pathlib.Path) -> str:
   """Returns Markdown made of the files below a directory."""
   parts = ['# Inference from the compressed form']
   for file in read_benchmarks(results, f'{_PRODUCTS}*.json'):
-    if file['name'] == _PRODUCTS:
+    if 'copy_bytes_per_second' in file:
       parts += _products(file)
   for name, title in _OTHERS.items():
     for file in read_benchmarks(results, f'{name}*.json'):
@@ -121,7 +121,7 @@ def _text(value: Any) -> str:
 def plot(results: pathlib.Path) -> None:
   """Draws a roofline of each device."""
   for file in read_benchmarks(results, f'{_PRODUCTS}*.json'):
-    if file['name'] == _PRODUCTS:
+    if 'copy_bytes_per_second' in file:
       device = 'cpu' if 'CPU' in file['device'] else 'gpu'
       path = results / 'plots' / f'inference_roofline_{device}.png'
       plot_roofline(file['rows'], file['copy_bytes_per_second'], path)
