@@ -57,7 +57,7 @@ def _products(file: Mapping[str, Any]) -> list[str]:
   rows = file['rows']
   copied = file['copy_bytes_per_second'] / 1e9
   parts = [
-    f'## Products on {file["device"]}',
+    f'## Products on {file["device"]}{_with(file)}',
     f'{_origin(file)} A copy reads and writes {copied:,.0f} GB a second.',
   ]
   shapes = dict.fromkeys(row['shape'] for row in rows)
@@ -83,6 +83,12 @@ def _products(file: Mapping[str, Any]) -> list[str]:
           _crossed(own, 'batch', 'speedup'),
         ]
   return parts
+
+
+def _with(file: Mapping[str, Any]) -> str:
+  """Instructions of kernels and flags of XLA, where they were chosen."""
+  chosen = [file.get('instructions'), file.get('xla_flags')]
+  return ''.join(f', {text}' for text in chosen if text)
 
 
 def _crossed(rows: Sequence[Mapping[str, Any]], across: str, value: str) -> str:
@@ -119,12 +125,18 @@ def _text(value: Any) -> str:
 
 
 def plot(results: pathlib.Path) -> None:
-  """Draws a roofline of each device."""
+  """Draws a roofline of each kind of device."""
+  found: dict[str, list[Mapping[str, Any]]] = {}
   for file in read_benchmarks(results, f'{_PRODUCTS}*.json'):
-    if 'copy_bytes_per_second' in file:
-      device = 'cpu' if 'CPU' in file['device'] else 'gpu'
-      path = results / 'plots' / f'inference_roofline_{device}.png'
-      plot_roofline(file['rows'], file['copy_bytes_per_second'], path)
+    # Of kernels that this machine would not choose there are tables only.
+    if 'copy_bytes_per_second' in file and 'instructions' not in file:
+      kind = 'cpu' if 'CPU' in file['device'] else 'gpu'
+      found.setdefault(kind, []).append(file)
+  for kind, files in found.items():
+    rows = [row for file in files for row in file['rows']]
+    copied = files[0]['copy_bytes_per_second']
+    path = results / 'plots' / f'inference_roofline_{kind}.png'
+    plot_roofline(rows, copied, path)
 
 
 def plot_roofline(

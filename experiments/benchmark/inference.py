@@ -24,6 +24,7 @@ Those of a mode stand beside its plan too, which rounds less.
 """
 
 import argparse
+import os
 import pathlib
 import statistics
 import sys
@@ -38,6 +39,7 @@ import numpy as np
 
 from bandwidth import inference
 from bandwidth.base import unknown_name
+from bandwidth.inference import native
 from experiments.benchmark import table
 from experiments.benchmark.device_time import Product, apart, seconds_of
 from experiments.benchmark.inference_forms import (
@@ -197,6 +199,19 @@ def _run_models(given: argparse.Namespace) -> None:
   table.show(rows)
 
 
+def _instructions(name: str) -> dict[str, str]:
+  """Chooses native kernels; returns what is to be known of the choice.
+
+  Raises:
+    ValueError: this machine lacks them.
+  """
+  if name == 'best':
+    return {}
+  if native.use(name) != name:
+    raise ValueError(f'instructions={name!r}: this machine has none')
+  return {'instructions': name, 'xla_flags': os.environ.get('XLA_FLAGS', '')}
+
+
 def _run(given: argparse.Namespace) -> None:
   shapes = [shape_of(text) for text in given.shapes]
   for field in ('batches', 'repeats', 'examples', 'pixels'):
@@ -206,8 +221,10 @@ def _run(given: argparse.Namespace) -> None:
   if given.models:
     _run_models(given)
     return
+  instructions = _instructions(given.instructions)
   keep_memory()
   copied = copy_bandwidth(given.repeats)
+  facts = {'copy_bytes_per_second': copied, **instructions}
   print(f'a copy reads and writes {copied / 1e9:.1f} GB a second')
   rows: list[dict[str, Any]] = []
   for inputs, outputs in shapes:
@@ -218,13 +235,13 @@ def _run(given: argparse.Namespace) -> None:
         copied=copied,
       )  # fmt: skip
       if given.output:
-        table.write(given.output, NAME, rows, {'copy_bytes_per_second': copied})
+        table.write(given.output, NAME, rows, facts)
   add_crossovers(rows)
   table.show(rows)
   if given.plot:
     plot_roofline(rows, copied, given.plot)
   if given.output:
-    table.write(given.output, NAME, rows, {'copy_bytes_per_second': copied})
+    table.write(given.output, NAME, rows, facts)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -238,6 +255,12 @@ def main(argv: Sequence[str]) -> int:
   add('--shapes', nargs='+', default=[*dict.fromkeys((*SQUARES, *LAYERS))])
   add('--batches', type=int, nargs='+', default=[1, 2, 4, 8, 16, 32, 64])
   add('--backend', default='auto', choices=inference.BACKENDS)
+  add(
+    '--instructions',
+    default='best',
+    choices=native.INSTRUCTIONS,
+    help="of native kernels; for XLA's see --xla_cpu_max_isa",
+  )
   add('--forms', nargs='+', default=(), help='parts of names, e.g. 4-bit')
   add('--repeats', type=int, default=9)
   add('--plot', type=pathlib.Path, help='roofline')
