@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 
 from experiments.compression_tables import markdown
@@ -142,28 +143,30 @@ def plot(results: pathlib.Path) -> None:
 def plot_roofline(
   rows: Sequence[Mapping[str, Any]], copied: float, path: pathlib.Path
 ) -> None:
-  """Plots operations a second against operations a byte.
+  """Plots operations a second against operations a byte, batch by batch.
 
   Args:
-    rows: of the benchmark.
+    rows: of the benchmark; of 4096 x 4096 alone, where it is among them.
     copied: bytes a second of a copy.
     path: of a .png file.
   """
+  large = [row for row in rows if row['shape'] == _LARGE[0]]
+  rows = large or rows
   with figure_at(path, (7.2, 5.0)) as figure:
     axes = figure.add_subplot()
     colors = _colors(dict.fromkeys(_family(row['form']) for row in rows))
     for form in dict.fromkeys(row['form'] for row in rows):
-      own = [row for row in rows if row['form'] == form]
-      points = [_point(row) for row in own]
-      family = _family(form)
+      points = sorted(_point(row) for row in rows if row['form'] == form)
       axes.loglog(
-        *zip(*points, strict=True), _MARKS.get(_mode(form), 'o'),
-        color=colors(family), label=form, markersize=4, alpha=0.8,
+        *zip(*points, strict=True), color=colors(_family(form)), label=form,
+        marker=_MARKS.get(_mode(form), 'o'), markersize=4, alpha=0.8,
+        linewidth=0.8,
       )  # fmt: skip
     intensity = np.array(axes.get_xlim())
     axes.loglog(
       intensity, intensity * copied / 1e9, 'k--', label='bytes of a copy'
     )
+    axes.set_title(f'{rows[0]["shape"]}, one point a batch', fontsize=9)
     axes.set_xlabel('operations of the dense product for each byte read')
     axes.set_ylabel('operations of the dense product, 1e9 a second')
     axes.grid(alpha=0.3)
@@ -181,9 +184,11 @@ def _mode(form: str) -> str:
   return form.partition(', ')[2]
 
 
-def _colors(families: Mapping[str, None]) -> Callable[[str], str]:
-  numbers = {family: f'C{i}' for i, family in enumerate(families)}
-  return numbers.__getitem__
+def _colors(families: Mapping[str, None]) -> Callable[[str], Any]:
+  shades = matplotlib.colormaps['tab20'].colors
+  # Dark ones first, then the light ones.
+  order = [*shades[::2], *shades[1::2]]
+  return dict(zip(families, order, strict=False)).__getitem__
 
 
 def _point(row: Mapping[str, Any]) -> tuple[float, float]:
