@@ -70,6 +70,7 @@ def test_pictures_come_in_equal_batches(count, batches):
   np.testing.assert_allclose(found, 1.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_are_of_the_files(variables, tmp_path, capsys):
   pytest.importorskip('sklearn')
   arrays = pretrained_search.published_arrays(variables)

@@ -15,6 +15,7 @@ def small_config(name, whole=search.network_config):
   return config
 
 
+@pytest.mark.slow
 def test_ways_are_compared_at_equal_bytes(tmp_path, capsys, monkeypatch):
   for module in (search, search_joint):
     monkeypatch.setattr(module, 'network_config', small_config)
