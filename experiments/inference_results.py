@@ -185,7 +185,7 @@ def _mode(form: str) -> str:
 
 
 def _colors(families: Mapping[str, None]) -> Callable[[str], Any]:
-  shades = matplotlib.colormaps['tab20'].colors
+  shades = [matplotlib.colormaps['tab20'](i) for i in range(20)]
   # Dark ones first, then the light ones.
   order = [*shades[::2], *shades[1::2]]
   return dict(zip(families, order, strict=False)).__getitem__
