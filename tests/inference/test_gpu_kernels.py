@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -127,6 +128,20 @@ def test_lowers_for_cuda(name, mode):
     traced = product.trace(x, matrix)
     text = traced.lower(lowering_platforms=('cuda',)).as_text()
   assert 'mosaic_gpu' in text
+
+
+@pytest.mark.parametrize(
+  ('platform', 'capability', 'known'),
+  [
+    ('gpu', '9.0', True), ('gpu', '10.0', True), ('gpu', '8.6', False),
+    ('gpu', 'gfx942', False), ('gpu', None, False), ('cpu', '9.0', False),
+  ],
+)  # fmt: skip
+def test_which_gpus_are_known(platform, capability, known):
+  device = types.SimpleNamespace(
+    platform=platform, compute_capability=capability
+  )
+  assert gpu.is_known(device) == known
 
 
 class Thread:

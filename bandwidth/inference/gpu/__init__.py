@@ -1,7 +1,7 @@
 """Kernels for NVIDIA GPUs, for few rows of activations.
 
-A product with a vector reads each weight once, and a GPU has about a dozen
-instructions' time for a byte of it. `decoding` says what words mean and how
+A product with a vector reads each weight once, so that decoding it has to take
+no longer than its bytes. `decoding` says what words mean and how
 they are multiplied, `kernel` has the loops, and their innermost steps are in
 PTX (`registers`, `ptx`), which Pallas has no words for, and again in JAX
 (`portable`), which is what runs in interpret mode.

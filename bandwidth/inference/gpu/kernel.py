@@ -27,11 +27,21 @@ _VECTORS = (4, 2, 1)
 _OLDEST = 9.0
 
 
-def is_known() -> bool:
-  """Whether the default device is one that the kernel was measured on."""
-  device = jax.devices()[0]
-  capability = getattr(device, 'compute_capability', None)
-  return device.platform == 'gpu' and float(capability or 0) >= _OLDEST
+def is_known(device: Any = None) -> bool:
+  """Whether a GPU is of the kind that kernels were measured on, or newer.
+
+  Args:
+    device: of JAX; None: the default one.
+  """
+  device = device or jax.devices()[0]
+  # Of NVIDIA's it is a number; others have names there, or none.
+  capability = str(getattr(device, 'compute_capability', ''))
+  number = capability.replace('.', '', 1)
+  return (
+    device.platform == 'gpu'
+    and number.isdigit()
+    and float(capability) >= _OLDEST
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +67,7 @@ LAUNCHES = {
   'pairs8': Launch(),
   'pairs16': Launch(vector=4, ahead=0),
 }
-"""What was fastest on an H200, of those that `benchmark inference` tries."""
+"""Of the ways that `benchmark gpu_launches` tries, the fastest on an H200."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

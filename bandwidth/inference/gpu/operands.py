@@ -75,7 +75,7 @@ def operands(x: jax.Array, matrix: Any, mode: str) -> Operands:
 
 
 def _arithmetic(matrix: Any, mode: str) -> str:
-  """The fastest that keeps the mode's accuracy."""
+  """How a kernel multiplies in a mode, of `decoding.ARITHMETIC`."""
   if mode == 'exact':
     return 'floats'
   if isinstance(matrix, UniformMatrix):
