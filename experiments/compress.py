@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 
 from bandwidth import coding, pruning, quantization
-from experiments.benchmark import table
-from experiments.rate import compress_to_rate, is_large
-from experiments.weights import (
+from experiments.compression.rate import compress_to_rate, is_large
+from experiments.compression.weights import (
   READABLE,
   WRITABLE,
   read_weights,
   write_safetensors,
 )
+from experiments.runtime import table
 
 _BITS = range(1, 9)
 
@@ -277,11 +277,11 @@ def _has_flag(argv: Sequence[str], name: str) -> bool:
 
 if __name__ == '__main__':
   if _has_flag(sys.argv[1:], 'config'):
-    from experiments.compress_training import program
+    from experiments.compression.training import program
 
     program()
   if _has_flag(sys.argv[1:], 'network'):
-    from experiments import compress_network
+    from experiments.compression import networks
 
-    sys.exit(compress_network.main(sys.argv[1:]))
+    sys.exit(networks.main(sys.argv[1:]))
   sys.exit(main(sys.argv[1:]))

@@ -24,17 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import coding, inference
-from experiments import datasets, layer_plan
+from experiments import datasets
 from experiments.compressed_network import CompressedNetwork
+from experiments.compression.files import as_variables, check_shapes
+from experiments.compression.weights import read_weights
 from experiments.config import resolve
-from experiments.evaluation import Evaluator
-from experiments.files import replace_text
-from experiments.input import EvaluationInput
-from experiments.mapping import PER_WORKER, REPLICATED, make_workers
-from experiments.model_files import as_variables, check_shapes
+from experiments.inference import layer_plan
 from experiments.models import make_model
-from experiments.objectives import make_classification_counts, make_preprocess
-from experiments.weights import read_weights
+from experiments.runtime.files import replace_text
+from experiments.training.evaluation import Evaluator
+from experiments.training.input import EvaluationInput
+from experiments.training.objectives import (
+  make_classification_counts,
+  make_preprocess,
+)
+from experiments.training.workers import PER_WORKER, REPLICATED, make_workers
 
 _DATASET = (
   'name', 'source', 'data_dir', 'validation', 'image_size', 'memory_limit',

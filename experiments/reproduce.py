@@ -21,14 +21,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bandwidth.base import unknown_name
-from experiments import (
-  compression_results,
-  gradient_results,
-  inference_results,
-  search_results,
-)
 from experiments.config import named_config
-from experiments.files import replace_text
+from experiments.reports import compression, gradient, inference, search
+from experiments.runtime.files import replace_text
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEFAULT_NAMES = (
@@ -90,8 +85,8 @@ def summarize(results: pathlib.Path) -> str:
 
 def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
   form = '{:.2f}' if 'perplexity' in reports[0] else '{:.2%}'
-  scores = [gradient_results.score(report, 'final') for report in reports]
-  dense = [gradient_results.score(report, 'baseline') for report in reports]
+  scores = [gradient.score(report, 'final') for report in reports]
+  dense = [gradient.score(report, 'baseline') for report in reports]
   memory = [report['memory'] for report in reports if 'memory' in report]
   minutes = [report['seconds'] / 60 for report in reports]
   ratio = reports[0].get('network', {}).get('ratio_run', 1.0)
@@ -113,13 +108,13 @@ def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
 def rebuild(results: pathlib.Path) -> None:
   """Writes the summary, the tables and the plots anew."""
   replace_text(results / 'summary.md', summarize(results))
-  replace_text(results / 'compression.md', compression_results.tables(results))
-  replace_text(results / 'gradient.md', gradient_results.tables(results))
-  replace_text(results / 'search.md', search_results.tables(results))
-  replace_text(results / 'inference.md', inference_results.tables(results))
-  compression_results.plot(results)
-  search_results.plot(results)
-  inference_results.plot(results)
+  replace_text(results / 'compression.md', compression.tables(results))
+  replace_text(results / 'gradient.md', gradient.tables(results))
+  replace_text(results / 'search.md', search.tables(results))
+  replace_text(results / 'inference.md', inference.tables(results))
+  compression.plot(results)
+  search.plot(results)
+  inference.plot(results)
 
 
 def _median(memory: list[dict[str, Any]], field: str, form: str) -> str:

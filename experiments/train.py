@@ -16,23 +16,27 @@ from typing import Any
 import jax
 
 from bandwidth.report import Report
-from experiments import startup
-from experiments.build import Built
-from experiments.checkpoints import Checkpoints
 from experiments.config import (
   check_config,
   keep_config,
   resolve,
   same_in_all_processes,
 )
-from experiments.files import make_writable
-from experiments.loop import Sinks, train
-from experiments.metrics import MetricsWriter, Progress
-from experiments.run_report import make_report, write_files, write_report
-from experiments.speeds import keep_exchanges, saved_exchanges
-from experiments.stages import first_state, saved_reducer_state, stage_of
-from experiments.startup import InputError
-from experiments.step import TrainState
+from experiments.runtime import startup
+from experiments.runtime.files import make_writable
+from experiments.runtime.metrics import MetricsWriter, Progress
+from experiments.runtime.startup import InputError
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.exchange_choice import keep_exchanges, saved_exchanges
+from experiments.training.job import Built
+from experiments.training.loop import Sinks, train
+from experiments.training.report import make_report, write_files, write_report
+from experiments.training.stages import (
+  first_state,
+  saved_reducer_state,
+  stage_of,
+)
+from experiments.training.step import TrainState
 
 _STARTED = time.monotonic()
 

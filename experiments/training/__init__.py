@@ -1,0 +1,1 @@
+"""Training over several workers: one step, stages of steps, and what they leave."""

@@ -1,0 +1,233 @@
+"""Checkpoints of a run: the only module that knows Orbax.
+
+A checkpoint holds the whole `TrainState`, so a run that was killed goes on bit
+for bit as if it had never stopped. State of each worker is stored with the
+workers along the first axis; restored for another number of workers, it is
+dealt out by `bandwidth.collectives.resplit_workers`.
+"""
+
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from bandwidth import tree
+from bandwidth.collectives import resplit_workers
+from experiments.training.evaluation import mean_over_workers
+from experiments.training.step import STATE_KINDS, TrainState
+from experiments.training.workers import PER_WORKER, REPLICATED, Workers
+
+_STATE = 'state'
+_NO_WEIGHTS = ('opt_state', 'step')
+_WRITTEN_BY_ORBAX = ('_METADATA', 'manifest.ocdbt')
+
+
+class Checkpoints:
+  """The checkpoints below a directory, written in the background.
+
+  Args:
+    directory: made if it does not exist.
+    keep: how many of the newest are kept.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, *, keep: int = 2):
+    self._manager = ocp.CheckpointManager(
+      pathlib.Path(directory).absolute(),
+      item_names=(_STATE, 'info'),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=True
+      ),
+    )
+
+  def latest(self) -> int | None:
+    """Returns the step of the newest complete checkpoint, or None.
+
+    Process 0 decides for all, so that all resume from the same step.
+
+    Raises:
+      ValueError: a process does not see the checkpoint that process 0 sees.
+    """
+    mine = self._manager.latest_step()
+    if jax.process_count() == 1:
+      return mine
+    from jax.experimental import multihost_utils
+
+    step = int(
+      multihost_utils.broadcast_one_to_all(-1 if mine is None else mine)
+    )
+    if step >= 0 and step not in self._manager.all_steps():
+      raise ValueError(
+        f'workdir: process {jax.process_index()} does not see the checkpoint '
+        f'of step {step}; all processes need the same, shared workdir'
+      )
+    return None if step < 0 else step
+
+  def save(self, step: int, state: TrainState, info: dict[str, Any]) -> None:
+    """Begins to save; returns when the state may be overwritten on the device.
+
+    Args:
+      step: number of steps done.
+      state: of all workers.
+      info: JSON-like facts about the run, kept beside the state.
+    """
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state._asdict()),
+        info=ocp.args.JsonSave(info),
+      ),
+    )
+
+  def info(self, step: int) -> dict[str, Any]:
+    """Returns what was saved as `info`."""
+    args = ocp.args.Composite(info=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)['info']
+
+  def restore(
+    self,
+    step: int,
+    state: TrainState,
+    *,
+    workers: Workers,
+    saved_axes: Mapping[str, int],
+    saved_reducer_state: Any = None,
+    resplit: Callable[..., Any] | None = None,
+  ) -> TrainState:
+    """Restores a state onto the devices.
+
+    Args:
+      step: of the checkpoint.
+      state: a state, concrete or abstract, of the structure and shapes that the
+        restored one shall have.
+      workers: that the restored state is for.
+      saved_axes: names and sizes of the axes of the workers that wrote the
+        checkpoint.
+      saved_reducer_state: shapes of the reducer's state as it was saved, for
+        all workers; None: that of `state` for `saved_workers`.
+      resplit: of the reducer, see `GradientReducer`; None: `resplit_workers`.
+    """
+    saved_workers = math.prod(saved_axes.values())
+    same = [*saved_axes.values()] == [*workers.axes.values()]
+
+    def template(kind: str, subtree: Any) -> Any:
+      per_worker = kind == PER_WORKER
+      place = workers.sharding(kind if same else REPLICATED)
+
+      def leaf_template(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = leaf.shape
+        if per_worker:
+          shape = (saved_workers, *shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=place)
+
+      return jax.tree.map(leaf_template, subtree)
+
+    target = jax.tree.map(template, STATE_KINDS, state)
+    if saved_reducer_state is not None and not same:
+      everywhere = workers.sharding(REPLICATED)
+      target = target._replace(
+        reducer_state=jax.tree.map(
+          lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=everywhere
+          ),
+          saved_reducer_state,
+        )
+      )
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(target._asdict()))
+    restored = TrainState(**self._manager.restore(step, args=args)['state'])
+    if same:
+      return restored
+    dealt: Any = None
+    if resplit is not None:
+      params = jax.device_get(restored.params)
+      state_of_all = jax.device_get(restored.reducer_state)
+      reducer_state = resplit(
+        state_of_all, params, workers=tuple(saved_axes.values())
+      )
+      dealt = workers.place(jax.device_get(reducer_state), PER_WORKER)
+      restored = restored._replace(reducer_state=())
+
+    def deal_out(kind: str, subtree: Any) -> Any:
+      if kind == PER_WORKER:
+        subtree = resplit_workers(jax.device_get(subtree), workers.count)
+      return workers.place(subtree, kind)
+
+    out = jax.tree.map(deal_out, STATE_KINDS, restored)
+    return out if resplit is None else out._replace(reducer_state=dealt)
+
+  def wait(self) -> None:
+    """Returns when everything that was begun is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and lets go of the directory."""
+    self._manager.close()
+
+
+def find_network(directory: pathlib.Path) -> pathlib.Path | None:
+  """Returns where Orbax wrote the tree that a directory holds, or None.
+
+  Args:
+    directory: a run's `--workdir`, the directory of a `CheckpointManager`,
+      whose newest step counts, or that of one tree, as `StandardCheckpointer`
+      and `PyTreeCheckpointer` write it.
+  """
+  if (directory / 'checkpoints').is_dir():
+    directory /= 'checkpoints'
+  steps = [
+    int(path.name)
+    for path in directory.iterdir()
+    if path.name.isdecimal() and path.is_dir()
+  ]
+  if steps:
+    directory /= str(max(steps))
+  for path in (directory, directory / _STATE, directory / 'default'):
+    if any((path / name).exists() for name in _WRITTEN_BY_ORBAX):
+      return path
+  return None
+
+
+def read_network(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads the arrays of a network by name, onto the host.
+
+  Args:
+    path: from `find_network`. Of a run's state, the parameters are read,
+      'params/…', and the model state, its mean over the workers, by collection,
+      'batch_stats/…'; of another tree everything, but for what stands beside
+      'params' as 'opt_state' or 'step'.
+
+  Raises:
+    ValueError: two arrays have one name.
+    Exception: of Orbax, for a malformed checkpoint.
+  """
+  handler: Any = ocp.PyTreeCheckpointHandler()
+  found: Any = handler.metadata(path.absolute())
+  wanted: Any = getattr(found, 'tree', found)
+  keys = set(wanted) if isinstance(wanted, Mapping) else set()
+  is_run = keys >= set(TrainState._fields)
+  if is_run:
+    wanted = {key: wanted[key] for key in ('params', 'model_state')}
+  elif 'params' in keys:
+    wanted = {k: v for k, v in wanted.items() if k not in _NO_WEIGHTS}
+  restored = handler.restore(
+    path.absolute(),
+    args=ocp.args.PyTreeRestore(
+      item=wanted,
+      restore_args=jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
+      ),
+      partial_restore=True,
+    ),
+  )
+  if is_run:
+    model_state = mean_over_workers(restored['model_state'] or {})
+    restored = {'params': restored['params'], **model_state}
+  arrays: dict[str, np.ndarray] = {}
+  for name, leaf in tree.named_leaves(restored):
+    if name in arrays:
+      raise ValueError(f'two arrays have the name {name!r}')
+    arrays[name] = np.asarray(leaf)
+  return arrays
