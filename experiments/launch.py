@@ -7,7 +7,7 @@ through `jax.distributed` on a free port of this machine and exchange gradients
 over sockets (gloo on CPUs). Each has its share of `config.cpu_devices`.
 
 With `--rate 100mbit` each process has a network interface of that rate, and
-none besides; what it sent is printed at the end. See `experiments.runtime.links`.
+none besides; what it sent is printed at the end. See `runtime.links`.
 """
 
 import argparse

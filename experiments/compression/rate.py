@@ -123,6 +123,7 @@ def meet_rate(
       'weight'
     )
   aim, best, at = 0.99 * rate - kept / weights, None, -8.0
+  found = math.inf
   for _ in range(_TRIES):
     bits = max(aim, 1e-3) * weights
     at = _search(estimate, bits, start=at, size=weights)

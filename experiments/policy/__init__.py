@@ -1,1 +1,1 @@
-"""The search of a compression policy, from a config to the files that it leaves."""
+"""The search of a compression policy, from a config to its files."""

@@ -1,1 +1,1 @@
-"""What every program needs around its arrays: devices, files, flags, links, tables."""
+"""What every program needs around its arrays: devices, files, flags, tables."""

@@ -1,1 +1,1 @@
-"""Training over several workers: one step, stages of steps, and what they leave."""
+"""Training over several workers: a step, stages of steps, what they leave."""

@@ -130,7 +130,8 @@ def measure(path: pathlib.Path, way: str) -> dict[str, float]:
     ValueError: it fails.
   """
   code = (
-    'import json, sys; from experiments.benchmark.inference.loading import measure_here; '
+    'import json, sys; '
+    'from experiments.benchmark.inference.loading import measure_here; '
     'print(json.dumps(measure_here(*sys.argv[1:])))'
   )
   done = subprocess.run(

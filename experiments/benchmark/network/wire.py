@@ -55,7 +55,8 @@ def run_workers(
   children = [
     subprocess.Popen(
       [
-        *prefix, sys.executable, '-m', 'experiments.benchmark.network.wire_worker',
+        *prefix, sys.executable, '-m',
+        'experiments.benchmark.network.wire_worker',
         f'--coordinator={links.coordinator}',
         f'--num_processes={len(links.prefixes)}',
         f'--process_id={index}',

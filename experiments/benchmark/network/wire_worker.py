@@ -1,6 +1,6 @@
 """One process of the benchmark `wire`: reduces gradients over a real link.
 
-Started by `experiments.benchmark.network.wire` in a network namespace of its own. The
+Started by `wire`, beside it, in a network namespace of its own. The
 reducers take turns, all processes beginning each step together, which takes as
 long as the slowest of them; process 0 prints a line of JSON for each.
 """

@@ -1,4 +1,4 @@
-"""Inputs of a network's layers, gathered for `bandwidth.search.decisions.options`."""
+"""Inputs of a network's layers, gathered for a search."""
 
 import functools
 import math

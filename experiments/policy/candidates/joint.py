@@ -1,6 +1,6 @@
 """A network whose kernels choose channels and precision together.
 
-As `candidates`, of choices of `bandwidth.search.decisions.joint` instead of channels: a
+As `candidates`, of choices of `decisions.joint` instead of channels: a
 kernel is refitted to the channels that stay and then rounded. One program
 evaluates any candidate, and `candidate_scores` works on `.candidates`.
 """

@@ -79,7 +79,10 @@ def test_same_data_same_bytes_whatever_the_settings(draw, tmp_path):
 
 
 def test_pyplot_is_not_imported():
-  code = 'import sys, experiments.reports.plots; print("matplotlib.pyplot" in sys.modules)'
+  code = (
+    'import sys, experiments.reports.plots; '
+    'print("matplotlib.pyplot" in sys.modules)'
+  )
   done = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )

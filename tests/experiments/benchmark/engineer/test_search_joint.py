@@ -17,7 +17,7 @@ def small_config(name, whole=search.network_config):
 
 @pytest.mark.slow
 def test_ways_are_compared_at_equal_bytes(tmp_path, capsys, monkeypatch):
-  for module in (search, search_joint):
+  for module in (search, joint):
     monkeypatch.setattr(module, 'network_config', small_config)
   runs, output = tmp_path / 'runs', tmp_path / 'rows.json'
   arguments = [
