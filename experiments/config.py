@@ -110,7 +110,8 @@ DEFAULTS: dict[str, Any] = {
     'budget': 0.5,
     'frontier': (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
     # `name` of a cost model, and its arguments: of
-    # `bandwidth.search.problem.cost`; for bits of `bit_options`; for both together also `file_bytes`, of model.bwz.
+    # `bandwidth.search.problem.cost`; for bits of `bit_options`; for both
+    # together also `file_bytes`, of model.bwz.
     'cost': {'name': 'macs'},
     # Channels kept are multiples of `divisor`, and at least `smallest` of all;
     # a layer has a choice of `most_levels`.

@@ -5,9 +5,10 @@
 
 The file is what the cost model 'latency_table' of a search reads, see
 `bandwidth.search.problem.latency`. Each distinct operation of the network is
-timed alone, as Flax runs it in float32: a convolution or dense layer, with its bias
-if it has one. Where a search may choose the channels of a side, so many widths
-of it are measured, from the fewest channels to all, in all pairs of both sides.
+timed alone, as Flax runs it in float32: a convolution or dense layer, with its
+bias if it has one. Where a search may choose the channels of a side, so many
+widths of it are measured, from the fewest channels to all, in all pairs of both
+sides.
 Searches with the same divisor and smallest fraction need no others.
 
 A program repeats its operation, and each repetition waits for the one before,
