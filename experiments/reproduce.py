@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bandwidth.base import unknown_name
+from bandwidth.report import markdown_table
 from experiments.config import named_config
 from experiments.reports import compression, gradient, inference, search
 from experiments.runtime.files import replace_text
@@ -74,13 +75,13 @@ def summarize(results: pathlib.Path) -> str:
     'device',
     'command of the first seed',
   ]
-  lines = [header, ['---'] * len(header)]
+  rows = []
   for directory in sorted(p for p in results.iterdir() if p.is_dir()):
     files = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
     reports = [json.loads(p.read_text('utf-8')) for p in files]
     if reports:
-      lines.append(_row(directory.name, reports))
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+      rows.append(_row(directory.name, reports))
+  return markdown_table(header, rows) + '\n'
 
 
 def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:

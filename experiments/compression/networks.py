@@ -24,7 +24,7 @@ import numpy as np
 from bandwidth import coding, quantization, tree
 from bandwidth.base import unknown_name
 from experiments.benchmark.memory.pretrained import BROWN, packaged
-from experiments.compress import report, writing
+from experiments.compression.pretrained import report, writing
 from experiments.compression.rate import is_large
 from experiments.compression.tuning import tune_shared
 from experiments.compression.weights import read_weights

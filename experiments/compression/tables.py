@@ -1,11 +1,11 @@
 """The tables of Deep Compression (arXiv 1510.00149), from files on disk."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bandwidth import coding
-from bandwidth.report import MemoryReport, MemoryStage
+from bandwidth.report import MemoryReport, MemoryStage, markdown_table
 
 
 def stage_table(memory: MemoryReport) -> str:
@@ -20,7 +20,7 @@ def stage_table(memory: MemoryReport) -> str:
   """
   header = ('file', 'bytes', 'KB', 'ratio', 'error')
   rows = [_stage(row) for row in (*memory.stages, *memory.baselines)]
-  return markdown(header, rows)
+  return markdown_table(header, rows)
 
 
 def _stage(row: MemoryStage) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def layer_table(paths: Mapping[str, pathlib.Path]) -> str:
         f'{share:.2f}',
       ]
     rows.append(cells)
-  return markdown(header, rows)
+  return markdown_table(header, rows)
 
 
 def ledger_table(path: pathlib.Path) -> str:
@@ -74,10 +74,4 @@ def ledger_table(path: pathlib.Path) -> str:
     components = reader.ledger().components
   rows = [(name, f'{count:,}') for name, count in components.items() if count]
   rows.append(('total', f'{path.stat().st_size:,}'))
-  return markdown(('component', 'bytes'), rows)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Returns a Markdown table."""
-  lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  return markdown_table(('component', 'bytes'), rows)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bandwidth import coding
+from experiments.compression import orbax
 from experiments.runtime.files import replace_bytes
 
 Arrays = dict[str, np.ndarray]
@@ -32,7 +33,7 @@ def read_weights(path: pathlib.Path) -> Arrays:
   Args:
     path: with one of the suffixes `READABLE`. A PyTorch file is a state
       dictionary, read with `weights_only`, and needs torch. Or a directory, see
-      `checkpoints.find_network`.
+      `orbax.find_network`.
 
   Raises:
     ValueError: the suffix is unknown, the file is malformed or not there or
@@ -62,11 +63,9 @@ def _read_bwz(path: pathlib.Path) -> Arrays:
 
 
 def _read_checkpoint(path: pathlib.Path) -> Arrays:
-  from experiments.training import checkpoints
-
   try:
-    found = checkpoints.find_network(path)
-    arrays = checkpoints.read_network(found) if found else {}
+    found = orbax.find_network(path)
+    arrays = orbax.read_network(found) if found else {}
   except Exception as error:
     # Neither Orbax nor what it stores with has a class of errors for this.
     raise ValueError(_malformed(path, error)) from error

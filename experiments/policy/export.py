@@ -15,7 +15,7 @@ from experiments.compression.files import (
   read_file,
   write_file,
 )
-from experiments.evaluate import evaluate
+from experiments.inference.evaluation import evaluate
 from experiments.policy.setup import Prepared
 
 

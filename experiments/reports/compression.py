@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bandwidth.report import MemoryStage
-from experiments.compression.tables import markdown
+from bandwidth.report import MemoryStage, markdown_table
 from experiments.reports.plots import (
   MeasuredPoint,
   plot_rate_error,
@@ -66,7 +65,7 @@ def _seeds(reports: Reports) -> str:
   if len(reports) > 1:
     columns = zip(*(r['memory']['stages'] for r in reports), strict=True)
     rows.append(['mean', *(_cell(_mean(column)) for column in columns)])
-  return markdown(header, rows)
+  return markdown_table(header, rows)
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -91,7 +90,8 @@ def _baselines(reports: Reports) -> str:
     ]
     for row in map(_mean, columns)
   ]
-  return markdown(['same network, today', 'bytes', 'ratio', 'error'], rows)
+  header = ['same network, today', 'bytes', 'ratio', 'error']
+  return markdown_table(header, rows)
 
 
 def plot(results: pathlib.Path) -> list[pathlib.Path]:

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from bandwidth.report import markdown_table
+
 
 class _Pair(NamedTuple):
   """Runs of one network: results/NAME, NAME-dense and NAME-top_k.
@@ -140,11 +142,10 @@ def tables(results: pathlib.Path) -> str:
       'training', 'seeds', 'mean', 'min to max', 'minus dense, paired',
       'bytes a step', 'ratio', 'ratio of the run', 'minutes', 'command',
     ]  # fmt: skip
-    lines = [header, ['---'] * len(header), *rows]
     parts += [
       f'## {pair.network}',
       f'Published: {pair.published}.',
-      '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines),
+      markdown_table(header, rows),
     ]
   return '\n\n'.join(parts) + '\n'
 

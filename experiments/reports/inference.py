@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from experiments.compression.tables import markdown
+from bandwidth.report import markdown_table
 from experiments.reports.plots import figure_at
 from experiments.reports.search_comparison import origin, read_benchmarks
 
@@ -66,7 +66,10 @@ def _products(file: Mapping[str, Any]) -> list[str]:
     if shape in _LARGE:
       own = [r for r in rows if (r['shape'], r['batch']) == (shape, 1)]
       table = [[_text(row.get(key)) for key in _AT_ONE] for row in own]
-      parts += [f'{shape}, batch 1:', markdown([*_AT_ONE.values()], table)]
+      parts += [
+        f'{shape}, batch 1:',
+        markdown_table([*_AT_ONE.values()], table),
+      ]
   if len(shapes) > len(_LARGE):
     at_one = [row for row in rows if row['batch'] == 1]
     parts += [
@@ -97,7 +100,7 @@ def _crossed(rows: Sequence[Mapping[str, Any]], across: str, value: str) -> str:
   columns = list(dict.fromkeys(row[across] for row in rows))
   forms = list(dict.fromkeys(row['form'] for row in rows))
   found = {(row['form'], row[across]): row.get(value) for row in rows}
-  return markdown(
+  return markdown_table(
     ['form', *map(str, columns)],
     [
       [form, *(_text(found.get((form, column))) for column in columns)]
@@ -109,7 +112,7 @@ def _crossed(rows: Sequence[Mapping[str, Any]], across: str, value: str) -> str:
 def _whole(rows: Sequence[Mapping[str, Any]]) -> str:
   """A table of all columns."""
   columns = list(dict.fromkeys(key for row in rows for key in row))
-  return markdown(
+  return markdown_table(
     [column.replace('_', ' ') for column in columns],
     [[_text(row.get(column)) for column in columns] for row in rows],
   )

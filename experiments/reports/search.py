@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.compression.tables import markdown
-from experiments.policy.outcome import plot_frontier, plot_policy
+from bandwidth.report import markdown_table
 from experiments.reports.gradient import standard_error
+from experiments.reports.policy import plot_frontier, plot_policy
 from experiments.reports.search_comparison import (
   MEASURES,
   Measure,
@@ -92,7 +92,7 @@ def _timing(results: pathlib.Path) -> list[str]:
     ]
     parts += [
       origin(file),
-      markdown([column.replace('_', ' ') for column in columns], rows),
+      markdown_table([column.replace('_', ' ') for column in columns], rows),
     ]
   return parts
 
@@ -136,7 +136,7 @@ def _frontiers(results: pathlib.Path) -> list[str]:
       ]
       for row in sorted(own, key=lambda row: row['budget'])
     ]
-    parts += [f'### Frontier of {network}', markdown(header, lines)]
+    parts += [f'### Frontier of {network}', markdown_table(header, lines)]
   return parts
 
 
@@ -181,7 +181,7 @@ def _joint_table(ways: Mapping[str, Mapping[int, Row]]) -> str:
       line.append(_mean(list(values.values()), measure.form))
       line.append(_mean(shared, f'+{measure.form}') if way != _JOINT else '')
     lines.append(line)
-  return markdown(header, lines)
+  return markdown_table(header, lines)
 
 
 def _values(seeds: Mapping[int, Row], measure: Measure) -> dict[int, float]:
@@ -224,7 +224,7 @@ def _kept(results: pathlib.Path) -> list[str]:
     for name, seeds in kept.items()
     for seed, outcome in seeds.items()
   ]
-  return ['## Searches that were kept', markdown(header, rows)]
+  return ['## Searches that were kept', markdown_table(header, rows)]
 
 
 def _kept_row(name: str, outcome: Row) -> list[str]:
@@ -276,7 +276,7 @@ def _tuned(results: pathlib.Path) -> list[str]:
     '## Fine-tuned',
     'The smaller network, and the whole one trained on as long. Means ± '
     'standard errors over seeds.',
-    markdown(header, rows),
+    markdown_table(header, rows),
   ]
   published = [p for p in PUBLISHED if p.dataset in datasets]
   return [*parts, _published_table(published)] if published else parts
@@ -317,7 +317,7 @@ def _published_table(published: Sequence[PublishedSearch]) -> str:
     for p in published
   ]
   header = ['published', 'macs', 'whole, %', 'smaller, fine-tuned, %', 'source']
-  return markdown(header, rows)
+  return markdown_table(header, rows)
 
 
 def plot(results: pathlib.Path) -> list[pathlib.Path]:

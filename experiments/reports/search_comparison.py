@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from bandwidth.report import markdown_table
 from experiments.benchmark.engineer.summary import DEFAULT
-from experiments.compression.tables import markdown
 from experiments.reports.plots import figure_at
 
 Row = Mapping[str, Any]
@@ -247,7 +247,7 @@ def _cell_table(cell: Mapping[str, Row]) -> str:
     ]
     for name, row in cell.items()
   ]
-  return markdown([*header, 'seconds'], rows)
+  return markdown_table([*header, 'seconds'], rows)
 
 
 def _measured(row: Row, measures: Sequence[Measure]) -> list[str]:
@@ -278,7 +278,7 @@ def _summary(comparisons: Sequence[Comparison], cells: int) -> str:
     f'of {DEFAULT} is at least as good as that of another searcher; then '
     'those in which it is better, and worse, by more than two standard '
     'errors of the paired difference. In the last row: than all others, '
-    'and worse than any.\n\n' + markdown(header, list(rows.values()))
+    'and worse than any.\n\n' + markdown_table(header, list(rows.values()))
   )
 
 

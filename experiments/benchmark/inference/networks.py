@@ -31,7 +31,7 @@ from experiments.benchmark.memory.pretrained import BROWN, CIFAR10, packaged
 from experiments.compression.files import read_file
 from experiments.compression.weights import read_weights
 from experiments.config import resolve
-from experiments.evaluate import config_of
+from experiments.inference.evaluation import config_of
 from experiments.models import minilm
 from experiments.models.efficientnet_lite import (
   EfficientNetLite,

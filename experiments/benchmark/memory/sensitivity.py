@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from bandwidth import pruning
-from experiments.evaluate import Loaded, config_of, load
+from experiments.inference.evaluation import Loaded, config_of, load
 from experiments.reports.plots import plot_sensitivity
 from experiments.runtime import table
 

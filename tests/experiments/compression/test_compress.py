@@ -6,6 +6,7 @@ import safetensors.numpy
 
 from bandwidth import coding
 from experiments import compress
+from experiments.compression import pretrained
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_round_trip_keeps_what_is_small_and_shares_what_is_large(
   for name in ('a.weight', 'b.weight'):
     assert restored[name].dtype == arrays[name].dtype
     assert len(np.unique(restored[name])) <= 16
-    assert compress.relative_error(arrays[name], restored[name]) < 0.2
+    assert pretrained.relative_error(arrays[name], restored[name]) < 0.2
   out = capsys.readouterr().out
   assert f'{packed.stat().st_size:,} bytes on disk' in out
 
@@ -68,16 +69,16 @@ def test_tolerance_bounds_every_error_with_no_bit_to_spare(
   assert run(path, target, f'--tolerance={tolerance}') == 0
   decoded = coding.read_arrays(target)
   for name in ('a.weight', 'b.weight'):
-    assert compress.relative_error(arrays[name], decoded[name]) <= tolerance
+    assert pretrained.relative_error(arrays[name], decoded[name]) <= tolerance
     entries = len(np.unique(decoded[name]))
-    coarser = compress.compress_array(
+    coarser = pretrained.compress_array(
       name,
       arrays[name],
       sparsity=0.0,
       bits=int(np.ceil(np.log2(entries))) - 1,
       tolerance=None,
     )
-    error = compress.relative_error(arrays[name], coarser.to_array())
+    error = pretrained.relative_error(arrays[name], coarser.to_array())
     assert error > tolerance
 
 

@@ -4,6 +4,7 @@ import safetensors.numpy
 
 from bandwidth import coding
 from experiments import compress
+from experiments.compression import pretrained
 from experiments.compression.rate import compress_to_rate, entropy
 
 
@@ -37,7 +38,7 @@ def test_small_arrays_get_more_bits_whatever_their_scale(arrays):
   for name in ('large.weight', 'small.weight'):
     array = arrays[name]
     decoded = tensors[name].to_array()
-    errors[name] = compress.relative_error(array, decoded) ** 2
+    errors[name] = pretrained.relative_error(array, decoded) ** 2
     bits[name] = entropy(tensors[name].levels)
   # One Lagrangian: a bit buys the same in both, so D goes with the size.
   sizes = 400 * 96 / (96 * 64)
@@ -57,7 +58,7 @@ def test_rest_is_kept_and_types_stay(arrays):
 
 def test_more_bits_less_error(arrays):
   errors = [
-    compress.relative_error(
+    pretrained.relative_error(
       arrays['large.weight'],
       compress_to_rate(arrays, rate=rate)['large.weight'].to_array(),
     )

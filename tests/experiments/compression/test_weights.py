@@ -7,6 +7,7 @@ import safetensors.numpy
 
 from bandwidth import coding
 from experiments import compress
+from experiments.compression import pretrained
 from experiments.compression.weights import read_weights, write_safetensors
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.step import TrainState
@@ -67,7 +68,9 @@ def test_checkpoint_of_a_run(tmp_path, params):
   packed = coding.read_arrays(tmp_path / 'm.bwz')
   np.testing.assert_array_equal(packed[name], [2, 4])
   kernel = params['Dense_0']['kernel']
-  assert compress.relative_error(kernel, packed['params/Dense_0/kernel']) < 0.02
+  assert (
+    pretrained.relative_error(kernel, packed['params/Dense_0/kernel']) < 0.02
+  )
 
 
 @pytest.mark.parametrize('checkpointer', ['standard', 'pytree', 'manager'])

@@ -19,7 +19,7 @@ from experiments import datasets
 from experiments.compression.files import read_file
 from experiments.compression.weights import write_safetensors
 from experiments.config import resolve
-from experiments.evaluate import config_of, evaluate
+from experiments.inference.evaluation import config_of, evaluate
 from experiments.models import make_model
 from experiments.models.geometry import layer_shapes, macs
 from experiments.policy.outcome import to_markdown
