@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments.runtime.files import replace_text
+from bandwidth.files import replace_text
 
 DEFAULTS: dict[str, Any] = {
   # Of parameters, data order, augmentation.

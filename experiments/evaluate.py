@@ -17,9 +17,9 @@ import sys
 from collections.abc import Sequence
 
 from bandwidth import inference
+from bandwidth.files import replace_text
 from experiments.inference import layer_plan
 from experiments.inference.evaluation import config_of, evaluate
-from experiments.runtime.files import replace_text
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
+from experiments.runtime import provenance
 from experiments.runtime.links import Links, parse_rate, shaped_links
 
 # To die of a first Ctrl-C; and of a failure elsewhere, when a process may hang
@@ -79,6 +80,7 @@ def _start(
         stdout=None if index == 0 else subprocess.DEVNULL,
         stderr=errors,
         cwd=directory,
+        env=provenance.as_child(os.environ),
       )
     except OSError as error:
       if errors is not None:

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from bandwidth.base import unknown_name
+from bandwidth.files import replace_text
 from bandwidth.report import markdown_table
 from experiments.config import named_config
 from experiments.reports import compression, gradient, inference, search
-from experiments.runtime.files import replace_text
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEFAULT_NAMES = (

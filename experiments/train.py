@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from bandwidth.files import local_path
 from bandwidth.report import Report
 from experiments.config import (
   check_config,
@@ -60,6 +61,7 @@ def run(
   """
   started = time.monotonic() if started is None else started
   try:
+    local_path(workdir, argument='workdir')
     config = resolve(config)
     same_in_all_processes(config)
     built = Built(config, directory=pathlib.Path(workdir))

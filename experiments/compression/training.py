@@ -12,6 +12,7 @@ import pathlib
 import time
 from collections.abc import Sequence
 
+from bandwidth.files import replace_text
 from bandwidth.report import Report
 from experiments.compression.files import SAFETENSORS, paths_of
 from experiments.compression.tables import (
@@ -21,7 +22,6 @@ from experiments.compression.tables import (
 )
 from experiments.config import resolve
 from experiments.runtime import startup
-from experiments.runtime.files import replace_text
 from experiments.runtime.startup import InputError
 from experiments.train import run
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bandwidth import coding
+from bandwidth.files import replace_bytes
 from experiments.compression import orbax
-from experiments.runtime.files import replace_bytes
 
 Arrays = dict[str, np.ndarray]
 

@@ -23,10 +23,10 @@ import numpy as np
 
 import bandwidth
 from bandwidth import inference, tree
+from bandwidth.files import replace_text
 from bandwidth.inference import planning
 from experiments.compressed_network import CompressedNetwork
 from experiments.runtime import provenance
-from experiments.runtime.files import replace_text
 
 _MOST_COPIES = 16
 

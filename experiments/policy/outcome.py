@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bandwidth.files import replace_text
 from bandwidth.report import markdown_table
 from experiments.compression.files import MODEL
 from experiments.policy.choice import Found
@@ -15,7 +16,6 @@ from experiments.policy.kinds import kind_of
 from experiments.policy.setup import Prepared
 from experiments.reports.policy import plot_frontier, plot_policy
 from experiments.runtime import provenance
-from experiments.runtime.files import replace_text
 
 SEARCH = 'search.json'
 

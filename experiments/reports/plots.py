@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from bandwidth.files import replace_bytes
 from bandwidth.pruning import SensitivityRow
 from bandwidth.report import MemoryStage
 from experiments.reports.published import Accounting, PublishedPoint
-from experiments.runtime.files import replace_bytes
 
 _COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 _LINES = ('-', '--', ':', '-.')

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import tensorboardX
 import tqdm
 
-from experiments.runtime.files import replace_text
+from bandwidth.files import replace_text
 
 
 class MetricsWriter:

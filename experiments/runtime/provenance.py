@@ -3,10 +3,14 @@
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import jax
+
+_LAUNCHED_BY = 'BANDWIDTH_COMMAND'
 
 
 def commit() -> str | None:
@@ -31,11 +35,23 @@ def commit() -> str | None:
 
 
 def command() -> str:
-  """Returns the command line of this program, as it would be typed."""
+  """Returns the command line of this program, to be typed again."""
+  if _LAUNCHED_BY in os.environ:
+    return os.environ[_LAUNCHED_BY]
   spec = getattr(sys.modules['__main__'], '__spec__', None)
-  program = f'-m {spec.name}' if spec else sys.argv[0]
-  program = program.removesuffix('.__main__')
-  return ' '.join(['python', program, *sys.argv[1:]])
+  program = sys.argv[:1]
+  if spec:
+    program = ['-m', spec.name.removesuffix('.__main__')]
+  return shlex.join(['python', *program, *sys.argv[1:]])
+
+
+def as_child(environment: Mapping[str, str]) -> dict[str, str]:
+  """Returns the environment of a process that this program starts.
+
+  What it records as `command` is the one that started this program: its own,
+  with the port of a coordinator that is gone, can't be typed again.
+  """
+  return {**environment, _LAUNCHED_BY: command()}
 
 
 def device() -> str:

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bandwidth.files import local_path, replace_text
 from bandwidth.report import versions
 from experiments.runtime import provenance
-from experiments.runtime.files import replace_text
 
 Row = Mapping[str, Any]
 
@@ -38,7 +38,7 @@ def write(
   Raises:
     ValueError: the file can't be written; the message says why.
   """
-  path = pathlib.Path(path)
+  path = local_path(path, argument='output')
   content = {
     'name': name,
     **environment(),

@@ -28,7 +28,7 @@ from bandwidth.collectives.traffic.closed_forms import (
   all_gather_bytes,
   all_reduce_bytes,
 )
-from experiments.runtime.files import replace_text
+from bandwidth.files import replace_text
 from experiments.training.workers import PER_WORKER, Workers
 
 AUTO = 'auto'

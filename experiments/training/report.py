@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from bandwidth.collectives.traffic import accounting
+from bandwidth.files import replace_text
 from bandwidth.report import MemoryReport, NetworkReport, Report
 from experiments.compression.files import (
   check_shapes,
@@ -19,7 +20,6 @@ from experiments.compression.files import (
   write_file,
 )
 from experiments.runtime import provenance
-from experiments.runtime.files import replace_text
 from experiments.training.job import Built
 from experiments.training.loop import CompiledStage, Job, predicted_bytes
 from experiments.training.stages import Stage

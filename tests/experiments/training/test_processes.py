@@ -110,6 +110,10 @@ def test_two_processes_reach_what_one_with_two_devices_does(
   status, out, err = finish(two)
   assert status == 0, err
   assert out.count('# Bandwidth report') == 1
+  recorded = json.loads((tmp_path / 'two' / 'report.json').read_text())
+  assert recorded['command'].startswith(
+    'python -m experiments.launch --processes=2 -- '
+  )
   expected, _ = params_of(tmp_path / 'one')
   got, step = params_of(tmp_path / 'two')
   assert step == 40
