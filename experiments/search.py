@@ -27,7 +27,7 @@ from experiments.policy.setup import prepare
 from experiments.runtime import startup
 from experiments.runtime.files import make_writable
 from experiments.runtime.startup import InputError
-from experiments.train import run as train
+from experiments.training.run import run as train
 
 _STARTED = time.monotonic()
 

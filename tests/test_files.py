@@ -8,7 +8,7 @@ import pytest
 from bandwidth import coding, files
 from experiments.runtime import provenance
 from experiments.runtime.files import make_writable
-from experiments.train import run
+from experiments.training.run import run
 
 
 def test_new_file_has_the_permissions_of_any_new_file(tmp_path):

@@ -23,7 +23,7 @@ from experiments.compression.tables import (
 from experiments.config import resolve
 from experiments.runtime import startup
 from experiments.runtime.startup import InputError
-from experiments.train import run
+from experiments.training.run import run
 
 _STARTED = time.monotonic()
 

@@ -50,7 +50,7 @@ from experiments.policy.plan import make_plan, network_variables
 from experiments.policy.setup import Prepared, prepare
 from experiments.runtime import table
 from experiments.runtime.startup import InputError
-from experiments.train import run as train
+from experiments.training.run import run as train
 
 NAME = 'search'
 _CELLS = 'cells.jsonl'

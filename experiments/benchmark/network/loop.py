@@ -22,8 +22,8 @@ from experiments.benchmark.measuring.limits import matmul_rate
 from experiments.config import resolve
 from experiments.runtime import startup, table
 from experiments.runtime.metrics import MetricsWriter, Progress
-from experiments.train import Built
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.job import Built
 from experiments.training.loop import (
   CompiledStage,
   Job,

@@ -20,7 +20,7 @@ from typing import Any
 from experiments.reports.gradient import standard_error
 from experiments.runtime import table
 from experiments.runtime.startup import InputError
-from experiments.train import run
+from experiments.training.run import run
 
 NAME = 'owners'
 _ALL_GATHER = 'all_gather'

@@ -15,7 +15,7 @@ from experiments.compression.training import tables
 from experiments.compression.weights import read_weights
 from experiments.config import resolve
 from experiments.runtime.startup import InputError
-from experiments.train import run
+from experiments.training.run import run
 from experiments.training.stages import make_stages
 
 RULES = (('.*/kernel', 3), ('.*', None))

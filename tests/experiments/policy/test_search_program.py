@@ -27,7 +27,7 @@ from experiments.policy.plan import make_plan, network_variables
 from experiments.policy.setup import prepare
 from experiments.runtime.startup import InputError
 from experiments.search import run
-from experiments.train import run as train
+from experiments.training.run import run as train
 
 ROOT = pathlib.Path(__file__).parents[3]
 FIELDS = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.runtime.startup import InputError
-from experiments.train import run
 from experiments.training import exchange_choice
+from experiments.training.run import run
 from experiments.training.workers import make_workers
 
 DGC = {'name': 'deep_gradient_compression', 'density': 0.01}
@@ -37,7 +37,7 @@ def test_resumes_with_other_workers(tmp_path, workers):
     patch.setattr(
       'experiments.training.report.make_report', _stop, raising=True
     )
-    patch.setattr('experiments.train.make_report', _stop, raising=False)
+    patch.setattr('experiments.training.run.make_report', _stop, raising=False)
     with pytest.raises(KeyboardInterrupt):
       run(whole, str(tmp_path / 'w'))
   (tmp_path / 'w' / 'checkpoints' / '8').rename(tmp_path / 'gone')

@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments.train import run
+from experiments.training.run import run
 
 ROOT = pathlib.Path(__file__).parents[3]
 GOLDEN = {

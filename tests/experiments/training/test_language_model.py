@@ -11,7 +11,6 @@ import pytest
 from experiments.datasets import TokenSplit
 from experiments.models import make_language_model, make_model
 from experiments.runtime.startup import InputError
-from experiments.train import run
 from experiments.training.evaluation import Evaluator
 from experiments.training.input import EvaluationInput
 from experiments.training.objectives import (
@@ -19,6 +18,7 @@ from experiments.training.objectives import (
   make_language_counts,
   make_language_loss,
 )
+from experiments.training.run import run
 from experiments.training.workers import PER_WORKER, REPLICATED, make_workers
 
 VOCABULARY, HIDDEN = 11, 6

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import train as train_module
 from experiments.config import resolve
+from experiments.training import run as run_module
 
 ROOT = pathlib.Path(__file__).parents[3]
 CONFIG = """
@@ -52,9 +52,9 @@ def finish(process, timeout=240):
 
 def params_of(workdir):
   config = json.loads((workdir / 'config.json').read_text())
-  built = train_module.Built(resolve(config))
-  checkpoints = train_module.Checkpoints(workdir / 'checkpoints', keep=99)
-  state, step, _ = train_module._begin(built, checkpoints)
+  built = run_module.Built(resolve(config))
+  checkpoints = run_module.Checkpoints(workdir / 'checkpoints', keep=99)
+  state, step, _ = run_module._begin(built, checkpoints)
   checkpoints.close()
   return jax.device_get(state.params), step
 

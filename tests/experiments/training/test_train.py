@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from bandwidth import coding, tree
-from experiments import train as train_module
 from experiments.compression.weights import write_safetensors
 from experiments.config import resolve
 from experiments.models import make_model
 from experiments.runtime.startup import InputError
-from experiments.train import run
+from experiments.training import run as run_module
+from experiments.training.run import run
 
 KEYS = {
   'config',
@@ -46,11 +46,11 @@ def make_config(**fields):
 
 
 def state_of(config, workdir):
-  built = train_module.Built(resolve(config))
-  checkpoints = train_module.Checkpoints(
+  built = run_module.Built(resolve(config))
+  checkpoints = run_module.Checkpoints(
     pathlib.Path(workdir) / 'checkpoints', keep=9
   )
-  state, step, _ = train_module._begin(built, checkpoints)
+  state, step, _ = run_module._begin(built, checkpoints)
   checkpoints.close()
   return jax.device_get(state._asdict()), step
 
@@ -217,7 +217,7 @@ def test_training_begins_with_the_weights_of_a_file(tmp_path, file, dtype):
   config = make_config(
     model=model, workers=1, batch_size=8, initial=str(tmp_path / file)
   )
-  built = train_module.Built(resolve(config))
+  built = run_module.Built(resolve(config))
   found = {'params': built.params, **built.model_state}
   assert set(found) == {'params', 'batch_stats'}
   for name, leaf in tree.named_leaves(found):
