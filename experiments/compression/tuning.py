@@ -64,13 +64,8 @@ def tune_shared(
     ValueError: a tensor is none of the network's; there are no batches, or the
       rate is not positive.
   """
-  if not batches:
-    raise ValueError('batches are empty')
-  if not learning_rate > 0:
-    raise ValueError(f'learning_rate={learning_rate} is not positive')
   start = dict(tree.named_leaves(params))
-  if strange := tensors.keys() - start.keys():
-    raise ValueError(f'tensors: {min(strange)} is no parameter of the network')
+  _check(start, tensors, batches, learning_rate)
   start |= {name: jnp.asarray(t.to_array()) for name, t in tensors.items()}
   shared = [name for name, tensor in tensors.items() if _by_output(tensor)]
   trained = {n: a for n, a in start.items() if n in shared or a.ndim == 1}
@@ -112,6 +107,20 @@ def tune_shared(
   for name, array in kept.items():
     made[name] = tensors[name] if name in tensors else _tensor(array, None)
   return Tuned({name: made[name] for name in start}, losses)
+
+
+def _check(
+  start: Mapping[str, Any],
+  tensors: Mapping[str, Any],
+  batches: Sequence[Any],
+  learning_rate: float,
+) -> None:
+  if not batches:
+    raise ValueError('batches are empty')
+  if not learning_rate > 0:
+    raise ValueError(f'learning_rate={learning_rate} is not positive')
+  if strange := tensors.keys() - start.keys():
+    raise ValueError(f'tensors: {min(strange)} is no parameter of the network')
 
 
 def _tensor(

@@ -105,53 +105,15 @@ class Checkpoints:
         all workers; None: that of `state` for `saved_workers`.
       resplit: of the reducer, see `GradientReducer`; None: `resplit_workers`.
     """
-    saved_workers = math.prod(saved_axes.values())
     same = [*saved_axes.values()] == [*workers.axes.values()]
-
-    def template(kind: str, subtree: Any) -> Any:
-      per_worker = kind == PER_WORKER
-      place = workers.sharding(kind if same else REPLICATED)
-
-      def leaf_template(leaf: Any) -> jax.ShapeDtypeStruct:
-        shape = leaf.shape
-        if per_worker:
-          shape = (saved_workers, *shape[1:])
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=place)
-
-      return jax.tree.map(leaf_template, subtree)
-
-    target = jax.tree.map(template, STATE_KINDS, state)
-    if saved_reducer_state is not None and not same:
-      everywhere = workers.sharding(REPLICATED)
-      target = target._replace(
-        reducer_state=jax.tree.map(
-          lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=everywhere
-          ),
-          saved_reducer_state,
-        )
-      )
+    target = _saved_shapes(
+      state, workers, saved_axes, None if same else saved_reducer_state
+    )
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target._asdict()))
     restored = TrainState(**self._manager.restore(step, args=args)['state'])
     if same:
       return restored
-    dealt: Any = None
-    if resplit is not None:
-      params = jax.device_get(restored.params)
-      state_of_all = jax.device_get(restored.reducer_state)
-      reducer_state = resplit(
-        state_of_all, params, workers=tuple(saved_axes.values())
-      )
-      dealt = workers.place(jax.device_get(reducer_state), PER_WORKER)
-      restored = restored._replace(reducer_state=())
-
-    def deal_out(kind: str, subtree: Any) -> Any:
-      if kind == PER_WORKER:
-        subtree = resplit_workers(jax.device_get(subtree), workers.count)
-      return workers.place(subtree, kind)
-
-    out = jax.tree.map(deal_out, STATE_KINDS, restored)
-    return out if resplit is None else out._replace(reducer_state=dealt)
+    return _dealt_out(restored, workers, saved_axes, resplit)
 
   def wait(self) -> None:
     """Returns when everything that was begun is on disk."""
@@ -160,3 +122,64 @@ class Checkpoints:
   def close(self) -> None:
     """Waits, and lets go of the directory."""
     self._manager.close()
+
+
+def _saved_shapes(
+  state: TrainState,
+  workers: Workers,
+  saved_axes: Mapping[str, int],
+  reducer_state: Any,
+) -> TrainState:
+  """Shapes of a checkpoint and where its arrays go; see `restore`."""
+  same = [*saved_axes.values()] == [*workers.axes.values()]
+  saved_workers = math.prod(saved_axes.values())
+
+  def shapes(kind: str, subtree: Any) -> Any:
+    per_worker = kind == PER_WORKER
+    place = workers.sharding(kind if same else REPLICATED)
+
+    def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+      shape = (saved_workers, *leaf.shape[1:]) if per_worker else leaf.shape
+      return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(shape_of, subtree)
+
+  target = jax.tree.map(shapes, STATE_KINDS, state)
+  if reducer_state is None:
+    return target
+  everywhere = workers.sharding(REPLICATED)
+  placed = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=everywhere
+    ),
+    reducer_state,
+  )
+  return target._replace(reducer_state=placed)
+
+
+def _dealt_out(
+  restored: TrainState,
+  workers: Workers,
+  saved_axes: Mapping[str, int],
+  resplit: Callable[..., Any] | None,
+) -> TrainState:
+  """A state of other workers, dealt out to these."""
+  reducer_state: Any = None
+  if resplit is not None:
+    found = resplit(
+      jax.device_get(restored.reducer_state),
+      jax.device_get(restored.params),
+      workers=tuple(saved_axes.values()),
+    )
+    reducer_state = workers.place(jax.device_get(found), PER_WORKER)
+    restored = restored._replace(reducer_state=())
+
+  def deal_out(kind: str, subtree: Any) -> Any:
+    if kind == PER_WORKER:
+      subtree = resplit_workers(jax.device_get(subtree), workers.count)
+    return workers.place(subtree, kind)
+
+  out = jax.tree.map(deal_out, STATE_KINDS, restored)
+  if resplit is None:
+    return out
+  return out._replace(reducer_state=reducer_state)
