@@ -66,7 +66,9 @@ def find(folder: pathlib.Path, key: str) -> pathlib.Path | None:
     key: of what it was built of.
   """
   for path in sorted(folder.glob(f'{key}-*.so')):
-    if not _why_not_private(path) and _name(key, path.read_bytes()) == path.name:
+    if _why_not_private(path):
+      continue
+    if _name(key, path.read_bytes()) == path.name:
       return path
   return None
 

@@ -4,10 +4,9 @@ Sources are in `native/`. They are compiled by the system's compiler ($CXX, g++
 or clang++) against the headers that come with jaxlib, once for each version of
 sources, compiler and jaxlib and each kind of machine, into
 $XDG_CACHE_HOME/bandwidth/native or ~/.cache/bandwidth/native: a folder that
-must
-be this user's alone (`kernel_folder`). Kernels are chosen by what the machine
-can do when they are called first; the environment variable BANDWIDTH_KERNELS,
-one of `INSTRUCTIONS`, chooses others.
+must be this user's alone (`kernel_folder`). Kernels are chosen by what the
+machine can do when they are called first; the environment variable
+BANDWIDTH_KERNELS, one of `INSTRUCTIONS`, chooses others.
 """
 
 import ctypes

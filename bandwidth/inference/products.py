@@ -185,7 +185,8 @@ def _product(backend: str, mode: str) -> Callable[..., jax.Array]:
     return call(x, matrix)
 
   def forward(x: jax.Array, matrix: Matrix) -> tuple[jax.Array, Matrix]:
-    return call(x, matrix), matrix
+    # Itself, so that there are gradients of gradients.
+    return product(x, matrix), matrix
 
   def backward(matrix: Matrix, g: jax.Array) -> tuple[jax.Array, None]:
     return xla.transposed(g, matrix), None
