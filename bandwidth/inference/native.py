@@ -161,8 +161,16 @@ def _compile(tool: str, output: pathlib.Path, flags: tuple[str, ...]) -> None:
 
 
 def _first_error(said: str) -> str:
-  lines = [line for line in said.splitlines() if 'error' in line]
-  return (lines or said.splitlines() or ['no message'])[0].strip()
+  told = said.splitlines()
+  lines = [line for line in told if 'error' in line or 'failed' in line]
+  return (lines or told or ['no message'])[0].strip()
+
+
+def _from_environment() -> str:
+  wanted = os.environ.get(VARIABLE) or INSTRUCTIONS[0]
+  if wanted not in INSTRUCTIONS:
+    raise ValueError(unknown_name(VARIABLE, wanted, INSTRUCTIONS))
+  return wanted
 
 
 @functools.cache
@@ -174,9 +182,7 @@ def library() -> ctypes.CDLL:
     ValueError: BANDWIDTH_KERNELS is none of `INSTRUCTIONS`, or of kernels that
       this machine can't run.
   """
-  wanted = os.environ.get(VARIABLE) or INSTRUCTIONS[0]
-  if wanted not in INSTRUCTIONS:
-    raise ValueError(unknown_name(VARIABLE, wanted, INSTRUCTIONS))
+  wanted = _from_environment()
   path = build()
   try:
     loaded = ctypes.CDLL(str(path))
@@ -193,17 +199,18 @@ def library() -> ctypes.CDLL:
   return loaded
 
 
-def use(instructions: str = 'best') -> str:
+def use(instructions: str | None = None) -> str:
   """Chooses kernels; returns the name of those in use then.
 
   Args:
     instructions: of `INSTRUCTIONS`. Where the machine lacks them, nothing
-      changes.
+      changes. None: those of BANDWIDTH_KERNELS, or the best.
 
   Raises:
     ValueError: the name is unknown; see `library`.
     NativeError: see `library`.
   """
+  instructions = instructions or _from_environment()
   if instructions not in INSTRUCTIONS:
     raise ValueError(unknown_name('instructions', instructions, INSTRUCTIONS))
   return library().BandwidthUse(instructions.encode()).decode()
