@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from experiments.files import replace_text
+from bandwidth.files import replace_text
 
 DEFAULTS: dict[str, Any] = {
   # Of parameters, data order, augmentation.
@@ -109,8 +109,9 @@ DEFAULTS: dict[str, Any] = {
     # Fraction of the whole network's cost, and further ones for the frontier.
     'budget': 0.5,
     'frontier': (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-    # `name` of a cost model, and its arguments: of `bandwidth.search.cost`; for
-    # bits of `bit_options`; for both together also `file_bytes`, of model.bwz.
+    # `name` of a cost model, and its arguments: of
+    # `bandwidth.search.problem.cost`; for bits of `bit_options`; for both
+    # together also `file_bytes`, of model.bwz.
     'cost': {'name': 'macs'},
     # Channels kept are multiples of `divisor`, and at least `smallest` of all;
     # a layer has a choice of `most_levels`.

@@ -47,12 +47,9 @@ the writer counts them as it writes, the reader as it reads, and both add up to
 the size on disk. Tensors are kept in the order they are given.
 """
 
-import contextlib
 import math
 import os
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +57,7 @@ import numpy as np
 from bandwidth.coding import directory, records, symbols, tensors, wire
 from bandwidth.coding import ledger as ledger_lib
 from bandwidth.coding.reader import CHECKSUM, MAGIC, VERSION, checksum, row
+from bandwidth.files import replace_bytes
 
 
 def encode(
@@ -104,27 +102,8 @@ def write(
       that a reader would have to take the file for an attack.
   """
   data, ledger = _encode(arrays, metadata, coder)
-  _replace(Path(path), data)
+  replace_bytes(path, data)
   return ledger
-
-
-def _replace(path: Path, data: bytes) -> None:
-  aside = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
-  try:
-    with aside.open('xb') as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    aside.replace(path)
-  except BaseException:
-    aside.unlink(missing_ok=True)
-    raise
-  with contextlib.suppress(OSError):
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-      os.fsync(folder)
-    finally:
-      os.close(folder)
 
 
 def _encode(

@@ -16,9 +16,9 @@ import numpy as np
 
 from bandwidth.base import unknown_name
 from bandwidth.search.baselines import fractions_of, uniform_fraction
-from bandwidth.search.budget import fit
 from bandwidth.search.dynamic import check_chain, solve
-from bandwidth.search.problem import (
+from bandwidth.search.problem.budget import fit
+from bandwidth.search.problem.interface import (
   Data,
   History,
   Problem,

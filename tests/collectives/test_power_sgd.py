@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandwidth.collectives import accounting, power_sgd
+from bandwidth.collectives import power_sgd
 from bandwidth.collectives.power_sgd import orthogonalize
+from bandwidth.collectives.traffic import accounting
 
 P = 4
 SHAPES = {

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from bandwidth.collectives import accounting, qsgd, terngrad
-from bandwidth.collectives.codes import (
+from bandwidth.collectives import qsgd, terngrad
+from bandwidth.collectives.traffic import accounting
+from bandwidth.collectives.wire.codes import (
   pack_codes,
   pack_trits,
   unpack_codes,

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from bandwidth.collectives import (
-  accounting,
-  sign_error_feedback,
-  two_phase_quantized,
-)
+from bandwidth.collectives import sign_error_feedback, two_phase_quantized
+from bandwidth.collectives.traffic import accounting
 
 P = 4
 SHAPES = {'bias': (7,), 'kernel': (9, 10), 'scale': ()}

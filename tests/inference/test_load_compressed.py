@@ -13,7 +13,8 @@ from bandwidth import coding, inference, tree
 from bandwidth.inference import packing
 from bandwidth.inference.loading import executable
 from experiments.compressed_network import CompressedNetwork
-from experiments.evaluate import evaluate, main
+from experiments.evaluate import main
+from experiments.inference.evaluation import evaluate
 from experiments.models import make_model
 
 RNG = np.random.default_rng(2)

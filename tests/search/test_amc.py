@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from toy_amc import layer_macs, play, toy_problem
 
+from bandwidth.search.agents.ddpg import AgentOptions
+from bandwidth.search.agents.environment import make_environment
 from bandwidth.search.amc import AMCOptions, make_amc, make_amc_run
-from bandwidth.search.cost import cost_of, exact_cost, macs
-from bandwidth.search.ddpg import AgentOptions
-from bandwidth.search.environment import make_environment
+from bandwidth.search.problem.cost import cost_of, exact_cost, macs
 
 FULL = sum(layer_macs(16, 24, 32))
 AMOUNT = 0.4 * FULL

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandwidth.search import bit_options
+from bandwidth.search.agents.ddpg import Agent
+from bandwidth.search.agents.replay import Transition
 from bandwidth.search.baselines import make_random, make_uniform
-from bandwidth.search.bit_options import (
+from bandwidth.search.cma_es import make_cma_es
+from bandwidth.search.decisions import bit_options
+from bandwidth.search.decisions.bit_options import (
   UNQUANTIZED,
   authors_pins,
   bit_cost_model,
@@ -19,10 +22,6 @@ from bandwidth.search.bit_options import (
   make_bit_space,
   tabulate_bits,
 )
-from bandwidth.search.budget import check_budget
-from bandwidth.search.cma_es import make_cma_es
-from bandwidth.search.cost import cost_of
-from bandwidth.search.ddpg import Agent
 from bandwidth.search.dynamic import check_chain, make_dynamic, solve
 from bandwidth.search.genetic import make_genetic
 from bandwidth.search.haq import (
@@ -34,9 +33,10 @@ from bandwidth.search.haq import (
   make_haq_run,
   with_rewards,
 )
-from bandwidth.search.problem import Problem, make_data
-from bandwidth.search.replay import Transition
-from bandwidth.search.space import FIXED, LayerShape
+from bandwidth.search.problem.budget import check_budget
+from bandwidth.search.problem.cost import cost_of
+from bandwidth.search.problem.interface import Problem, make_data
+from bandwidth.search.problem.space import FIXED, LayerShape
 from bandwidth.search.spdy import make_spdy
 
 LAYERS = (

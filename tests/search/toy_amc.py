@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from bandwidth.pruning import ChannelAxis, ChannelGroup
-from bandwidth.search.cost import macs, tabulate
-from bandwidth.search.problem import Problem, make_data
-from bandwidth.search.space import LayerShape, make_space
+from bandwidth.search.problem.cost import macs, tabulate
+from bandwidth.search.problem.interface import Problem, make_data
+from bandwidth.search.problem.space import LayerShape, make_space
 
 LAYERS = (
   LayerShape('stem', 'conv', 3, 16, 9, 64, 256, stride=2),
