@@ -161,9 +161,7 @@ class _Place(NamedTuple):
     return book if self.by_output else book.transpose(1, 0, 2)
 
 
-def _place(
-  kind: str, shape: tuple[int, ...], grid: tuple[int, ...]
-) -> _Place:
+def _place(kind: str, shape: tuple[int, ...], grid: tuple[int, ...]) -> _Place:
   """Raises `_DenseError` where the groups of a tensor are none of a matrix."""
   grid = (1,) * (len(shape) - len(grid)) + grid
   if kind == _EMBEDDING:

@@ -130,7 +130,7 @@ def build(
     finally:
       aside.unlink(missing_ok=True)
   except OSError as error:
-    raise NativeError(f'native kernels can\'t be kept: {error}') from None
+    raise NativeError(f"native kernels can't be kept: {error}") from None
 
 
 def _compile(tool: str, output: pathlib.Path, flags: tuple[str, ...]) -> None:
@@ -187,12 +187,12 @@ def library() -> ctypes.CDLL:
   try:
     loaded = ctypes.CDLL(str(path))
   except OSError as error:
-    raise NativeError(f'native kernels can\'t be loaded: {error}') from None
+    raise NativeError(f"native kernels can't be loaded: {error}") from None
   loaded.BandwidthUse.restype = ctypes.c_char_p
   loaded.BandwidthUse.argtypes = [ctypes.c_char_p]
   used = loaded.BandwidthUse(wanted.encode()).decode()
   if wanted not in (INSTRUCTIONS[0], used):
-    raise ValueError(f'{VARIABLE}={wanted!r}: this machine can\'t run them')
+    raise ValueError(f"{VARIABLE}={wanted!r}: this machine can't run them")
   for target, symbol in _TARGETS.items():
     handler = jax.ffi.pycapsule(getattr(loaded, symbol))
     jax.ffi.register_ffi_target(target, handler, platform='cpu')

@@ -3,8 +3,9 @@
     matrix = codebook_matrix(codes, codebook)      # packed, [N, K] codes
     y = matmul(x, matrix)                          # [..., K] -> [..., N]
 
-It works inside jit and under vmap, and its gradient with respect to x is g W';
-of the modes that round, that of the product without rounding.
+It works inside jit, under vmap and inside `jax.shard_map`. Its gradient with
+respect to x is g W'; of the modes that round, that of the product without
+rounding.
 """
 
 import functools
@@ -44,6 +45,17 @@ def matmul(
 ) -> jax.Array:
   """Multiplies activations by a compressed matrix, without decoding it.
 
+  What `auto` is depends on the device that a program is lowered for, and is
+  `xla` where `jax.export` exports it, to run anywhere; a program with
+  `backend='native'` can't be exported unless its checks of custom calls are
+  disabled. Where the kernels of a CPU can't be built or loaded, `auto` warns
+  once and is `xla`.
+
+  Variables of the environment, read when a program is traced, choose what runs
+  where none is asked for: BANDWIDTH_BACKEND, of `BACKENDS`, is what `auto`
+  stands for, and BANDWIDTH_KERNELS, of `native.INSTRUCTIONS`, the kernels of a
+  CPU.
+
   Args:
     x: float32, bfloat16 or float16 [..., K]; sums are of float32.
     matrix: [K, N], of any form, or an array.
@@ -56,9 +68,9 @@ def matmul(
     [..., N], of the dtype of x.
 
   Raises:
-    ValueError: a name is unknown; x has another dtype or last axis; parts of
-      the matrix have other shapes or dtypes than its form says; the backend
-      can't run it.
+    ValueError: a name is unknown, be it in the environment; x has another dtype
+      or last axis; parts of the matrix have other shapes or dtypes than its
+      form says; the backend can't run it.
 
   >>> from bandwidth.inference.matrices import uniform_matrix
   >>> matrix = uniform_matrix(np.array([[1, -2], [0, 3]]), 0.5)

@@ -2,7 +2,8 @@
 
 Of the three modes of arithmetic `int16` and `int8` round both, each row and
 each codebook with a scale of its own, the largest magnitude over the largest
-integer, but no less than the least normal number. Integers of a `UniformMatrix` are exact as they are.
+integer, but no less than the least normal number. Integers of a `UniformMatrix`
+are exact as they are.
 """
 
 import dataclasses
@@ -12,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from bandwidth.inference.matrices import CodebookMatrix, Matrix
-
 
 # Less is 0 on most devices, and its inverse infinite.
 _LEAST_SCALE = float(jnp.finfo(jnp.float32).tiny)
