@@ -57,7 +57,7 @@ def settled(backend: str, matrix: Matrix) -> str:
   device = jax.default_backend()
   if backend == 'auto':
     if device == 'cpu' and (problem := native_problem()):
-      _warn(problem)
+      warn(problem)
       return 'xla'
   elif reason := _why_not(backend, matrix, device):
     raise ValueError(f'{asked}: {reason}')
@@ -79,7 +79,7 @@ def native_problem() -> str:
 
 
 @functools.cache
-def _warn(problem: str) -> None:
+def warn(problem: str) -> None:
   """Says once what costs time."""
   warnings.warn(f'{problem}; XLA multiplies, which is slower', stacklevel=4)
 
