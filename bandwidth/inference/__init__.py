@@ -3,6 +3,7 @@
 `matmul` is the interface; `matrices` has the forms and what packs them.
 """
 
+from bandwidth.inference.backends import BACKENDS
 from bandwidth.inference.loading import load_compressed
 from bandwidth.inference.matrices import (
   CodebookMatrix,
@@ -26,7 +27,7 @@ from bandwidth.inference.planning import (
   measure_matrices,
   plan_inference,
 )
-from bandwidth.inference.products import BACKENDS, matmul
+from bandwidth.inference.products import matmul
 from bandwidth.inference.rounding import MODES
 
 __all__ = [
