@@ -12,89 +12,29 @@ Chosen on 5,000 held-out training examples:
 Measured: results/README.md.
 """
 
-import ml_collections
+from configs import default
 
 
-def get_config(mode: str = '') -> ml_collections.ConfigDict:
-  if mode not in ('', 'runlocal'):
-    raise ValueError(
-      f'mnist_lenet5_deep_compression.py:{mode} is unknown; known: runlocal'
-    )
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-
-  config.mapping = 'pmap'
-  config.workers = 1
-  config.cpu_devices = 1
-
-  config.batch_size = 128
-  config.dataset = ml_collections.ConfigDict()
-  config.dataset.name = 'mnist'
-  config.dataset.source = 'auto'
-  config.dataset.data_dir = ''
-  config.dataset.validation = 0
-  # Zero stays zero: a border pixel that is not zero would act as a bias.
-  config.dataset.mean = 0.0
-  config.dataset.std = 0.3081
-
-  config.augment = ml_collections.ConfigDict()
+def get_config(mode: str = '') -> default.ConfigDict:
+  default.check_mode(__file__, mode)
+  config = default.get_config()
+  config.update(workers=1, cpu_devices=1, batch_size=128)
+  config.dataset.update(default.mnist())
   config.augment.pad = 2
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'lenet5'
   # On CPUs; 'xla' on accelerators.
-  config.model.convolution = 'matrix'
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 0.02
-  config.optimizer.schedule = 'cosine'
-  config.optimizer.momentum = 0.9
-  config.optimizer.warmup = 0.05
+  config.model = {'name': 'lenet5', 'convolution': 'matrix'}
+  config.optimizer.update(learning_rate=0.02, schedule='cosine', warmup=0.05)
   config.optimizer.weight_decay = 5e-4
-
-  config.stage_order = ('dense', 'prune', 'share')
-  config.stages = ml_collections.ConfigDict()
-  config.stages.dense = ml_collections.ConfigDict()
-  config.stages.dense.epochs = 12.0
-  config.stages.dense.optimizer = ml_collections.ConfigDict()
-  config.stages.dense.files = (('dense', 'safetensors'),)
-
-  config.stages.prune = ml_collections.ConfigDict()
-  config.stages.prune.epochs = 14.0
-  config.stages.prune.optimizer = ml_collections.ConfigDict()
-  config.stages.prune.method = ml_collections.ConfigDict()
-  config.stages.prune.method.name = 'prune'
-  config.stages.prune.method.sparsity = 0.95
-  config.stages.prune.method.schedule = 'cubic'
-  config.stages.prune.method.until = 0.5
-  config.stages.prune.files = (('P', 'fixed'),)
-
-  config.stages.share = ml_collections.ConfigDict()
-  config.stages.share.epochs = 2.0
-  config.stages.share.optimizer = ml_collections.ConfigDict()
-  config.stages.share.optimizer.learning_rate = 0.003
-  config.stages.share.optimizer.weight_decay = 0.0
-  config.stages.share.method = ml_collections.ConfigDict()
-  config.stages.share.method.name = 'share'
-  config.stages.share.method.rules = (('.*/kernel', 5), ('.*', None))
-  config.stages.share.files = (
-    ('P+Q', 'fixed'),
-    ('P+Q+H', 'huffman'),
-    ('P+Q+auto', 'auto'),
+  default.set_stages(config, 'epochs', dense=12.0, prune=14.0, share=2.0)
+  default.deep_compression(
+    config,
+    {'sparsity': 0.95, 'schedule': 'cubic', 'until': 0.5},
+    learning_rate=0.003,
+    weight_decay=0.0,
   )
-
-  config.metadata = False
-  config.baselines = True
-  config.log_every = 100
-  config.eval_every_epochs = 0.0
-  config.checkpoint_every_epochs = 0.0
+  default.write_files(config, metadata=False)
 
   if mode == 'runlocal':
-    config.stages.dense.update({'epochs': 0.0, 'steps': 4})
-    config.stages.prune.update({'epochs': 0.0, 'steps': 4})
-    config.stages.prune.method.frequency = 1
-    config.stages.share.update({'epochs': 0.0, 'steps': 2})
-    config.batch_size = 32
-    config.log_every = 2
+    default.shorten(config, 4, share=2)
+    config.update(batch_size=32, log_every=2)
   return config

@@ -14,86 +14,31 @@ Chosen on 5,000 held-out training examples:
 Measured: results/README.md.
 """
 
-import ml_collections
+from configs import default
 
 # Bits a parameter, against nats of cross-entropy an example.
-WEIGHTS = {'': 1.25, 'small': 2.0, 'accurate': 1.0, 'runlocal': 1.25}
+WEIGHTS = {'': 1.25, 'small': 2.0, 'accurate': 1.0}
 
 
-def get_config(mode: str = '') -> ml_collections.ConfigDict:
-  if mode not in WEIGHTS:
-    raise ValueError(
-      f'mnist_lenet5_rate.py:{mode} is unknown; known: '
-      'small, accurate, runlocal'
-    )
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-
-  config.mapping = 'pmap'
-  config.workers = 1
-  config.cpu_devices = 1
-
-  config.batch_size = 128
-  config.dataset = ml_collections.ConfigDict()
-  config.dataset.name = 'mnist'
-  config.dataset.source = 'auto'
-  config.dataset.data_dir = ''
-  config.dataset.validation = 0
-  # Zero stays zero: a border pixel that is not zero would act as a bias.
-  config.dataset.mean = 0.0
-  config.dataset.std = 0.3081
-
-  config.augment = ml_collections.ConfigDict()
+def get_config(mode: str = '') -> default.ConfigDict:
+  default.check_mode(__file__, mode, 'small', 'accurate')
+  config = default.get_config()
+  config.update(workers=1, cpu_devices=1, batch_size=128)
+  config.dataset.update(default.mnist())
   config.augment.pad = 1
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'lenet5'
   # On CPUs; 'xla' on accelerators.
-  config.model.convolution = 'matrix'
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'adam'
-  config.optimizer.learning_rate = 2e-3
-  config.optimizer.schedule = 'cosine'
-  config.optimizer.weight_decay = 0.0
-
-  config.stage_order = ('dense', 'prune', 'rate')
-  config.stages = ml_collections.ConfigDict()
-  config.stages.dense = ml_collections.ConfigDict()
-  config.stages.dense.epochs = 8.0
-  config.stages.dense.optimizer = ml_collections.ConfigDict()
-  config.stages.dense.files = (('dense', 'safetensors'),)
-
-  config.stages.prune = ml_collections.ConfigDict()
-  config.stages.prune.epochs = 5.0
-  config.stages.prune.optimizer = ml_collections.ConfigDict()
-  config.stages.prune.method = ml_collections.ConfigDict()
-  config.stages.prune.method.name = 'prune'
-  config.stages.prune.method.sparsity = 0.98
-  config.stages.prune.method.until = 0.6
-
-  config.stages.rate = ml_collections.ConfigDict()
-  config.stages.rate.epochs = 50.0
-  config.stages.rate.optimizer = ml_collections.ConfigDict()
+  config.model = {'name': 'lenet5', 'convolution': 'matrix'}
+  config.optimizer.update(name='adam', learning_rate=2e-3, schedule='cosine')
+  default.set_stages(config, 'epochs', dense=8.0, prune=5.0, rate=50.0)
   config.stages.rate.optimizer.learning_rate = 1e-2
-  config.stages.rate.method = ml_collections.ConfigDict()
-  config.stages.rate.method.name = 'rate'
-  config.stages.rate.method.weight = WEIGHTS[mode]
-  # Of the grid at first, in root mean squares of the pruned layer.
-  config.stages.rate.method.step = 6.0
-  config.stages.rate.files = (('rate', 'auto'),)
-
-  config.metadata = False
-  config.baselines = True
-  config.log_every = 100
-  config.eval_every_epochs = 0.0
-  config.checkpoint_every_epochs = 0.0
+  # The grid at first is of `step` root mean squares of the pruned layer.
+  weight = WEIGHTS.get(mode, WEIGHTS[''])
+  default.rate_aware(
+    config, {'sparsity': 0.98, 'until': 0.6}, weight=weight, step=6.0
+  )
+  default.write_files(config, metadata=False)
 
   if mode == 'runlocal':
-    config.stages.dense.update({'epochs': 0.0, 'steps': 4})
-    config.stages.prune.update({'epochs': 0.0, 'steps': 4})
-    config.stages.prune.method.frequency = 1
-    config.stages.rate.update({'epochs': 0.0, 'steps': 2})
-    config.batch_size = 32
-    config.log_every = 2
+    default.shorten(config, 4, rate=2)
+    config.update(batch_size=32, log_every=2)
   return config

@@ -236,4 +236,4 @@ def cost_model(name: str, **arguments: Any) -> CostModel:
   Raises:
     ValueError: it is unknown, or an argument is.
   """
-  return make_named('cost', name, COSTS, **arguments)
+  return make_named('cost', name, COSTS, arguments)
