@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import numbers
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -185,7 +186,9 @@ def make_named(
   for argument, value in arguments.items():
     check_argument(kind, name, maker, argument, own)
     if argument in known and value is not None:
-      check_type(f'{kind}.{argument}', value, known[argument].annotation)
+      annotation = known[argument].annotation
+      plain = typing.get_origin(annotation) or annotation
+      check_type(f'{kind}.{argument}', value, plain)
   for argument, parameter in known.items():
     if parameter.default is parameter.empty and argument not in arguments:
       raise ValueError(f'{kind}: {name!r} needs {argument}')

@@ -19,12 +19,8 @@ def get_config(mode: str = '') -> default.ConfigDict:
   default.set_stages(config, 'steps', dense=64_000, ternary=64_000)
   ternary = config.stages.ternary
   ternary.optimizer.learning_rate = 0.05
-  ternary.method = {'name': 'ternary', 'threshold': 0.05}
-  ternary.method.rules = (
-    ('(Conv_0|Dense_0)/kernel', False),
-    ('.*/kernel', True),
-    ('.*', False),
-  )
+  kinds = ('(Conv_0|Dense_0)/kernel', False), ('.*/kernel', True), ('.*', False)
+  ternary.method = {'name': 'ternary', 'threshold': 0.05, 'rules': kinds}
   ternary.files = (('TTQ', 'fixed'), ('TTQ+auto', 'auto'))
   default.write_files(config, checkpoint_every_epochs=5.0)
 

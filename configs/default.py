@@ -12,7 +12,6 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-
 OPEN = ('model', 'reducer', 'stages', 'searcher', 'decisions', 'cost')
 """Groups whose other fields are arguments of what they name."""
 

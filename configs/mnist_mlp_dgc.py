@@ -20,9 +20,8 @@ def get_config(mode: str = '') -> default.ConfigDict:
   config.model.features = (4096, 2048)
   config.optimizer.update(learning_rate=0.02, schedule='cosine')
   default.compress_gradients(config, mode, momentum=0.9)
-  config.stages.train = {'steps': 117}
+  config.stages.train = {'steps': 117 if mode == 'dense' else 311}
   if mode != 'dense':
-    config.stages.train.steps = 311
     default.warm_up(config, steps=10)
   config.log_every = 10
   config.eval_every_epochs = 0.125

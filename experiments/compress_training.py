@@ -10,7 +10,8 @@ today, a row for each array, and where the bytes of `model.bwz` went.
 
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from bandwidth.report import Report
 from experiments import startup
@@ -19,7 +20,6 @@ from experiments.compression_tables import (
   ledger_table,
   stage_table,
 )
-from experiments.config import resolve
 from experiments.files import replace_text
 from experiments.model_files import SAFETENSORS, paths_of
 from experiments.startup import InputError
@@ -53,24 +53,20 @@ def tables(report: Report, workdir: str) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def main(argv: Sequence[str]) -> None:
-  """Trains, compresses and tabulates as the flags say."""
-  if len(argv) > 1:
-    raise InputError(f'{argv[1]!r} is no flag; see --help')
-  values = startup.flags.FLAGS
-  config = startup.config_from_flags()
-  if not values.workdir:
-    raise InputError('--workdir is missing')
-  if not any(s.get('files') for s in resolve(config)['stages'].values()):
+def act(config: Mapping[str, Any], workdir: str) -> None:
+  """Trains, compresses and tabulates.
+
+  Raises:
+    InputError: no stage writes a file, or as `experiments.train.run`.
+  """
+  if not any(s.get('files') for s in config['stages'].values()):
     raise InputError('config: no stage writes a file; see stages.NAME.files')
-  startup.prepare_devices(config, startup.processes_from_flags())
-  report = run(config, values.workdir, started=_STARTED)
-  text = tables(report, values.workdir)
-  replace_text(pathlib.Path(values.workdir) / 'compression.md', text)
+  report = run(config, workdir, started=_STARTED)
+  text = tables(report, workdir)
+  replace_text(pathlib.Path(workdir) / 'compression.md', text)
   print(text)
 
 
 def program() -> None:
   """Runs as a program, with one line for what users get wrong."""
-  startup.define_flags()
-  startup.run(main, program='compress')
+  startup.run(act, program='compress')

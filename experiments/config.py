@@ -112,10 +112,11 @@ def _check_stage(
       raise ValueError(
         f'config: {path}.{key}={value!r} is not a group of fields'
       )
-  for key, value in stage.get('optimizer', {}).items():
-    field = f'{path}.optimizer.{key}'
-    check_field(field, optimizer)
-    check_type(f'config: {field}', value, optimizer.get_type(key))
+    elif key == 'optimizer':
+      for name, inner in value.items():
+        field = f'{path}.optimizer.{name}'
+        check_field(field, optimizer)
+        check_type(f'config: {field}', inner, optimizer.get_type(name))
 
 
 def check_field(path: str, group: Iterable[str]) -> None:
@@ -127,8 +128,8 @@ def check_field(path: str, group: Iterable[str]) -> None:
   parents, _, key = path.rpartition('.')
   if key not in group:
     close = difflib.get_close_matches(key, group, n=1)
-    near = '.'.join(filter(None, [parents, *close]))
-    hint = f'; did you mean {near}?' if close else ''
+    above = f'{parents}.' if parents else ''
+    hint = f'; did you mean {above}{close[0]}?' if close else ''
     raise ValueError(f'config: there is no field {path}{hint}')
 
 

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.config import resolve
+from experiments.overrides import FileParser
 
 # Of malloc.h: no mapping of its own for a large block, nothing trimmed, and one
 # arena, whose blocks all threads reuse.
@@ -40,37 +41,51 @@ class Processes(NamedTuple):
   index: int = -1
 
 
-def define_flags() -> None:
-  """Defines the flags that all programs with a config share."""
+def define_flags(
+  values: flags.FlagValues = flags.FLAGS, argv: list[str] | None = None
+) -> None:
+  """Defines the flags that all programs with a config share.
+
+  Args:
+    values: that they become part of.
+    argv: with the flags; None: the program's.
+  """
   config_flags.DEFINE_config_file(
-    'config', None, 'File of the config, and what it is to be called with.'
+    'config', None, 'File of the config, and what it is to be called with.',
+    flag_values=values, sys_argv=argv,
+  )  # fmt: skip
+  argv = values.read_flags_from_files(sys.argv if argv is None else argv)
+  values['config'].parser = FileParser(files=values['config'].parser, argv=argv)
+  flags.DEFINE_string(
+    'workdir', None, 'Directory of the run.', flag_values=values
   )
-  flags.DEFINE_string('workdir', None, 'Directory of the run.')
   flags.DEFINE_bool(
-    'distributed', False, 'Several processes; a pod finds out about itself.'
+    'distributed', False, 'Several processes; a pod finds out about itself.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_string(
+    'coordinator', '', 'host:port of process 0.', flag_values=values
   )
-  flags.DEFINE_string('coordinator', '', 'host:port of process 0.')
-  flags.DEFINE_integer('num_processes', 0, 'Number of processes.')
-  flags.DEFINE_integer('process_id', -1, 'Index of this process.')
+  flags.DEFINE_integer(
+    'num_processes', 0, 'Number of processes.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'process_id', -1, 'Index of this process.', flag_values=values
+  )
 
 
-def config_from_flags() -> Mapping[str, Any]:
+def config_from_flags(
+  values: flags.FlagValues = flags.FLAGS,
+) -> dict[str, Any]:
   """Reads the config, with defaults where it is silent.
 
   Raises:
-    InputError: it is missing, can't be read, or has a field that does not
-      exist.
+    InputError: it is missing, or has a value that can't be used.
   """
-  config = flags.FLAGS.config
-  if config is None:
+  if values.config is None:
     raise InputError('--config is missing')
   try:
-    return resolve(config)
-  except OSError as error:
-    # A file that can't be read is found out here, not when flags are parsed.
-    raise InputError(
-      f'config: {str(error).splitlines()[-1].strip()}'
-    ) from error
+    return resolve(values.config)
   except ValueError as error:
     raise InputError(str(error)) from error
 
@@ -151,12 +166,13 @@ def _join(processes: Processes) -> None:
     ) from error
 
 
-def run(main: Callable[[Sequence[str]], None], *, program: str) -> None:
+def run(act: Callable[[dict[str, Any], str], object], *, program: str) -> None:
   """Runs a program, with one line and exit status 2 for what users get wrong.
 
   Args:
-    main: called with the arguments that are not flags.
-    program: name of the program, for messages.
+    act: called with the resolved config and the directory of the run, when the
+      devices are there.
+    program: its name, for messages.
   """
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
@@ -176,16 +192,23 @@ def run(main: Callable[[Sequence[str]], None], *, program: str) -> None:
       fail(program, f'config: {_message(error)}')
     return argv
 
-  def guarded(argv: Sequence[str]) -> None:
+  def main(argv: Sequence[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
       # Orbax reports every file that it writes as information.
       logging.set_verbosity(logging.WARNING)
     try:
-      main(argv)
+      if len(argv) > 1:
+        raise InputError(f'{argv[1]!r} is no flag; see --help')
+      config = config_from_flags()
+      if not flags.FLAGS.workdir:
+        raise InputError('--workdir is missing')
+      prepare_devices(config, processes_from_flags())
+      act(config, flags.FLAGS.workdir)
     except InputError as error:
       fail(program, str(error))
 
-  app.run(guarded, flags_parser=parse)
+  define_flags()
+  app.run(main, flags_parser=parse)
 
 
 def fail(program: str, message: str) -> Any:

@@ -10,7 +10,7 @@ report.json and report.md.
 import functools
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -167,18 +167,5 @@ def _announce(built: Built, progress: Progress, step: int) -> None:
     progress.say(f'resumed after step {step}')
 
 
-def main(argv: Sequence[str]) -> None:
-  """Trains as the flags say."""
-  if len(argv) > 1:
-    raise InputError(f'{argv[1]!r} is no flag; see --help')
-  values = startup.flags.FLAGS
-  config = startup.config_from_flags()
-  if not values.workdir:
-    raise InputError('--workdir is missing')
-  startup.prepare_devices(config, startup.processes_from_flags())
-  run(config, values.workdir, started=_STARTED)
-
-
 if __name__ == '__main__':
-  startup.define_flags()
-  startup.run(main, program='train')
+  startup.run(functools.partial(run, started=_STARTED), program='train')
