@@ -5,7 +5,7 @@ Every field is in `configs/default.py`, with its meaning and its default.
 
 import difflib
 import hashlib
-import importlib.util
+import importlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from bandwidth.base import check_type
+from bandwidth.base import check_type, unknown_name
 from configs import default
 from experiments.files import replace_text
 
@@ -31,6 +31,12 @@ ELASTIC = (
 )
 
 
+def config_names() -> list[str]:
+  """Returns the names of all files that `named_config` takes."""
+  files = pathlib.Path(default.__file__).parent.glob('*.py')
+  return sorted({path.stem for path in files} - {'__init__', 'default'})
+
+
 def named_config(name: str, mode: str = '') -> ml_collections.ConfigDict:
   """Returns the config of a file of `configs/`, as `--config` does.
 
@@ -41,13 +47,9 @@ def named_config(name: str, mode: str = '') -> ml_collections.ConfigDict:
   Raises:
     ValueError: there is no such file, or it knows no such mode.
   """
-  path = pathlib.Path(default.__file__).with_name(f'{name}.py')
-  spec = importlib.util.spec_from_file_location(name, path)
-  if not path.is_file() or spec is None or spec.loader is None:
-    raise ValueError(f'config={name!r} is no file of configs/')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(mode)
+  if name not in config_names():
+    raise ValueError(unknown_name('config', name, config_names()))
+  return importlib.import_module(f'configs.{name}').get_config(mode)
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:

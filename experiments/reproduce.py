@@ -27,7 +27,7 @@ from experiments import (
   inference_results,
   search_results,
 )
-from experiments.config import named_config
+from experiments.config import config_names, named_config
 from experiments.files import replace_text
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     '--rebuild', action='store_true', help='tables and plots only, no runs'
   )
   options = parser.parse_args(argv)
-  known = [path.stem for path in (ROOT / 'configs').glob('*.py')]
+  known = config_names()
   for name in options.names:
     if name.partition(':')[0] not in known:
       parser.error(unknown_name('NAME', name, known))
