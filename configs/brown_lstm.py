@@ -21,8 +21,7 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode)
-  config = default.get_config()
+  config = default.begin(__file__, mode)
   config.workers = config.cpu_devices = 4
   # Windows.
   config.eval_batch_size = 64

@@ -23,8 +23,7 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode, 'dense', 'top_k')
-  config = default.get_config()
+  config = default.begin(__file__, mode, 'dense', 'top_k')
   config.update(mapping='vmap', workers=4, cpu_devices=1)
   # Windows.
   config.update(batch_size=8, eval_batch_size=64)
@@ -32,11 +31,9 @@ def get_config(mode: str = '') -> default.ConfigDict:
   config.model = {'name': 'lstm', 'hidden': 128, 'layers': 2, 'tied': True}
   config.model.dropout = 0.0
   config.optimizer.update(learning_rate=10.0, schedule='cosine')
-  default.compress_gradients(config, mode, momentum=0.0, clip_norm=0.25)
   config.stages.train.epochs = 4.0
-  if mode in ('', 'runlocal'):
-    config.stages.train.epochs = 3.6
-    default.warm_up(config, epochs=0.1)
+  local = {'momentum': 0.0, 'clip_norm': 0.25}
+  default.compress_gradients(config, mode, 'epochs', 0.1, **local)
   config.log_every = 200
   config.eval_every_epochs = 0.0
   config.checkpoint_every_epochs = 2.0
@@ -45,5 +42,4 @@ def get_config(mode: str = '') -> default.ConfigDict:
     default.shorten(config, 2)
     config.model.hidden = 16
     config.dataset.vocabulary = 1000
-    config.log_every = 2
   return config

@@ -14,13 +14,11 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode)
-  config = default.get_config()
+  config = default.begin(__file__, mode)
   default.train_resnet(config)
   config.stages.train = {'steps': 64_000}
   config.checkpoint_every_epochs = 5.0
 
   if mode == 'runlocal':
-    default.shorten(config, 2)
-    default.few_images(config)
+    default.shorten_images(config)
   return config

@@ -21,8 +21,7 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode, 'narrow', 'policy=FILE', 'whole=DIR')
-  config = default.get_config()
+  config = default.begin(__file__, mode, 'narrow', 'policy=FILE', 'whole=DIR')
   config.workers = config.cpu_devices = 1
   default.train_resnet(config)
   config.dataset.validation = 5000
@@ -37,8 +36,6 @@ def get_config(mode: str = '') -> default.ConfigDict:
   default.train_on(config, mode, epochs=6.0, learning_rate=0.05)
 
   if mode == 'runlocal':
-    default.shorten(config, 2)
+    default.shorten_search(config, evaluations=8)
     config.model.channels = (4, 8, 8)
-    default.few_images(config, validation=300)
-    default.search_little(config, evaluations=8)
   return config

@@ -12,8 +12,7 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode)
-  config = default.get_config()
+  config = default.begin(__file__, mode)
   default.train_resnet(config)
   default.set_stages(config, 'steps', dense=64_000, prune=64_000, share=8_000)
   default.deep_compression(
@@ -26,6 +25,5 @@ def get_config(mode: str = '') -> default.ConfigDict:
   default.write_files(config, checkpoint_every_epochs=5.0)
 
   if mode == 'runlocal':
-    default.shorten(config, 2)
-    default.few_images(config)
+    default.shorten_images(config)
   return config

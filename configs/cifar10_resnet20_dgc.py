@@ -35,48 +35,34 @@ Likewise for 16 and 32. All of them, three seeds each:
 
 from configs import default
 
-MODES = (
-  'dense', 'top_k', '8', 'dense_8', 'top_k_8', '16', 'dense_16',
-  'top_k_16', '32', 'dense_32', 'top_k_32', 'short', 'dense_short',
-  'top_k_short', 'small', 'dense_small', 'top_k_small',
-)  # fmt: skip
-# Modes that name no number of workers.
-WAYS = ('', 'dense', 'top_k', 'runlocal')
 # Images of each of 4 workers, and how the learning rate falls, on a CPU.
 FOR_CPU = {'short': (8, 'steps'), 'small': (2, 'cosine')}
+WAYS = ('dense', 'top_k')
+MODES = tuple(
+  way + size
+  for size in ('8', '16', '32', *FOR_CPU)
+  for way in ('', 'dense_', 'top_k_')
+)
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode, *MODES)
-  way, _, size = (mode, '', '') if mode in WAYS else mode.rpartition('_')
+  config = default.begin(__file__, mode, *WAYS, *MODES)
+  way, _, size = mode.rpartition('_') if mode in MODES else (mode, '', '')
   short = size in FOR_CPU
   workers = 4 if short else int(size or 4)
-  config = default.get_config()
   config.update(mapping='vmap', workers=workers, cpu_devices=1)
   default.train_resnet(config)
-  config.batch_size = 32 * workers
-  config.optimizer.learning_rate = 0.1 * workers / 4
+  images, config.optimizer.schedule = FOR_CPU.get(size, (32, 'steps'))
+  config.batch_size = images * workers
+  config.optimizer.learning_rate = 0.1 * config.batch_size / 128
   config.optimizer.warmup = 5 / 164 if workers > 4 else 0.0
   config.optimizer.weight_decay = 0.0
-  default.compress_gradients(config, way, momentum=0.9, weight_decay=1e-4)
-  config.stages.train.epochs = 164.0
-  if way in ('', 'runlocal'):
-    config.stages.train.epochs = 160.0
-    default.warm_up(config, epochs=1.0)
-  config.eval_every_epochs = 4.0
-  config.checkpoint_every_epochs = 20.0
-
-  if short:
-    images, config.optimizer.schedule = FOR_CPU[size]
-    config.batch_size = images * workers
-    config.optimizer.learning_rate = 0.1 * config.batch_size / 128
-    for name in config.stage_order:
-      config.stages[name].epochs = 0.1
-    config.stages.train.epochs = 4.0 - 0.1 * (len(config.stage_order) - 1)
-    config.eval_every_epochs = 1.0
-    config.checkpoint_every_epochs = 1.0
+  config.stages.train.epochs = 4.0 if short else 164.0
+  each, local = 0.1 if short else 1.0, {'momentum': 0.9, 'weight_decay': 1e-4}
+  default.compress_gradients(config, way, 'epochs', each, **local)
+  config.eval_every_epochs = 1.0 if short else 4.0
+  config.checkpoint_every_epochs = 1.0 if short else 20.0
 
   if mode == 'runlocal':
-    default.shorten(config, 2)
-    default.few_images(config)
+    default.shorten_images(config)
   return config

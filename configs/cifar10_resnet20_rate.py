@@ -14,23 +14,19 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode)
-  config = default.get_config()
+  config = default.begin(__file__, mode)
   default.train_resnet(config, channels=(64, 128, 256))
   default.set_stages(config, 'steps', dense=64_000, prune=20_000, rate=80_000)
-  default.rate_aware(
-    config,
-    {'sparsity': 0.9, 'until': 0.6},
-    weight=2.0,
-    step=4.0,
-    rules=(('.*/scale', False), ('.*/bias', False), ('.*/kernel', None)),
-  )
-  config.stages.prune.optimizer.learning_rate = 0.05
-  config.stages.rate.optimizer = {'name': 'adam', 'learning_rate': 0.01}
-  config.stages.rate.optimizer.update(schedule='cosine', weight_decay=0.0)
+  prune, rate = config.stages.prune, config.stages.rate
+  prune.optimizer.learning_rate = 0.05
+  prune.method = {'name': 'prune', 'sparsity': 0.9, 'until': 0.6}
+  rate.optimizer.update({'name': 'adam', 'learning_rate': 0.01})
+  rate.optimizer.update(schedule='cosine', weight_decay=0.0)
+  rules = (('.*/scale', False), ('.*/bias', False), ('.*/kernel', None))
+  rate.method = {'name': 'rate', 'weight': 2.0, 'step': 4.0, 'rules': rules}
+  rate.files = (('rate', 'auto'),)
   default.write_files(config, checkpoint_every_epochs=5.0)
 
   if mode == 'runlocal':
-    default.shorten(config, 2)
-    default.few_images(config)
+    default.shorten_images(config)
   return config

@@ -13,8 +13,7 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode)
-  config = default.get_config()
+  config = default.begin(__file__, mode)
   default.train_resnet(config)
   default.set_stages(config, 'steps', dense=64_000, ternary=64_000)
   ternary = config.stages.ternary
@@ -25,6 +24,5 @@ def get_config(mode: str = '') -> default.ConfigDict:
   default.write_files(config, checkpoint_every_epochs=5.0)
 
   if mode == 'runlocal':
-    default.shorten(config, 2)
-    default.few_images(config)
+    default.shorten_images(config)
   return config

@@ -16,8 +16,7 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode, 'policy=FILE', 'whole=DIR')
-  config = default.get_config()
+  config = default.begin(__file__, mode, 'policy=FILE', 'whole=DIR')
   config.workers = config.cpu_devices = 1
   default.train_resnet(config, name='resnet56')
   config.dataset.validation = 5000
@@ -31,8 +30,6 @@ def get_config(mode: str = '') -> default.ConfigDict:
   )
 
   if mode == 'runlocal':
-    default.shorten(config, 2)
+    default.shorten_search(config, evaluations=8)
     config.model.update(depth=8, channels=(4, 8, 8))
-    default.few_images(config, validation=300)
-    default.search_little(config, evaluations=8)
   return config

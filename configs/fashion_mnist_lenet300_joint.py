@@ -16,8 +16,7 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode)
-  config = default.get_config()
+  config = default.begin(__file__, mode)
   config.update(workers=1, cpu_devices=1, batch_size=128, log_every=50)
   config.dataset.update(default.fashion_mnist(validation=5000))
   config.optimizer.update(learning_rate=0.05, schedule='cosine')

@@ -16,8 +16,7 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode, 'policy=FILE')
-  config = default.get_config()
+  config = default.begin(__file__, mode, 'policy=FILE')
   config.update(workers=1, cpu_devices=1, batch_size=128, log_every=50)
   config.dataset.update(default.fashion_mnist(validation=5000))
   config.augment.update(pad=2, flip=True)
@@ -30,8 +29,6 @@ def get_config(mode: str = '') -> default.ConfigDict:
   default.train_on(config, mode, epochs=2.0, learning_rate=0.02)
 
   if mode == 'runlocal':
-    default.shorten(config, 2)
+    default.shorten_search(config, evaluations=4)
     config.model.channels = (2,) * 14
-    default.few_images(config, validation=300)
-    default.search_little(config, evaluations=4)
   return config

@@ -16,11 +16,8 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode)
-  config = default.get_config()
-  config.update(workers=1, cpu_devices=1, batch_size=128)
-  config.dataset.update(default.mnist())
-  config.augment.pad = 1
+  config = default.begin(__file__, mode)
+  default.compress_mnist(config, pad=1)
   config.optimizer.update(schedule='cosine', weight_decay=1e-4)
   default.set_stages(config, 'epochs', dense=30.0, prune=30.0, share=5.0)
   default.deep_compression(
@@ -29,9 +26,8 @@ def get_config(mode: str = '') -> default.ConfigDict:
     learning_rate=0.01,
     weight_decay=0.0,
   )
-  default.write_files(config, metadata=False)
 
   if mode == 'runlocal':
     default.shorten(config, 4, share=2)
-    config.update(batch_size=32, log_every=2)
+    config.batch_size = 32
   return config

@@ -16,27 +16,21 @@ Measured: results/README.md.
 
 from configs import default
 
-# Bits a parameter, against nats of cross-entropy an example.
-WEIGHTS = {'': 1.0, 'small': 2.5, 'accurate': 0.4}
+WEIGHTS = {'small': 2.5, 'accurate': 0.4}
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode, 'small', 'accurate')
-  config = default.get_config()
-  config.update(workers=1, cpu_devices=1, batch_size=128)
-  config.dataset.update(default.mnist())
-  config.augment.pad = 1
-  config.optimizer.update(name='adam', learning_rate=2e-3, schedule='cosine')
-  default.set_stages(config, 'epochs', dense=20.0, prune=10.0, rate=100.0)
-  config.stages.rate.optimizer.learning_rate = 1e-2
-  # The grid at first is of `step` root mean squares of the pruned layer.
-  weight = WEIGHTS.get(mode, WEIGHTS[''])
-  default.rate_aware(
-    config, {'sparsity': 0.96, 'until': 0.6}, weight=weight, step=6.0
+  config = default.begin(__file__, mode, 'small', 'accurate')
+  default.rate_aware_lenet(
+    config,
+    weight=WEIGHTS.get(mode, 1.0),
+    sparsity=0.96,
+    dense=20.0,
+    prune=10.0,
+    rate=100.0,
   )
-  default.write_files(config, metadata=False)
 
   if mode == 'runlocal':
     default.shorten(config, 4, rate=2)
-    config.update(batch_size=32, log_every=2)
+    config.batch_size = 32
   return config

@@ -11,8 +11,7 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode)
-  config = default.get_config()
+  config = default.begin(__file__, mode)
   config.update(workers=2, cpu_devices=2, batch_size=128)
   config.dataset.update(default.mnist(mean=0.1307))
   config.augment.pad = 2

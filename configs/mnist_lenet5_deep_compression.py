@@ -1,26 +1,21 @@
 r"""Deep Compression of LeNet-5 on MNIST: dense, prune, share, code.
 
-Reproduces the second row of table 1 of Han, Mao & Dally (arXiv 1510.00149): 39x
-with 0.74 % error after 0.80 %. P, P+Q and P+Q+H are files as in the paper; the
-last file lets every tensor have the coder that makes it smallest.
+As mnist_lenet300_deep_compression.py, the second row of table 1 of Han, Mao &
+Dally (arXiv 1510.00149): 39x with 0.74 % error after 0.80 %.
 
 python -m experiments.compress \
   --config configs/mnist_lenet5_deep_compression.py --workdir W
 
-Chosen on 5,000 held-out training examples:
-`--config.dataset.validation=5000`.
-Measured: results/README.md.
+Chosen on held-out examples (`--config.dataset.validation=5000`). Measured:
+results/README.md.
 """
 
 from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode)
-  config = default.get_config()
-  config.update(workers=1, cpu_devices=1, batch_size=128)
-  config.dataset.update(default.mnist())
-  config.augment.pad = 2
+  config = default.begin(__file__, mode)
+  default.compress_mnist(config, pad=2)
   # On CPUs; 'xla' on accelerators.
   config.model = {'name': 'lenet5', 'convolution': 'matrix'}
   config.optimizer.update(learning_rate=0.02, schedule='cosine', warmup=0.05)
@@ -32,9 +27,8 @@ def get_config(mode: str = '') -> default.ConfigDict:
     learning_rate=0.003,
     weight_decay=0.0,
   )
-  default.write_files(config, metadata=False)
 
   if mode == 'runlocal':
     default.shorten(config, 4, share=2)
-    config.update(batch_size=32, log_every=2)
+    config.batch_size = 32
   return config

@@ -15,22 +15,19 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode, 'dense', 'top_k')
-  config = default.get_config()
+  config = default.begin(__file__, mode, 'dense', 'top_k')
   config.update(mapping='vmap', workers=4, cpu_devices=1, batch_size=128)
   config.dataset.update(default.mnist(mean=0.1307))
   config.model = {'name': 'lenet5', 'convolution': 'matrix'}
   # Plain top-k diverges with 0.02.
   config.optimizer.update(learning_rate=0.01, schedule='cosine', warmup=0.02)
-  default.compress_gradients(config, mode, momentum=0.9, weight_decay=5e-4)
   config.stages.train.epochs = 12.0
-  if mode in ('', 'runlocal'):
-    config.stages.train.epochs = 11.0
-    default.warm_up(config, epochs=0.25)
+  local = {'momentum': 0.9, 'weight_decay': 5e-4}
+  default.compress_gradients(config, mode, 'epochs', 0.25, **local)
   config.eval_every_epochs = 0.0
   config.checkpoint_every_epochs = 4.0
 
   if mode == 'runlocal':
     default.shorten(config, 4)
-    config.update(batch_size=32, log_every=2)
+    config.batch_size = 32
   return config

@@ -13,16 +13,13 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode, 'dense')
-  config = default.get_config()
+  config = default.begin(__file__, mode, 'dense')
   config.update(workers=4, cpu_devices=4, batch_size=256)
   config.dataset.update(default.mnist())
   config.model.features = (4096, 2048)
   config.optimizer.update(learning_rate=0.02, schedule='cosine')
-  default.compress_gradients(config, mode, momentum=0.9)
-  config.stages.train = {'steps': 117 if mode == 'dense' else 311}
-  if mode != 'dense':
-    default.warm_up(config, steps=10)
+  config.stages.train = {'steps': 117 if mode == 'dense' else 351}
+  default.compress_gradients(config, mode, 'steps', 10, momentum=0.9)
   config.log_every = 10
   config.eval_every_epochs = 0.125
   config.checkpoint_every_epochs = 0.0
@@ -30,5 +27,4 @@ def get_config(mode: str = '') -> default.ConfigDict:
   if mode == 'runlocal':
     config.model.features = (32, 16)
     default.shorten(config, 2)
-    config.log_every = 2
   return config

@@ -12,17 +12,16 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode)
-  config = default.get_config()
+  config = default.begin(__file__, mode)
   # Workers: one virtual CPU device each, where there is no accelerator.
   config.update(workers=4, cpu_devices=4, batch_size=256)
   config.dataset.update(default.mnist())
   config.optimizer.schedule = 'cosine'
-  default.compress_gradients(config, momentum=0.9, weight_decay=1e-4)
-  default.set_stages(config, 'epochs', dense=11.0, prune=12.0, share=2.0)
+  default.set_stages(config, 'epochs', dense=12.0, prune=12.0, share=2.0)
   default.deep_compression(config, {'sparsity': 0.94}, learning_rate=0.01)
   config.stages.share.reducer = {'weight_decay': 0.0}
-  default.warm_up(config, epochs=0.25)
+  local = {'momentum': 0.9, 'weight_decay': 1e-4}
+  default.compress_gradients(config, mode, 'epochs', 0.25, **local)
   config.eval_every_epochs = 0.0
 
   if mode == 'runlocal':

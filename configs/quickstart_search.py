@@ -17,8 +17,7 @@ from configs import default
 
 
 def get_config(mode: str = '') -> default.ConfigDict:
-  default.check_mode(__file__, mode, 'bits', 'joint', 'policy=FILE')
-  config = default.get_config()
+  config = default.begin(__file__, mode, 'bits', 'joint', 'policy=FILE')
   config.update(workers=1, cpu_devices=1, batch_size=128, log_every=50)
   config.dataset.update(default.mnist(validation=5000))
   config.model = {'name': 'lenet5', 'convolution': 'matrix'}

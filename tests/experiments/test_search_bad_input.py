@@ -106,7 +106,10 @@ BAD = {
     {'refit__point': 5},
     r'no field search.refit.point; did you mean search.refit.points\?',
   ),
-  'no name of a searcher': (searcher(''), "searcher.name='' is unknown; known: amc"),
+  'no name of a searcher': (
+    searcher(''),
+    "searcher.name='' is unknown; known: amc",
+  ),
   'no name of a cost': (cost(''), "cost.name='' is unknown; known: energy"),
   'searcher for bits': (searcher('haq'), 'its decisions are no bits'),
   'option of another searcher': (

@@ -309,7 +309,10 @@ def test_batch_normalization_in_the_program(tmp_path):
 
 
 BAD = {
-  'searcher': ({'searcher.name': 'cma'}, "searcher.name='cma' is unknown; known: "),
+  'searcher': (
+    {'searcher.name': 'cma'},
+    "searcher.name='cma' is unknown; known: ",
+  ),
   'no searcher': ({'searcher': {}}, 'search.searcher.name is missing'),
   'option': (
     {'searcher.populaton': 3},
