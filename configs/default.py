@@ -350,6 +350,12 @@ def shorten_images(config: ConfigDict, *, validation: int = 256) -> None:
   config.dataset.validation = validation
 
 
+def shorten_mnist(config: ConfigDict) -> None:
+  """Does so with small batches, and the last stage half as long."""
+  shorten(config, 4, **{config.stage_order[-1]: 2})
+  config.batch_size = 32
+
+
 def shorten_search(config: ConfigDict, *, evaluations: int) -> None:
   """Does so with a search of so many evaluations, of large networks."""
   shorten_images(config, validation=300)

@@ -20,14 +20,9 @@ def get_config(mode: str = '') -> default.ConfigDict:
   default.compress_mnist(config, pad=1)
   config.optimizer.update(schedule='cosine', weight_decay=1e-4)
   default.set_stages(config, 'epochs', dense=30.0, prune=30.0, share=5.0)
-  default.deep_compression(
-    config,
-    {'sparsity': 0.94, 'schedule': 'cubic', 'until': 0.5},
-    learning_rate=0.01,
-    weight_decay=0.0,
-  )
+  prune = {'sparsity': 0.94, 'schedule': 'cubic', 'until': 0.5}
+  default.deep_compression(config, prune, learning_rate=0.01, weight_decay=0.0)
 
   if mode == 'runlocal':
-    default.shorten(config, 4, share=2)
-    config.batch_size = 32
+    default.shorten_mnist(config)
   return config

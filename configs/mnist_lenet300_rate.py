@@ -16,21 +16,13 @@ Measured: results/README.md.
 
 from configs import default
 
-WEIGHTS = {'small': 2.5, 'accurate': 0.4}
-
 
 def get_config(mode: str = '') -> default.ConfigDict:
   config = default.begin(__file__, mode, 'small', 'accurate')
-  default.rate_aware_lenet(
-    config,
-    weight=WEIGHTS.get(mode, 1.0),
-    sparsity=0.96,
-    dense=20.0,
-    prune=10.0,
-    rate=100.0,
-  )
+  weight = {'small': 2.5, 'accurate': 0.4}.get(mode, 1.0)
+  epochs = {'dense': 20.0, 'prune': 10.0, 'rate': 100.0}
+  default.rate_aware_lenet(config, weight=weight, sparsity=0.96, **epochs)
 
   if mode == 'runlocal':
-    default.shorten(config, 4, rate=2)
-    config.batch_size = 32
+    default.shorten_mnist(config)
   return config

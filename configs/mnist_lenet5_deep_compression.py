@@ -16,19 +16,14 @@ from configs import default
 def get_config(mode: str = '') -> default.ConfigDict:
   config = default.begin(__file__, mode)
   default.compress_mnist(config, pad=2)
-  # On CPUs; 'xla' on accelerators.
-  config.model = {'name': 'lenet5', 'convolution': 'matrix'}
   config.optimizer.update(learning_rate=0.02, schedule='cosine', warmup=0.05)
   config.optimizer.weight_decay = 5e-4
   default.set_stages(config, 'epochs', dense=12.0, prune=14.0, share=2.0)
-  default.deep_compression(
-    config,
-    {'sparsity': 0.95, 'schedule': 'cubic', 'until': 0.5},
-    learning_rate=0.003,
-    weight_decay=0.0,
-  )
+  # On CPUs; 'xla' on accelerators.
+  config.model = {'name': 'lenet5', 'convolution': 'matrix'}
+  prune = {'sparsity': 0.95, 'schedule': 'cubic', 'until': 0.5}
+  default.deep_compression(config, prune, learning_rate=0.003, weight_decay=0.0)
 
   if mode == 'runlocal':
-    default.shorten(config, 4, share=2)
-    config.batch_size = 32
+    default.shorten_mnist(config)
   return config

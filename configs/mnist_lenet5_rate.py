@@ -12,23 +12,15 @@ results/README.md.
 
 from configs import default
 
-WEIGHTS = {'small': 2.0, 'accurate': 1.0}
-
 
 def get_config(mode: str = '') -> default.ConfigDict:
   config = default.begin(__file__, mode, 'small', 'accurate')
+  weight = {'small': 2.0, 'accurate': 1.0}.get(mode, 1.25)
+  epochs = {'dense': 8.0, 'prune': 5.0, 'rate': 50.0}
   # On CPUs; 'xla' on accelerators.
   config.model = {'name': 'lenet5', 'convolution': 'matrix'}
-  default.rate_aware_lenet(
-    config,
-    weight=WEIGHTS.get(mode, 1.25),
-    sparsity=0.98,
-    dense=8.0,
-    prune=5.0,
-    rate=50.0,
-  )
+  default.rate_aware_lenet(config, weight=weight, sparsity=0.98, **epochs)
 
   if mode == 'runlocal':
-    default.shorten(config, 4, rate=2)
-    config.batch_size = 32
+    default.shorten_mnist(config)
   return config
