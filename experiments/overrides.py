@@ -157,7 +157,8 @@ def _named_groups(
 ) -> Iterator[_Named]:
   def named(path: str, group: ConfigDict, run: str = '') -> _Named:
     # A reducer of a stage without a name has that of the run.
-    source = path if 'name' in group or f'{path}.name' in given else run
+    own = 'name' in group or f'{path}.name' in given
+    source = path if own or not run else run
     name = given.get(f'{source}.name')
     holder = group if source == path else filled[run]
     return _Named(path, group, name or holder.get('name'), name is not None)
@@ -189,10 +190,16 @@ def _make_room_for_arguments(
   for field in asked:
     if field != 'name':
       check_argument(path, name, makers[name], field, own)
-    if group.get(field) is None:
+    # What is named like a method of the group, `values`, is read as a literal:
+    # else its flag would find the method.
+    method = hasattr(ConfigDict, field)
+    if method or group.get(field) is None:
       kind = known[field].annotation if field in known else object
       kind = str if field == 'name' else kind
-      group[field] = config_dict.placeholder(kind if kind in _PLAIN else object)
+      with group.ignore_type():
+        group[field] = config_dict.placeholder(
+          kind if kind in _PLAIN and not method else object
+        )
 
 
 def _makers(
