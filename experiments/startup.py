@@ -4,6 +4,7 @@ import ast
 import contextlib
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -230,7 +231,11 @@ def _message(error: BaseException) -> str:
   text = str(error)
   if text[:1] in ('"', "'") and text[-1:] == text[:1]:
     # The text of a KeyError, passed on as a repr.
-    text = 'there is no field ' + str(ast.literal_eval(text))
+    text = str(ast.literal_eval(text))
+  # What a config file can't set; all other fields would be listed.
+  text = re.sub(
+    r' Other fields present: ".*"(?=\nDid|$)', '', text, flags=re.DOTALL
+  )
   lines = [line.strip() for line in text.splitlines() if line.strip()]
   if 'Traceback' in text:
     lines = [lines[0].split('Traceback')[0], lines[-1]]
