@@ -1,7 +1,7 @@
 """Every field of a config, its meaning and its default; what configs share.
 
-A config file takes `get_config()` and sets what differs. Every field is a flag
-too, `--config.augment.pad=2`, whatever the file sets. Groups with a `name` have
+A config file takes what `begin` returns and sets what differs. Every field is a
+flag too, `--config.augment.pad=2`, whatever the file sets. Groups with a `name` have
 the arguments of what they name beside it; where a flag changes the name, those
 that the new one doesn't take are dropped.
 """
@@ -15,151 +15,141 @@ OPEN = ('model', 'reducer', 'stages', 'searcher', 'decisions', 'cost')
 """Groups whose other fields are arguments of what they name."""
 
 
-def get_config() -> ConfigDict:
-  """Returns all fields with their defaults; there are no others."""
-  fields = {
-    # Of parameters, data order, augmentation.
-    'seed': 0,
-    # How the step is mapped over workers: pmap, shard_map, vmap (simulated).
-    'mapping': 'pmap',
-    # Data-parallel workers, one device each; 0: all devices.
-    'workers': 0,
-    # Groups of workers joined by slow links; with more than one, the axes are
-    # ('host', 'data') and the mapping must not be pmap.
-    'hosts': 1,
-    # Virtual CPU devices in all processes together; 0: JAX's own choice.
-    # Without effect on accelerators.
-    'cpu_devices': 0,
-    # Examples a step, over all workers.
-    'batch_size': 64,
-    # Examples at a time in evaluation.
-    'eval_batch_size': 1000,
-    'dataset': {
-      'name': 'mnist',
-      # auto, bundled, tfds or text.
-      'source': 'auto',
-      # Of tensorflow-datasets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      # Of a text, its own folder will do.
-      'data_dir': '',
-      # Training examples held out; evaluation is on them instead of the test
-      # set. A text has a validation set of its own, which any number but 0
-      # stands for.
-      'validation': 0,
-      # Shorter side after resizing, then a center crop; 0: as stored.
-      'image_size': 0,
-      # Splits of at most so many decoded bytes are held in memory.
-      'memory_limit': 2**28,
-      # Of inputs in [0, 1], one number or one a channel.
-      'mean': FieldReference(0.0, field_type=object),
-      'std': FieldReference(1.0, field_type=object),
-      # Of a text: tokens that are told apart, and tokens in a window.
-      'vocabulary': 10_000,
-      'window': 35,
+FIELDS: dict[str, Any] = {
+  # Of parameters, data order, augmentation.
+  'seed': 0,
+  # How the step is mapped over workers: pmap, shard_map, vmap (simulated).
+  'mapping': 'pmap',
+  # Data-parallel workers, one device each; 0: all devices.
+  'workers': 0,
+  # Groups of workers joined by slow links; with more than one, the axes are
+  # ('host', 'data') and the mapping must not be pmap.
+  'hosts': 1,
+  # Virtual CPU devices in all processes together; 0: JAX's own choice. Without
+  # effect on accelerators.
+  'cpu_devices': 0,
+  # Examples a step, over all workers.
+  'batch_size': 64,
+  # Examples at a time in evaluation.
+  'eval_batch_size': 1000,
+  'dataset': {
+    'name': 'mnist',
+    # auto, bundled, tfds or text.
+    'source': 'auto',
+    # Of tensorflow-datasets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets. Of
+    # a text, its own folder will do.
+    'data_dir': '',
+    # Training examples held out; evaluation is on them instead of the test set.
+    # A text has a validation set of its own, which any number but 0 stands for.
+    'validation': 0,
+    # Shorter side after resizing, then a center crop; 0: as stored.
+    'image_size': 0,
+    # Splits of at most so many decoded bytes are held in memory.
+    'memory_limit': 2**28,
+    # Of inputs in [0, 1], one number or one a channel.
+    'mean': 0.0,
+    'std': 1.0,
+    # Of a text: tokens that are told apart, and tokens in a window.
+    'vocabulary': 10_000,
+    'window': 35,
+  },
+  # Random shifts by up to `pad` pixels; mirroring.
+  'augment': {'pad': 0, 'flip': False},
+  # `name`, and arguments of the network.
+  'model': {'name': 'lenet300'},
+  # Weights that training begins with: a file, .bwz or .safetensors, or a run's
+  # directory; empty: the network's own initializers.
+  'initial': '',
+  # search.json of `experiments.search`: its network, `model` and `initial`, is
+  # trained on; empty: none.
+  'policy': '',
+  'optimizer': {
+    # sgd, adam or adamw.
+    'name': 'sgd',
+    'learning_rate': 0.1,
+    # constant, cosine (to zero), or steps: times `decay` at each of the
+    # fractions `boundaries` of the steps.
+    'schedule': 'constant',
+    'boundaries': (0.5, 0.75),
+    'decay': 0.1,
+    # Fraction of the steps with a linear ramp from zero.
+    'warmup': 0.0,
+    # Of sgd.
+    'momentum': 0.9,
+    'nesterov': False,
+    # Of adam and adamw.
+    'b1': 0.9,
+    'b2': 0.999,
+    # Of arrays of two or more axes.
+    'weight_decay': 0.0,
+    # Largest norm of the gradient; 0: any.
+    'clip_norm': 0.0,
+  },
+  # `name`, and arguments of the reducer.
+  'reducer': {'name': 'dense_all_reduce', 'dtype': 'float32'},
+  # Names of the stages in their order, and fields of each: see `STAGE`.
+  'stage_order': ('train',),
+  'stages': {'train': {'epochs': 1.0}},
+  # Model and data set go into .bwz files, so that each can be evaluated alone.
+  'metadata': True,
+  # Of `experiments.search`, which shrinks the trained network.
+  'search': {
+    # What is shrunk: a run's directory or a file of weights; empty: the config
+    # is trained first, in the directory `network` below the search's.
+    'network': '',
+    # `name` of a searcher, and its options.
+    'searcher': {'name': 'cma_es_dynamic'},
+    # What is decided, `name` and options: `channels` of each layer, and with
+    # `residual` 'group' those that residual connections add (not for dynamic
+    # programming, which needs a chain); `bits` of weights and activations, with
+    # `mode` linear or kmeans, `bits` to choose among, and `pins`, whether first
+    # and last layer have HAQ's; or `joint`, channels and, from about so many
+    # `bits` a weight, precision.
+    'decisions': {'name': 'channels'},
+    # Candidates that a searcher evaluates, and how many times it is run.
+    'evaluations': 400,
+    'seeds': 1,
+    # Fraction of the whole network's cost, and further ones for the frontier.
+    'budget': 0.5,
+    'frontier': (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    # `name` of a cost model, and its arguments: of `bandwidth.search.cost`; for
+    # bits of `bit_options`; for both together also `file_bytes`, of model.bwz.
+    'cost': {'name': 'macs'},
+    # Channels kept are multiples of `divisor`, and at least `smallest` of all;
+    # a layer has a choice of `most_levels`.
+    'divisor': 8,
+    'smallest': 0.2,
+    'most_levels': 64,
+    # What candidates are compared by, loss or accuracy, on `images` of the
+    # examples held out (`dataset.validation`); the others choose among the
+    # `finalists`, the best ones.
+    'score': 'loss',
+    'images': 1000,
+    'finalists': 10,
+    # Training images whose statistics batch normalization takes in each
+    # candidate; 0: it keeps those of the whole network.
+    'statistics': 0,
+    # Least squares of the layers that read fewer channels.
+    'refit': {
+      'enabled': True,
+      'batches': 10,
+      'batch_size': 50,
+      'points': 10,
+      'ridge': 1e-4,
+      'intercept': True,
     },
-    # Random shifts by up to `pad` pixels; mirroring.
-    'augment': {'pad': 0, 'flip': False},
-    # `name`, and arguments of the network.
-    'model': {'name': 'lenet300'},
-    # Weights that training begins with: a file, .bwz or .safetensors, or a
-    # run's directory; empty: the network's own initializers.
-    'initial': '',
-    # search.json of `experiments.search`: its network, `model` and `initial`,
-    # is trained on; empty: none.
-    'policy': '',
-    'optimizer': {
-      # sgd, adam or adamw.
-      'name': 'sgd',
-      'learning_rate': 0.1,
-      # constant, cosine (to zero), or steps: times `decay` at each of the
-      # fractions `boundaries` of the steps.
-      'schedule': 'constant',
-      'boundaries': (0.5, 0.75),
-      'decay': 0.1,
-      # Fraction of the steps with a linear ramp from zero.
-      'warmup': 0.0,
-      # Of sgd.
-      'momentum': 0.9,
-      'nesterov': False,
-      # Of adam and adamw.
-      'b1': 0.9,
-      'b2': 0.999,
-      # Of arrays of two or more axes.
-      'weight_decay': 0.0,
-      # Largest norm of the gradient; 0: any.
-      'clip_norm': 0.0,
-    },
-    # `name`, and arguments of the reducer.
-    'reducer': {'name': 'dense_all_reduce', 'dtype': 'float32'},
-    # Names of the stages in their order, and fields of each: see `STAGE`.
-    'stage_order': ('train',),
-    'stages': {'train': {'epochs': 1.0}},
-    # Model and data set go into .bwz files, so that each can be evaluated
-    # alone.
-    'metadata': True,
-    # Of `experiments.search`, which shrinks the trained network.
-    'search': {
-      # What is shrunk: a run's directory or a file of weights; empty: the
-      # config is trained first, in the directory `network` below the search's.
-      'network': '',
-      # `name` of a searcher, and its options.
-      'searcher': {'name': 'cma_es_dynamic'},
-      # What is decided, `name` and options: `channels` of each layer, and with
-      # `residual` 'group' those that residual connections add (not for dynamic
-      # programming, which needs a chain); `bits` of weights and activations,
-      # with `mode` linear or kmeans, `bits` to choose among, and `pins`,
-      # whether first and last layer have HAQ's; or `joint`, channels and, from
-      # about so many `bits` a weight, precision.
-      'decisions': {'name': 'channels'},
-      # Candidates that a searcher evaluates, and how many times it is run.
-      'evaluations': 400,
-      'seeds': 1,
-      # Fraction of the whole network's cost, and further ones for the frontier.
-      'budget': 0.5,
-      'frontier': (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-      # `name` of a cost model, and its arguments: of `bandwidth.search.cost`;
-      # for bits of `bit_options`; for both together also `file_bytes`, of
-      # model.bwz.
-      'cost': {'name': 'macs'},
-      # Channels kept are multiples of `divisor`, and at least `smallest` of
-      # all; a layer has a choice of `most_levels`.
-      'divisor': 8,
-      'smallest': 0.2,
-      'most_levels': 64,
-      # What candidates are compared by, loss or accuracy, on `images` of the
-      # examples held out (`dataset.validation`); the others choose among the
-      # `finalists`, the best ones.
-      'score': 'loss',
-      'images': 1000,
-      'finalists': 10,
-      # Training images whose statistics batch normalization takes in each
-      # candidate; 0: it keeps those of the whole network.
-      'statistics': 0,
-      # Least squares of the layers that read fewer channels.
-      'refit': {
-        'enabled': True,
-        'batches': 10,
-        'batch_size': 50,
-        'points': 10,
-        'ridge': 1e-4,
-        'intercept': True,
-      },
-    },
-    # fp16, int8 and 4 bits, plain or zstd, are measured beside the files.
-    'baselines': False,
-    # Steps between lines of metrics.
-    'log_every': 100,
-    # Epochs between evaluations, and between checkpoints; both also happen at
-    # the end of every stage. 0: only there.
-    'eval_every_epochs': 1.0,
-    'checkpoint_every_epochs': 1.0,
-    'keep_checkpoints': 2,
-  }
-  config = ConfigDict(fields).lock()
-  for group in (config, config.search):
-    for name in set(OPEN) & set(group):
-      group[name].unlock()
-  return config
-
+  },
+  # fp16, int8 and 4 bits, plain or zstd, are measured beside the files.
+  'baselines': False,
+  # Steps between lines of metrics.
+  'log_every': 100,
+  # Epochs between evaluations, and between checkpoints; both also happen at the
+  # end of every stage. 0: only there.
+  'eval_every_epochs': 1.0,
+  'checkpoint_every_epochs': 1.0,
+  'keep_checkpoints': 2,
+}
+"""All fields with their defaults."""
 
 STAGE: dict[str, type] = {
   # How long it is; one of them is positive.
@@ -178,6 +168,19 @@ STAGE: dict[str, type] = {
   'flush': bool,
 }
 """Fields of a stage and their types; all but its length may be left out."""
+
+
+def get_config() -> ConfigDict:
+  """Returns all fields with their defaults; there are no others."""
+  config = ConfigDict(FIELDS)
+  for name in ('mean', 'std'):
+    either = FieldReference(config.dataset[name], field_type=object)
+    config.dataset[name] = either
+  config.lock()
+  for group in (config, config.search):
+    for name in set(OPEN) & set(group):
+      group[name].unlock()
+  return config
 
 
 def begin(file: str, mode: str, *known: str) -> ConfigDict:
