@@ -5,7 +5,6 @@ when the stage begins, what is trained in their stead, what the loss counts
 besides, and what surrounds the optimizer. Loop and step know none of them.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +13,7 @@ import numpy as np
 import optax
 
 from bandwidth import coding, pruning, quantization, tree
-from bandwidth.base import Params, unknown_name
+from bandwidth.base import Params, make_named, unknown_name
 
 Tensors = dict[str, Any]
 """Tensors of `bandwidth.coding`, by name; what is left out is kept as it is."""
@@ -328,15 +327,4 @@ def make_method(config: Mapping[str, Any], *, steps: int) -> Method:
   """
   arguments = dict(config)
   name = arguments.pop('name', None)
-  if name not in METHODS:
-    raise ValueError(unknown_name('method.name', name, METHODS))
-  factory = METHODS[name]
-  parameters = inspect.signature(factory).parameters
-  known = {key: p for key, p in parameters.items() if key != 'steps'}
-  for argument in arguments:
-    if argument not in known:
-      raise ValueError(unknown_name('method', argument, known))
-  for argument, parameter in known.items():
-    if parameter.default is parameter.empty and argument not in arguments:
-      raise ValueError(f'method: {name!r} needs {argument}')
-  return factory(steps, **arguments)
+  return make_named('method', name, METHODS, arguments, steps=steps)
