@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
   'ignore:the load_module:DeprecationWarning'
 )
 
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+CONFIGS = pathlib.Path(__file__).parents[3] / 'configs'
 # Of reducers and methods, what has no default.
 NEEDED = {
   'deep_gradient_compression': {'density': 0.1},
