@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bandwidth.search.linear_algebra import cholesky
 from bandwidth.search.options import Factor, Moments, Option, from_matrix
 from bandwidth.search.options import option as option_of
 
@@ -198,7 +199,7 @@ def _pulls(lower: jax.Array, rows: jax.Array) -> jax.Array:
   eye = jnp.eye(count)
   gram = jnp.where(both, gram + damping * eye, eye)
   # A Cholesky factor has L L'; of the rows in reverse it is V V'.
-  upper = jnp.linalg.cholesky(gram[::-1, ::-1])[::-1, ::-1]
+  upper = cholesky(gram[::-1, ::-1])[::-1, ::-1]
   return jnp.tril(upper.T / jnp.diagonal(upper)[:, None], -1)
 
 
