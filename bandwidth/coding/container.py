@@ -55,21 +55,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bandwidth.coding import directory, records, symbols, tensors, wire
 from bandwidth.coding import ledger as ledger_lib
 from bandwidth.coding.reader import CHECKSUM, MAGIC, VERSION, checksum, row
 
 
 def encode(
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
   *,
   metadata: Mapping[str, Any] | None = None,
   coder: str = 'auto',
 ) -> bytes:
   r"""Returns the file as bytes; see `write`.
 
+  >>> import numpy as np
   >>> data = encode({'w': np.arange(3, dtype=np.float32)})
   >>> data[:4], len(data)
   (b'BWZ\x01', 29)
@@ -79,7 +78,7 @@ def encode(
 
 def write(
   path: str | os.PathLike[str],
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
   *,
   metadata: Mapping[str, Any] | None = None,
   coder: str = 'auto',
@@ -88,8 +87,8 @@ def write(
 
   Args:
     path: where to.
-    arrays: tensors by name ('params/Conv_0/kernel'). A plain array is stored
-      bit for bit, as `RawTensor`.
+    arrays: tensors by name ('params/Conv_0/kernel'), what
+      `bandwidth.quantization` makes of arrays, or arrays, see `as_tensor`.
     metadata: anything JSON can say, for example the configuration from which
       evaluation rebuilds the network.
     coder: what may be used, one of `symbols.CODERS`: 'fixed' for pruning alone
@@ -128,7 +127,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _encode(
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
   metadata: Mapping[str, Any] | None,
   coder: str,
 ) -> tuple[bytes, ledger_lib.Ledger]:
@@ -166,7 +165,7 @@ def _encode(
 
 
 def _checked(
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
 ) -> dict[str, tensors.Tensor]:
   checked = {}
   for name, value in arrays.items():
