@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bandwidth import coding, inference
+from bandwidth.quantization import Sensitivity
 from experiments import compress_network
-from experiments.feedback import Sensitivity
 
 RNG = np.random.default_rng(0)
 
