@@ -50,7 +50,7 @@ from experiments.candidates import (
   make_candidates,
   masked,
 )
-from experiments.model_files import as_variables, named_arrays
+from experiments.model_files import as_variables
 from experiments.models.efficientnet_lite import (
   EfficientNetLite,
   efficientnet_variables,
@@ -248,8 +248,7 @@ def measure(
   candidates = subject.candidates
   whole = masked(candidates, candidate)
   model, variables = export(candidates, candidate, whole)
-  state = {k: v for k, v in variables.items() if k != 'params'}
-  coding.write(path, named_arrays(variables['params'], state))
+  coding.save_tree(path, variables)
   params, state = as_variables(coding.read_arrays(path), str(path))
   logits = _forward(model, {'params': params, **state}, check.images)
   difference = _difference(candidates.model, whole, logits, check.images)
