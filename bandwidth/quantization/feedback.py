@@ -24,6 +24,8 @@ from bandwidth.quantization.uniform import UniformLevels
 _DAMPING = 0.01
 _BLOCK = 64
 _HIGHEST = 1023
+# Sums in float32 are symmetric to less.
+_ASYMMETRY = 1e-3
 
 
 class Sensitivity(NamedTuple):
@@ -76,27 +78,40 @@ def make_rounding_plan(sensitivity: Sensitivity) -> RoundingPlan:
     sensitivity: of the matrix.
 
   Raises:
-    ValueError: the Hessian is not square, or rows are not positive.
+    ValueError: the Hessian is not square, finite, symmetric or positive
+      semidefinite, or rows are not positive.
   """
   hessian = np.asarray(sensitivity.hessian, np.float64)
-  columns = len(hessian)
-  if hessian.shape != (columns, columns):
-    raise ValueError(f'hessian.shape={hessian.shape} is not square')
-  if not (sensitivity.rows > 0).all():
-    raise ValueError('rows must be positive')
+  rows = np.asarray(sensitivity.rows)
+  _check_sensitivity(hessian, rows)
   hessian = damped(hessian)
   order = np.argsort(-np.diag(hessian), kind='stable')
-  inverse = np.linalg.inv(hessian[np.ix_(order, order)])
-  upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
+  try:
+    inverse = np.linalg.inv(hessian[np.ix_(order, order)])
+    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
+  except np.linalg.LinAlgError:
+    raise ValueError('hessian is not positive semidefinite') from None
   diagonal = np.diag(upper)
   return RoundingPlan(
     order=order,
     cost=1 / diagonal**2,
     pull=(upper / diagonal[:, None]).astype(np.float32),
-    rows=sensitivity.rows,
-    level=float(np.exp(np.log(sensitivity.rows).mean())),
+    rows=rows,
+    level=float(np.exp(np.log(rows).mean())),
     by_row=sensitivity.by_row,
   )
+
+
+def _check_sensitivity(hessian: np.ndarray, rows: np.ndarray) -> None:
+  if hessian.ndim != 2 or len(hessian) != hessian.shape[1]:
+    raise ValueError(f'hessian.shape={hessian.shape} is not square')
+  if not np.isfinite(hessian).all():
+    raise ValueError('hessian must be finite')
+  largest = np.abs(hessian).max(initial=0)
+  if np.abs(hessian - hessian.T).max(initial=0) > _ASYMMETRY * largest:
+    raise ValueError('hessian is not symmetric')
+  if rows.ndim != 1 or not ((rows > 0) & (rows < np.inf)).all():
+    raise ValueError('rows must be positive and finite, along one axis')
 
 
 def damped(hessian: np.ndarray) -> np.ndarray:
@@ -144,6 +159,7 @@ def quantize_with_feedback(
   >>> found.levels, found.decode().round(2)
   (array([[0, 3]], dtype=int32), array([[0.  , 2.12]], dtype=float32))
   """
+  weights = np.asarray(weights)
   if weights.shape != (plan.rows.size, plan.cost.size):
     raise ValueError(
       f'weights.shape={weights.shape} must be '

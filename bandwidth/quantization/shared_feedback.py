@@ -16,6 +16,7 @@ import numpy as np
 from bandwidth.quantization import kmeans
 from bandwidth.quantization.codebook import Codebook, Sharing, fit_codebook
 from bandwidth.quantization.feedback import (
+  RoundingPlan,
   Sensitivity,
   damped,
   feed_back,
@@ -69,16 +70,17 @@ def share_with_feedback(
   ([[1, 0], [0, 0]], array([[-1. ,  0.5],
          [ 3. ,  0. ]], dtype=float32))
   """
-  _check(weights, sensitivity, entries, together)
+  weights = np.asarray(weights)
+  plan = make_rounding_plan(sensitivity)
+  _check(weights, plan, entries, together)
   if rounds < 1:
     raise ValueError(f'rounds={rounds} is not positive')
   if largest is not None and largest < 1:
     raise ValueError(f'largest={largest} is not positive')
-  plan = make_rounding_plan(sensitivity)
   ordered = np.asarray(weights, np.float32)[:, plan.order]
   hessian = damped(np.asarray(sensitivity.hessian, np.float64))
   hessian = hessian[np.ix_(plan.order, plan.order)].astype(np.float32)
-  share = sensitivity.rows if together > 1 else np.ones(len(weights))
+  share = plan.rows if together > 1 else np.ones(len(weights))
   importance = share[:, None] * np.sqrt(plan.cost / plan.cost.mean())
   books = _first_books(ordered, importance, entries, together)
   least = np.full(len(books), np.inf)
@@ -102,10 +104,10 @@ def share_with_feedback(
 
 
 def _check(
-  weights: np.ndarray, sensitivity: Sensitivity, entries: int, together: int
+  weights: np.ndarray, plan: RoundingPlan, entries: int, together: int
 ) -> None:
   """Raises ValueError where a matrix is not shared so."""
-  wanted = (sensitivity.rows.size, len(sensitivity.hessian))
+  wanted = (plan.rows.size, plan.cost.size)
   if weights.shape != wanted:
     raise ValueError(f'weights.shape={weights.shape} must be {wanted}')
   if not 1 <= entries <= 256:

@@ -104,6 +104,13 @@ def test_bad_arguments(problem):
     make_rounding_plan(Sensitivity(hessian[:3], rows))
   with pytest.raises(ValueError, match='rows must be positive'):
     make_rounding_plan(Sensitivity(hessian, 0 * rows))
+  for bad, message in (
+    (np.nan * hessian, 'must be finite'),
+    (np.triu(hessian), 'is not symmetric'),
+    (-hessian, 'is not positive semidefinite'),
+  ):
+    with pytest.raises(ValueError, match=f'hessian {message}'):
+      make_rounding_plan(Sensitivity(bad, rows))
   plan = make_rounding_plan(Sensitivity(hessian, rows))
   with pytest.raises(ValueError, match=r'weights.shape=\(2, 24\) must be'):
     quantize_with_feedback(weights[:2], plan, scale=0.1, price=0.1)
