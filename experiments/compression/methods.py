@@ -175,7 +175,7 @@ def _share(
     del variables
     state = cast(quantization.ShareGradientsState, share.init(params))
     books = quantization.read_codebooks(params, state, pairs)
-    return {name: as_tensor(book) for name, book in books.items()}
+    return {name: coding.as_tensor(book) for name, book in books.items()}
 
   return Method(
     name='share',
@@ -277,22 +277,9 @@ def _exporter(
 ) -> Callable[[Any, Params], Tensors]:
   def tensors(variables: Any, params: Params) -> Tensors:
     del params
-    return {name: as_tensor(v) for name, v in export(variables).items()}
+    return {name: coding.as_tensor(v) for name, v in export(variables).items()}
 
   return tensors
-
-
-def as_tensor(
-  quantized: quantization.Codebook | quantization.UniformLevels,
-) -> coding.Tensor:
-  """Returns what a file holds of a quantized parameter."""
-  if isinstance(quantized, quantization.Codebook):
-    return coding.CodebookTensor.along_axis(
-      quantized.codes, quantized.centroids, axis=quantized.axis
-    )
-  return coding.UniformTensor.along_axis(
-    quantized.levels, quantized.step, axis=quantized.axis
-  )
 
 
 def _pairs(rules: Any) -> list[tuple[str, Any]]:
