@@ -160,6 +160,7 @@ def test_does_not_recompile_and_all_get_one_mean(name):
     np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
 
 
+@pytest.mark.compiler
 @every_reducer
 def test_same_bits_under_pmap_shard_map_and_vmap(name):
   from jax.sharding import AxisType

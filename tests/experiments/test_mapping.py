@@ -28,6 +28,8 @@ from experiments.step import (
   make_train_step,
 )
 
+pytestmark = pytest.mark.compiler
+
 WORKERS = 8
 
 
