@@ -26,6 +26,7 @@ _CACHE = pathlib.Path(__file__).parent / '.pytest_cache' / 'jax'
 _CACHE_BYTES = 2**30
 _MEMORY_BYTES = 3 * 2**29
 _FAST = 'not slow'
+_STARTED = pytest.StashKey[float]()
 
 
 def _cache_folder() -> str:
@@ -49,12 +50,30 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     jax.config.update(name, value)
 
 
+def _cpu_seconds() -> float:
+  """Of this process and of those that it has waited for."""
+  used = map(
+    resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  )
+  return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+  """CPU seconds, which other work on the machine changes less than time."""
+  parser.addoption(
+    '--cpu-limit',
+    type=float,
+    help='fail where a test takes more CPU seconds, processes included',
+  )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
   """Before any fixture: whether programs are optimized."""
+  item.stash[_STARTED] = _cpu_seconds()
   fast = item.config.getoption('markexpr') == _FAST
   plain = fast and item.get_closest_marker('compiler') is None
-  if jax.config.jax_disable_most_optimizations != plain:
+  if jax.config.read('jax_disable_most_optimizations') != plain:
     jax.clear_caches()  # JAX knows a program by its function alone.
     jax.config.update('jax_disable_most_optimizations', plain)
 
@@ -65,3 +84,28 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item) -> None:
     pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
     if pages * resource.getpagesize() > _MEMORY_BYTES:
       jax.clear_caches()
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:
+  """What a test took, fixtures included, into its report."""
+  if call.when == 'teardown':
+    taken = _cpu_seconds() - item.stash[_STARTED]
+    item.user_properties.append(('cpu_seconds', taken))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+  """Fails a run with tests above the limit, and lists them."""
+  limit = session.config.getoption('cpu_limit')
+  reporter = session.config.pluginmanager.getplugin('terminalreporter')
+  if limit is None or reporter is None:
+    return
+  taken = {
+    report.nodeid: dict(report.user_properties)['cpu_seconds']
+    for report in reporter.stats.get('', ())
+    if report.when == 'teardown'
+  }
+  above = [f'{taken[x]:.1f} {x}' for x in taken if taken[x] > limit]
+  if above:
+    reporter.section(f'above {limit} CPU seconds: mark slow or make shorter')
+    reporter.write_line('\n'.join(sorted(above)))
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
