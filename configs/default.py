@@ -1,9 +1,9 @@
 """Every field of a config, its meaning and its default; what configs share.
 
 A config file takes what `begin` returns and sets what differs. Every field is a
-flag too, `--config.augment.pad=2`, whatever the file sets. Groups with a `name` have
-the arguments of what they name beside it; where a flag changes the name, those
-that the new one doesn't take are dropped.
+flag too, `--config.augment.pad=2`, whatever the file sets. Groups with a `name`
+have the arguments of what they name beside it; where a flag changes the name,
+those that the new one doesn't take are dropped.
 """
 
 import pathlib
