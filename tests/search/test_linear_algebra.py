@@ -84,6 +84,13 @@ def test_maps_within_maps():
   assert not batched(nested, many.reshape(2, 3, 5, 5))
 
 
+@pytest.mark.parametrize(('platform', 'loop'), [('cpu', True), ('cuda', False)])
+def test_elsewhere_a_batch_stays_one(platform, loop):
+  traced = jax.jit(jax.vmap(linear_algebra.cholesky)).trace(matrices()[0])
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  assert ('while' in text) == loop
+
+
 def test_nan_stays_with_its_matrix():
   many, _ = matrices()
   many[1] = -many[1]
