@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bandwidth import inference
-from bandwidth.inference import native, pallas, products, xla
+from bandwidth.inference import backends, native, pallas, products, xla
 
 RNG = np.random.default_rng(1)
 # Of whole blocks and not, of one input, of more outputs than a tile has.
@@ -283,18 +283,35 @@ def test_columns_that_are_too_large_are_not_followed():
 
 def test_without_a_compiler(monkeypatch):
   monkeypatch.setattr(native, 'compiler', lambda: None)
-  native.library.cache_clear()
-  products.native_problem.cache_clear()
+  cached = (native.library, backends.native_problem, backends.warn)
+  for function in cached:
+    function.cache_clear()
   matrix = forms(64, 5)['codebook4']
   try:
     with pytest.raises(ValueError, match=r"'native': .*needs a C\+\+ compiler"):
       inference.matmul(jnp.ones(64), matrix, backend='native')
-    y = inference.matmul(jnp.ones(64), matrix)
+    with pytest.warns(UserWarning, match='XLA multiplies, which is slower'):
+      y = inference.matmul(jnp.ones(64), matrix)
   finally:
-    native.library.cache_clear()
-    products.native_problem.cache_clear()
+    for function in cached:
+      function.cache_clear()
   wanted = inference.decode(matrix).sum(0)
   np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_small_numbers_are_not_lost(backend):
+  """Scales are normal numbers: rows are rounded as finely as these allow."""
+  made = forms(300, 17)
+  x = RNG.normal(size=(3, 300)) * [[1], [1e-34], [1e-36]]
+  x = x.astype(np.float32)
+  for name in ('codebook4', 'codebook8', 'int8'):
+    wanted = x.astype(np.float64) @ inference.decode(made[name])
+    for mode in ('int16', 'int8'):
+      y = inference.matmul(
+        jnp.asarray(x), made[name], backend=backend, mode=mode
+      )
+      for got, row in zip(y, wanted, strict=True):
+        assert relative(got, row) < 2e-2, (name, mode)
 
 
 BAD = {
