@@ -26,7 +26,7 @@ from bandwidth import coding, quantization, tree
 from bandwidth.base import unknown_name
 from bandwidth.quantization import Sensitivity
 from experiments.benchmark.memory.pretrained import BROWN, packaged
-from experiments.compress import report, writing
+from experiments.compression.pretrained import report, writing
 from experiments.compression.rate import is_large
 from experiments.compression.tuning import tune_shared
 from experiments.compression.weights import read_weights

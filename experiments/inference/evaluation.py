@@ -13,12 +13,12 @@ import numpy as np
 
 from bandwidth import coding, inference
 from experiments import datasets
-from experiments.compressed_network import CompressedNetwork
 from experiments.compression.files import as_variables, check_shapes
 from experiments.compression.weights import read_weights
 from experiments.config import resolve
 from experiments.inference import layer_plan
 from experiments.models import make_model
+from experiments.models.geometry import in_plain_layers
 from experiments.training.evaluation import Evaluator
 from experiments.training.input import EvaluationInput
 from experiments.training.objectives import (
@@ -89,10 +89,13 @@ def load(
   choices: Mapping[str, inference.Choice] = {}
   if backend:
     params, model_state = _compressed(model, wanted)
-    compressed = CompressedNetwork(network, backend=backend, mode=mode)
+    network = in_plain_layers(network)
+    compressed = inference.CompressedNetwork(
+      network, backend=backend, mode=mode
+    )
     if plan_cache:
       images = jax.ShapeDtypeStruct((batch_size, *image.shape[1:]), image.dtype)
-      calls = layer_plan.layer_calls(compressed.model, wanted, images)
+      calls = layer_plan.layer_calls(network, wanted, images)
       with coding.open_file(model) as reader:
         planned, choices = layer_plan.plan_layers(
           calls, {'params': params}, reader.array, backend=backend, mode=mode,

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ import bandwidth
 from bandwidth import inference, tree
 from bandwidth.files import replace_text
 from bandwidth.inference import backends, native, planning
-from experiments.compressed_network import CompressedNetwork
 from experiments.runtime import provenance
 
 _MOST_COPIES = 16
@@ -157,7 +157,7 @@ def measure_layer(
   Raises:
     ValueError: the backend can't run it.
   """
-  network = CompressedNetwork(call.module, backend=backend, mode=mode)
+  network = inference.CompressedNetwork(call.module, backend=backend, mode=mode)
   x = jnp.ones(call.shape, call.dtype)
   features = getattr(call.module, 'features', 1)
   bias = {'bias': jnp.zeros(features)}
@@ -167,7 +167,10 @@ def measure_layer(
     if not getattr(call.module, 'use_bias', False):
       del params['bias']
     variables = {'params': jax.tree.map(jnp.asarray, params)}
-    compiled = jax.jit(network.apply).lower(variables, x).compile()
+    with warnings.catch_warnings():
+      # A layer that decodes its kernel is timed so.
+      warnings.simplefilter('ignore', UserWarning)
+      compiled = jax.jit(network.apply).lower(variables, x).compile()
     programs.append(_in_turns(compiled, variables, x, copies))
   return dict(zip(forms, planning.fastest(programs), strict=True))
 

@@ -13,7 +13,6 @@ import pytest
 from bandwidth import coding, inference, tree
 from bandwidth.inference import packing
 from bandwidth.inference.loading import executable
-from experiments.compressed_network import CompressedNetwork
 from experiments.evaluate import main
 from experiments.inference.evaluation import evaluate
 from experiments.models import make_model
@@ -314,8 +313,9 @@ def test_layers_of_flax(backend, tmp_path):
     inference.is_matrix(x),
   )  # fmt: skip
   assert sum(map(inference.is_matrix, matrices)) == 9
-  network = CompressedNetwork(model, backend=backend)
-  y = jax.jit(network.apply)(compressed, images, words)
+  network = inference.CompressedNetwork(model, backend=backend)
+  with pytest.warns(UserWarning, match='params/depthwise/kernel is decoded'):
+    y = jax.jit(network.apply)(compressed, images, words)
   wanted = model.apply(coding.load_tree(path), images, words)
   np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
 

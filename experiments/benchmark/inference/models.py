@@ -19,7 +19,6 @@ import numpy as np
 from bandwidth import coding, inference
 from experiments.benchmark.inference import onnx_networks
 from experiments.benchmark.measuring.device_time import apart
-from experiments.compressed_network import CompressedNetwork
 from experiments.inference.layer_plan import (
   flax_forms,
   layer_calls,
@@ -141,8 +140,10 @@ def network_rows(
   return rows
 
 
-def _compressed(network: Network, backend: str, mode: str) -> CompressedNetwork:
-  return CompressedNetwork(network.model, backend=backend, mode=mode)
+def _compressed(
+  network: Network, backend: str, mode: str
+) -> inference.CompressedNetwork:
+  return inference.CompressedNetwork(network.model, backend=backend, mode=mode)
 
 
 def _outputs(

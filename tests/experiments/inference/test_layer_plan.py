@@ -10,7 +10,6 @@ import pytest
 
 from bandwidth import coding, inference, tree
 from bandwidth.inference import planning
-from experiments.compressed_network import CompressedNetwork
 from experiments.evaluate import main
 from experiments.inference import layer_plan
 from experiments.inference.layer_plan import plan_layers, read_cache
@@ -61,7 +60,7 @@ def plan_of(written, cache=None, **options):
 
 def check_outputs(written, plan):
   model, _, images, wanted = written
-  network = CompressedNetwork(model, backend='xla')
+  network = inference.CompressedNetwork(model, backend='xla')
   y = network.apply(plan.params, images)
   np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
 

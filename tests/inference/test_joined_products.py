@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from bandwidth import inference, tree
-from experiments.compressed_network import CompressedNetwork
-from experiments.joined_products import Part
+from bandwidth.inference.joined_products import Part
 from experiments.models.minilm import MiniLM
 
 RNG = np.random.default_rng(0)
@@ -46,7 +45,7 @@ def test_joined_products_are_those_of_the_decoded_network(dense, backend):
   # Outputs of a key share codebooks by four, those of others have their own.
   key = variables['params']['layer_0']['key']
   key['kernel'] = compressed('kernel', np.zeros((12, 12)), together=4)
-  network = CompressedNetwork(MODEL, backend=backend)
+  network = inference.CompressedNetwork(MODEL, backend=backend)
   joined = network.join(variables, TOKENS, MASK)
   parts = {
     tree.path_name(path): leaf
@@ -66,7 +65,7 @@ def test_joined_products_are_those_of_the_decoded_network(dense, backend):
 
 
 def test_dense_kernels_are_joined_too(dense):
-  network = CompressedNetwork(MODEL)
+  network = inference.CompressedNetwork(MODEL)
   joined = network.join(dense, TOKENS, MASK)
   whole = joined['params']['layer_1']['query']['kernel'].whole
   kernels = dense['params']['layer_1']
@@ -90,7 +89,7 @@ def test_kernels_of_other_kinds_stay_apart(dense):
   layer['value']['kernel'] = inference.codebook_matrix(
     RNG.integers(0, 200, (12, 12)), RNG.normal(size=200)
   )
-  network = CompressedNetwork(MODEL, backend='xla')
+  network = inference.CompressedNetwork(MODEL, backend='xla')
   joined = network.join(variables, TOKENS, MASK)['params']
   for name in ('query', 'key', 'value'):
     assert joined['layer_0'][name]['kernel'] is layer[name]['kernel']
@@ -99,6 +98,6 @@ def test_kernels_of_other_kinds_stay_apart(dense):
 
 def test_rows_that_kernels_multiply(dense):
   variables = tree.map_named(compressed, dense)
-  rows = CompressedNetwork(MODEL).rows(variables, TOKENS, MASK)
+  rows = inference.CompressedNetwork(MODEL).rows(variables, TOKENS, MASK)
   kernels = {n for n in tree.names(dense['params']) if n.endswith('/kernel')}
   assert rows == dict.fromkeys(kernels, 6)

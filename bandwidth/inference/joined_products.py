@@ -14,10 +14,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bandwidth import inference, tree
+from bandwidth import tree
+from bandwidth.inference.matrices import (
+  CodebookMatrix,
+  is_matrix,
+)
 
-_ALONE = (inference.SparseMatrix, inference.UniformMatrix)
+_TOGETHER = (CodebookMatrix, jax.Array, np.ndarray)
 
 
 @functools.partial(
@@ -47,41 +52,43 @@ def join_kernels(params: Any, reads: Sequence[tuple[str, Any]]) -> Any:
 
   Args:
     params: nested dictionaries with matrices.
-    reads: names of layers and what each reads, in the order of their calls.
+    reads: names of kernels and what each multiplies, in the order of calls.
 
   Returns:
     Parameters in which such kernels are `Part`s: arrays, and codebooks of as
     many bits that divide their inputs alike. Others are as they were.
   """
-  leaves = jax.tree_util.tree_leaves_with_path(
-    params, is_leaf=inference.is_matrix
-  )
+  leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_kernel)
   named = {tree.path_name(path): leaf for path, leaf in leaves}
   calls = Counter(name for name, _ in reads)
   groups: dict[tuple[Any, ...], list[str]] = {}
   for name, x in reads:
-    kernel = named.get(f'{name}/kernel')
+    kernel = named.get(name)
     # A layer that is called twice has no one input.
-    if kernel is not None and calls[name] == 1:
+    if isinstance(kernel, _TOGETHER) and calls[name] == 1:
       groups.setdefault((id(x), *_kind(kernel)), []).append(name)
   for names in groups.values():
-    first = named[f'{names[0]}/kernel']
-    if len(names) > 1 and not isinstance(first, _ALONE):
-      matrices = [named[f'{name}/kernel'] for name in names]
-      whole: Any = _beside(matrices)
-      begin = 0
-      for name, matrix in zip(names, matrices, strict=True):
-        end = begin + matrix.shape[1]
-        named[f'{name}/kernel'] = Part(
-          whole=whole, group=names[0], begin=begin, end=end
-        )
-        whole, begin = None, end
-  return tree.nested(named.items())
+    if len(names) == 1:
+      continue
+    matrices = [named[name] for name in names]
+    whole: Any = _beside(matrices)
+    begin = 0
+    for name, matrix in zip(names, matrices, strict=True):
+      end = begin + matrix.shape[1]
+      named[name] = Part(whole=whole, group=names[0], begin=begin, end=end)
+      whole, begin = None, end
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: named[tree.path_name(path)], params, is_leaf=_is_kernel
+  )
 
 
-def _kind(kernel: Any) -> tuple[Any, ...]:
+def _is_kernel(leaf: Any) -> bool:
+  return is_matrix(leaf) or isinstance(leaf, Part)
+
+
+def _kind(kernel: CodebookMatrix | jax.Array | np.ndarray) -> tuple[Any, ...]:
   """What kernels that are joined have in common."""
-  if isinstance(kernel, inference.CodebookMatrix):
+  if isinstance(kernel, CodebookMatrix):
     return kernel.bits, kernel.codebook.shape[1]
   return (
     type(kernel).__name__,
@@ -93,7 +100,7 @@ def _kind(kernel: Any) -> tuple[Any, ...]:
 def _beside(matrices: Sequence[Any]) -> Any:
   """One matrix with the outputs of several."""
   first = matrices[0]
-  if not isinstance(first, inference.CodebookMatrix):
+  if not isinstance(first, CodebookMatrix):
     return jnp.concatenate([jnp.asarray(m) for m in matrices], axis=1)
   sizes = [m.shape[1] // m.codebook.shape[0] for m in matrices]
   group = math.gcd(*sizes)
@@ -101,7 +108,7 @@ def _beside(matrices: Sequence[Any]) -> Any:
     jnp.repeat(jnp.asarray(m.codebook), size // group, axis=0)
     for m, size in zip(matrices, sizes, strict=True)
   ]
-  return inference.CodebookMatrix(
+  return CodebookMatrix(
     codes=jnp.concatenate([jnp.asarray(m.codes) for m in matrices]),
     codebook=jnp.concatenate(books),
     shape=(first.shape[0], sum(m.shape[1] for m in matrices)),
