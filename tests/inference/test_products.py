@@ -1,12 +1,14 @@
 """Products of every form by every backend, against NumPy in float64."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from traces import Counted
 
 from bandwidth import inference
 from bandwidth.inference import backends, native, pallas, products, xla
@@ -168,22 +170,16 @@ def test_what_pallas_kernels_cannot_do():
 
 
 def test_inside_jit_without_another_trace(backend):
-  traces = 0
   matrix = forms(256, 33)['codebook4']
-
-  @jax.jit
-  def product(x, matrix):
-    nonlocal traces
-    traces += 1
-    return inference.matmul(x, matrix, backend=backend)
-
+  counted = Counted(functools.partial(inference.matmul, backend=backend))
+  product = jax.jit(counted)
   x = jnp.ones((3, 256))
   first = product(x, matrix)
   other = inference.codebook_matrix(
     RNG.integers(0, 16, (33, 256)), RNG.normal(size=16)
   )
   product(x + 1, other)
-  assert traces == 1
+  assert counted.traces == 1
   np.testing.assert_allclose(
     first, inference.matmul(x, matrix, backend=backend), rtol=1e-6
   )
