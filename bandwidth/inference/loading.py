@@ -34,7 +34,9 @@ FORMS = ('smallest', 'dense', 'codebook', 'sparse')
 """What a tensor can be kept as; `codebook` takes integers of 8 bits in, whose
 codes are their values."""
 
-_KERNEL, _EMBEDDING = 'kernel', 'embedding'
+KERNEL, EMBEDDING = 'kernel', 'embedding'
+"""Names that say what the axes of a tensor are."""
+
 # What Flax NNX calls the array of a parameter.
 _VALUE = 'value'
 _ENTRIES = 256
@@ -98,11 +100,16 @@ def _load(
       raise _DenseError('the file does not have it compressed')
     return _matrix(name, stream, form)
   except _DenseError as reason:
-    if form != 'smallest':
-      raise ValueError(f'forms[{name!r}]={form!r}: {reason}') from None
+    _check_may_be_dense(name, form, reason)
     if stream is not None and len(shape) > 1 and math.prod(shape):
       dense.append(f'{name} {shape} stays dense: {reason}')
   return reader.array(name)
+
+
+def _check_may_be_dense(name: str, form: str, reason: Exception) -> None:
+  """Raises ValueError where another form was asked for."""
+  if form != 'smallest':
+    raise ValueError(f'forms[{name!r}]={form!r}: {reason}') from None
 
 
 def executable(
@@ -113,13 +120,19 @@ def executable(
   Args:
     name: its name, or the last part of that.
     tensor: as the file has it.
-    form: of `FORMS`; where it can't be had, the array.
+    form: of `FORMS`.
+
+  Raises:
+    ValueError: the tensor can't have that form.
   """
-  if form != 'dense' and not isinstance(tensor, coding.RawTensor):
-    try:
-      return _matrix(name, coding.stream_of(tensor), form)
-    except _DenseError:
-      pass
+  if form == 'dense':
+    return tensor.to_array()
+  try:
+    if isinstance(tensor, coding.RawTensor):
+      raise _DenseError('it is not compressed')
+    return _matrix(name, coding.stream_of(tensor), form)
+  except _DenseError as reason:
+    _check_may_be_dense(name, form, reason)
   return tensor.to_array()
 
 
@@ -127,11 +140,15 @@ class _DenseError(Exception):
   """A tensor can't be a matrix, or none of a form; the message says why."""
 
 
-def _kind_of(name: str) -> str:
-  """What a name says a tensor is: `kernel`, `embedding` or nothing."""
+def kind_of(name: str) -> str:
+  """Returns what a name says a tensor is: `kernel`, `embedding` or nothing.
+
+  >>> kind_of('Embed_0/embedding'), kind_of('conv/kernel/value'), kind_of('w')
+  ('embedding', 'kernel', '')
+  """
   parts = name.split('/')
   last = parts[-2] if parts[-1] == _VALUE and parts[1:] else parts[-1]
-  return last if last in (_KERNEL, _EMBEDDING) else ''
+  return last if last in (KERNEL, EMBEDDING) else ''
 
 
 class _Place(NamedTuple):
@@ -164,7 +181,7 @@ class _Place(NamedTuple):
 def _place(kind: str, shape: tuple[int, ...], grid: tuple[int, ...]) -> _Place:
   """Raises `_DenseError` where the groups of a tensor are none of a matrix."""
   grid = (1,) * (len(shape) - len(grid)) + grid
-  if kind == _EMBEDDING:
+  if kind == EMBEDDING:
     if len(shape) != 2:
       raise _DenseError(f'an embedding has two axes, not {len(shape)}')
     return _Place((shape[1], shape[0]), 1, True, grid)
@@ -181,12 +198,12 @@ def _matrix(name: str, stream: coding.CodeStream, form: str) -> Matrix:
   Raises:
     _DenseError: that is the dense array, or there is no such form of it.
   """
-  kind, axes = _kind_of(name), len(stream.shape)
+  kind, axes = kind_of(name), len(stream.shape)
   if axes < 2 or not math.prod(stream.shape):
     raise _DenseError(f'its shape is {stream.shape}, which is no matrix')
   if axes > 2 and not kind and form == 'smallest':
     raise _DenseError(
-      f'what its {axes} axes are is unknown, as it is not called {_KERNEL}'
+      f'what its {axes} axes are is unknown, as it is not called {KERNEL}'
     )
   uniform = stream.kind == 'uniform'
   grid = stream.values.shape if uniform else stream.values.shape[:-1]
@@ -194,11 +211,11 @@ def _matrix(name: str, stream: coding.CodeStream, form: str) -> Matrix:
   packer, book, nonzero = (_pack_levels if uniform else _pack_codes)(
     stream, place
   )
-  one_book = kind != _EMBEDDING and book.shape[:2] == (1, 1)
+  one_book = kind != EMBEDDING and book.shape[:2] == (1, 1)
   if form == 'sparse' and not one_book:
     raise _DenseError(
       'a sparse embedding has no vectors to be looked up'
-      if kind == _EMBEDDING
+      if kind == EMBEDDING
       else 'of a sparse matrix all weights share one codebook'
     )
   small = _SPARSE_BYTES * nonzero < math.prod(place.shape) * packer.bits // 8

@@ -6,7 +6,8 @@ sources, compiler and jaxlib and each kind of machine, into
 $XDG_CACHE_HOME/bandwidth/native or ~/.cache/bandwidth/native: a folder that
 must be this user's alone (`kernel_folder`). Kernels are chosen by what the
 machine can do when they are called first; the environment variable
-BANDWIDTH_KERNELS, one of `INSTRUCTIONS`, chooses others.
+BANDWIDTH_KERNELS, one of `INSTRUCTIONS`, chooses others. A process that loads a
+program which another one has compiled has to call `library` before.
 """
 
 import ctypes

@@ -45,16 +45,14 @@ def matmul(
 ) -> jax.Array:
   """Multiplies activations by a compressed matrix, without decoding it.
 
-  What `auto` is depends on the device that a program is lowered for, and is
-  `xla` where `jax.export` exports it, to run anywhere; a program with
-  `backend='native'` can't be exported unless its checks of custom calls are
-  disabled. Where the kernels of a CPU can't be built or loaded, `auto` warns
-  once and is `xla`.
+  What `auto` is depends on the device that a program is lowered for. It is
+  `xla` where `jax.export` exports it, to run anywhere (`native` can't be
+  exported, unless checks of custom calls are disabled), and, with one warning,
+  where the kernels of a CPU can't be built or loaded.
 
-  Variables of the environment, read when a program is traced, choose what runs
-  where none is asked for: BANDWIDTH_BACKEND, of `BACKENDS`, is what `auto`
-  stands for, and BANDWIDTH_KERNELS, of `native.INSTRUCTIONS`, the kernels of a
-  CPU.
+  Two variables of the environment are read when a program is traced:
+  BANDWIDTH_BACKEND, of `BACKENDS`, is what `auto` stands for, and
+  BANDWIDTH_KERNELS, of `native.INSTRUCTIONS`, the kernels of a CPU.
 
   Args:
     x: float32, bfloat16 or float16 [..., K]; sums are of float32.
@@ -77,11 +75,32 @@ def matmul(
   >>> matmul(jnp.array([1.0, 2.0]), matrix, backend='xla').tolist()
   [-1.5, 3.0]
   """
+  x = jnp.asarray(x)
+  _check_operands(x, matrix, backend, mode)
+  if not isinstance(matrix, FORMS):
+    return jnp.matmul(x, jnp.asarray(matrix, x.dtype))
+  if isinstance(matrix, SparseMatrix):
+    mode = 'exact'
+  inputs, outputs = matrix.shape
+  if inputs > _MOST_INPUTS.get(mode, inputs):
+    raise ValueError(
+      f'mode={mode!r}: sums of {inputs} products need more than 32 bits'
+    )
+  backend = backends.settled(backend, matrix)
+  if 0 in (*x.shape, outputs):
+    return jnp.zeros_like(x, shape=(*x.shape[:-1], outputs))
+  x32, matrix = _varying_alike((x.astype(jnp.float32), matrix))
+  return _product(backend, mode)(x32, matrix).astype(x.dtype)
+
+
+def _check_operands(
+  x: jax.Array, matrix: Matrix | jax.Array, backend: str, mode: str
+) -> None:
+  """Raises ValueError as `matmul` says."""
   if backend not in BACKENDS:
     raise ValueError(unknown_name('backend', backend, BACKENDS))
   if mode not in MODES:
     raise ValueError(unknown_name('mode', mode, MODES))
-  x = jnp.asarray(x)
   if x.dtype not in _FLOATS:
     raise ValueError(
       f'x.dtype={x.dtype} is none of float32, bfloat16 and float16'
@@ -89,20 +108,8 @@ def matmul(
   shape = matrix.shape
   if len(shape) != 2 or x.ndim < 1 or x.shape[-1] != shape[0]:
     raise ValueError(f'x has shape {x.shape}, the matrix {tuple(shape)}')
-  if not isinstance(matrix, FORMS):
-    return jnp.matmul(x, jnp.asarray(matrix, x.dtype))
-  check_matrix(matrix)
-  if isinstance(matrix, SparseMatrix):
-    mode = 'exact'
-  if shape[0] > _MOST_INPUTS.get(mode, shape[0]):
-    raise ValueError(
-      f'mode={mode!r}: sums of {shape[0]} products need more than 32 bits'
-    )
-  backend = backends.settled(backend, matrix)
-  if 0 in (*x.shape, shape[1]):
-    return jnp.zeros_like(x, shape=(*x.shape[:-1], shape[1]))
-  x32, matrix = _varying_alike((x.astype(jnp.float32), matrix))
-  return _product(backend, mode)(x32, matrix).astype(x.dtype)
+  if isinstance(matrix, FORMS):
+    check_matrix(matrix)
 
 
 def _varying_alike(tree: Any) -> Any:

@@ -193,6 +193,8 @@ def test_forms_that_cannot_be_had(case, tmp_path):
   message = rf"forms\['a/{leaf}'\]='{form}': .*{reason}"
   with pytest.raises(ValueError, match=message):
     inference.load_compressed(path, forms={f'a/{leaf}': form})
+  with pytest.raises(ValueError, match=rf"forms\['a/{leaf}'\]='{form}': "):
+    executable(f'a/{leaf}', TENSORS[tensor][0], form=form)
 
 
 def as_levels(shape):
