@@ -8,9 +8,10 @@ same for people.
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+_NO_HEADER = ('', '')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')
 
 
@@ -167,9 +168,13 @@ class Report:
       ('versions', ', '.join(f'{k} {v}' for k, v in self.versions.items())),
       ('commit', str(self.commit)),
     ]
-    parts = ['# Bandwidth report', f'`{self.command}`', _table(rows)]
+    parts = ['# Bandwidth report', f'`{self.command}`']
+    parts.append(markdown_table(_NO_HEADER, rows))
     if self.network is not None:
-      parts += ['## Network, bytes a worker sends', _table(_rows(self.network))]
+      parts += [
+        '## Network, bytes a worker sends',
+        markdown_table(_NO_HEADER, _rows(self.network)),
+      ]
     if self.memory is not None:
       parts += _memory_markdown(self.memory)
     return '\n\n'.join(parts) + '\n'
@@ -188,12 +193,12 @@ def _memory_markdown(memory: MemoryReport) -> list[str]:
   tables = (memory.stages, memory.baselines, memory.tensors)
   names = ('stages', 'baselines', 'tensors')
   rows = [row for row in _rows(memory) if row[0] not in names]
-  parts = ['## Memory, bytes on disk', _table(rows)]
+  parts = ['## Memory, bytes on disk', markdown_table(_NO_HEADER, rows)]
   for table in tables:
     if table:
       header = [field.name for field in dataclasses.fields(table[0])]
       body = [[_show(getattr(r, name)) for name in header] for r in table]
-      parts.append(_table(body, header=[h.replace('_', ' ') for h in header]))
+      parts.append(markdown_table([h.replace('_', ' ') for h in header], body))
   return parts
 
 
@@ -210,6 +215,13 @@ def _show(value: Any) -> str:
   return f'{value:,}' if isinstance(value, int) else f'{value:,.4g}'
 
 
-def _table(rows: Any, *, header: Any = ('', '')) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Returns a Markdown table.
+
+  >>> print(markdown_table(['name', 'bytes'], [['dense', '28,672']]))
+  | name | bytes |
+  | --- | --- |
+  | dense | 28,672 |
+  """
   lines = [header, ['---'] * len(header), *rows]
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)

@@ -112,8 +112,9 @@ FIELDS: dict[str, Any] = {
     # Fraction of the whole network's cost, and further ones for the frontier.
     'budget': 0.5,
     'frontier': (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-    # `name` of a cost model, and its arguments: of `bandwidth.search.cost`; for
-    # bits of `bit_options`; for both together also `file_bytes`, of model.bwz.
+    # `name` of a cost model, and its arguments: of
+    # `bandwidth.search.problem.cost`; for bits of `bit_options`; for both
+    # together also `file_bytes`, of model.bwz.
     'cost': {'name': 'macs'},
     # Channels kept are multiples of `divisor`, and at least `smallest` of all;
     # a layer has a choice of `most_levels`.
@@ -159,7 +160,7 @@ STAGE: dict[str, type] = {
   'reducer': dict,
   # Likewise. With one, even an empty one, the schedule spans the stage.
   'optimizer': dict,
-  # `name`, and arguments: of `experiments.methods`.
+  # `name`, and arguments: of `experiments.compression.methods`.
   'method': dict,
   # Written at the end, pairs (name, coder); the last one of the last stage is
   # model.bwz.

@@ -6,8 +6,8 @@
     python -m experiments.compress --config configs/… --workdir W
     python -m experiments.compress --network minilm --output minilm.bwz
 
-The last two train and compress as a config says, see `compress_training`, and
-make a file of a known network that runs from its codes, see `compress_network`.
+The last two train and compress as a config says, and make a file of a known
+network that runs from its codes, see `compression.networks`.
 
 Arrays of two or more axes and at least `--smallest` elements are pruned by
 magnitude (`--sparsity`) and share 2^bits values each (`--bits`, or as few bits
@@ -18,148 +18,31 @@ is printed was measured on the file that was written.
 """
 
 import argparse
-import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from bandwidth import coding, pruning, quantization
-from experiments.benchmark import table
-from experiments.rate import compress_to_rate, is_large
-from experiments.weights import (
+from bandwidth import coding
+from bandwidth.files import replace_text
+from experiments.compression.pretrained import (
+  BITS,
+  compress_weights,
+  report,
+  writing,
+)
+from experiments.compression.rate import compress_to_rate
+from experiments.compression.tables import run_tables
+from experiments.compression.weights import (
   READABLE,
   WRITABLE,
   read_weights,
   write_safetensors,
 )
+from experiments.runtime.startup import InputError
 
-_BITS = range(1, 9)
-
-
-def compress_array(
-  name: str,
-  array: np.ndarray,
-  *,
-  sparsity: float,
-  bits: int,
-  tolerance: float | None,
-) -> coding.CodebookTensor:
-  """Prunes an array and lets what is left share values.
-
-  Args:
-    name: for error messages.
-    array: floating-point, of two or more axes.
-    sparsity: fraction of the elements that become zero.
-    bits: of the codes; with a tolerance, the most that are tried.
-    tolerance: of the relative error `|w - q| / |w|` (Frobenius norms), pruning
-      included. None: `bits` whatever the error.
-
-  Raises:
-    ValueError: an element is not finite, or no number of bits up to `bits`
-      keeps the tolerance.
-  """
-  with np.errstate(over='ignore'):
-    weights = np.asarray(array, np.float32)
-  if not np.isfinite(weights).all():
-    raise ValueError(
-      f'input: {name} has elements that are not finite in float32'
-    )
-  mask = None
-  if sparsity:
-    pruned = pruning.prune_params({name: weights}, sparsity)
-    mask = np.asarray(pruned.masks[name])
-    weights = np.where(mask, weights, 0)
-  norm = float(np.linalg.norm(np.asarray(array, np.float64)))
-  error = float('inf')
-  for width in _BITS if tolerance is not None else (bits,):
-    if width > bits:
-      break
-    sharing = quantization.Sharing(
-      entries=2**width, reserve_zero=mask is not None
-    )
-    # Nothing is retrained, so the least error wins; from a linear start k-means
-    # stops far from it where an array has outliers.
-    codebook = quantization.fit_codebook(
-      weights, sharing, mask=mask, solver=quantization.exact_kmeans()
-    )
-    tensor = coding.CodebookTensor(
-      codebook.codes, codebook.centroids, dtype=array.dtype.name
-    )
-    error = relative_error(array, tensor.to_array(), norm)
-    if tolerance is None or error <= tolerance:
-      return tensor
-  raise ValueError(
-    f'tolerance={tolerance}: {name} has a relative error of {error:.3g} with '
-    f'bits={bits} and sparsity={sparsity}'
-  )
-
-
-def relative_error(
-  array: np.ndarray, decoded: np.ndarray, norm: float | None = None
-) -> float:
-  """Returns `|w - q| / |w|` in Frobenius norms; 0 where both are the same."""
-  if np.array_equal(array, decoded, equal_nan=array.dtype.kind in 'fc'):
-    return 0.0
-  wide = np.asarray(array, np.float64)
-  norm = float(np.linalg.norm(wide)) if norm is None else norm
-  difference = float(np.linalg.norm(wide - np.asarray(decoded, np.float64)))
-  return difference / norm if norm else difference
-
-
-def compress_weights(
-  arrays: Mapping[str, np.ndarray],
-  *,
-  sparsity: float,
-  bits: int,
-  tolerance: float | None,
-  smallest: int,
-) -> dict[str, Any]:
-  """Compresses the large arrays of a network; the others stay as they are."""
-  out: dict[str, Any] = {}
-  for name, array in arrays.items():
-    if is_large(array, smallest):
-      out[name] = compress_array(
-        name, array, sparsity=sparsity, bits=bits, tolerance=tolerance
-      )
-    else:
-      out[name] = array
-  if not any(isinstance(t, coding.CodebookTensor) for t in out.values()):
-    raise ValueError(
-      f'smallest={smallest}: no array of the input has two axes and so many '
-      'elements'
-    )
-  return out
-
-
-def report(
-  arrays: Mapping[str, np.ndarray], ledger: coding.Ledger, path: pathlib.Path
-) -> None:
-  """Prints the table of a file, decoding it once more."""
-  decoded = coding.read_arrays(path)
-  plain: list[dict[str, Any]] = [dict(row) for row in ledger.rows()]
-  rows = [
-    {
-      'array': row['name'],
-      'shape': 'x'.join(map(str, row['shape'])),
-      'density': round(row['density'], 4),
-      'weight_bits': round(row['weight_bits'], 2),
-      'index_bits': round(row['index_bits'], 2),
-      'bytes': row['bytes'],
-      'relative_error': round(
-        relative_error(arrays[row['name']], decoded[row['name']]), 5
-      ),
-    }
-    for row in plain
-  ]
-  table.show(rows)
-  dense = sum(array.nbytes for array in arrays.values())
-  size = path.stat().st_size
-  print(
-    f'{dense:,} bytes of arrays -> {size:,} bytes on disk, {dense / size:.2f}x'
-  )
+_STARTED = time.monotonic()
 
 
 def _check_output(path: pathlib.Path) -> None:
@@ -190,8 +73,8 @@ def _run(options: argparse.Namespace) -> None:
   bits = options.bits
   if bits is None:
     bits = 4 if options.tolerance is None else 8
-  if bits not in _BITS:
-    raise ValueError(f'bits={bits} is not in 1 to {_BITS[-1]}')
+  if bits not in BITS:
+    raise ValueError(f'bits={bits} is not in 1 to {BITS[-1]}')
   if options.smallest < 0:
     raise ValueError(f'smallest={options.smallest} is negative')
   arrays = read_weights(options.input)
@@ -218,17 +101,6 @@ def _run(options: argparse.Namespace) -> None:
   with writing(options.output):
     ledger = coding.write(options.output, tensors, coder=options.coder)
   report(arrays, ledger, options.output)
-
-
-@contextlib.contextmanager
-def writing(path: pathlib.Path) -> Iterator[None]:
-  """Names the output in an error of the system, which names the file aside."""
-  try:
-    yield
-  except OSError as error:
-    raise ValueError(
-      f'output={str(path)!r} cannot be written: {error.strerror}'
-    ) from error
 
 
 def _check_rate(options: argparse.Namespace) -> None:
@@ -271,17 +143,36 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
+def train_and_compress(config: Mapping[str, Any], workdir: str) -> None:
+  """Trains and compresses as a config says, and writes the paper's tables.
+
+  `compression.md` has sizes and errors of all files that the stages wrote, of
+  what else a user has today, a row for each array, and where the bytes of
+  `model.bwz` went.
+
+  Raises:
+    InputError: no stage writes a file, or as `experiments.training.run`.
+  """
+  from experiments.training.run import run
+
+  if not any(s.get('files') for s in config['stages'].values()):
+    raise InputError('config: no stage writes a file; see stages.NAME.files')
+  text = run_tables(run(config, workdir, started=_STARTED), workdir)
+  replace_text(pathlib.Path(workdir) / 'compression.md', text)
+  print(text)
+
+
 def _has_flag(argv: Sequence[str], name: str) -> bool:
   return any(a.lstrip('-').split('=')[0] == name for a in argv)
 
 
 if __name__ == '__main__':
   if _has_flag(sys.argv[1:], 'config'):
-    from experiments.compress_training import program
+    from experiments.program import flags
 
-    program()
+    flags.run(train_and_compress, program='compress')
   if _has_flag(sys.argv[1:], 'network'):
-    from experiments import compress_network
+    from experiments.compression import networks
 
-    sys.exit(compress_network.main(sys.argv[1:]))
+    sys.exit(networks.main(sys.argv[1:]))
   sys.exit(main(sys.argv[1:]))

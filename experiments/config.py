@@ -16,8 +16,8 @@ import ml_collections
 import numpy as np
 
 from bandwidth.base import check_type, unknown_name
+from bandwidth.files import replace_text
 from configs import default
-from experiments.files import replace_text
 
 # What may change between a run and its resumption.
 ELASTIC = (

@@ -1,7 +1,8 @@
 """Measures a compressed network: accuracy of what its file decodes to.
 
     python -m experiments.evaluate --model W/model.bwz [--data_dir DIR]
-      [--backend xla|pallas|native] [--mode exact|int16|int8] [--plan]
+      [--backend auto|xla|pallas|native] [--mode exact|int16|int8]
+      [--kernels scalar|avx2|avx512] [--plan]
 
 Network and data set are those of the file's metadata or, where it was written
 without, of `--config` or of the `config.json` beside it. With `--backend` it
@@ -11,212 +12,38 @@ runs from the compressed form, without its weights ever being decoded. With
 """
 
 import argparse
-import dataclasses
 import json
-import math
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from bandwidth import coding, inference
-from experiments import datasets, layer_plan
-from experiments.compressed_network import CompressedNetwork
-from experiments.config import resolve
-from experiments.evaluation import Evaluator
-from experiments.files import replace_text
-from experiments.input import EvaluationInput
-from experiments.mapping import PER_WORKER, REPLICATED, make_workers
-from experiments.model_files import as_variables, check_shapes
-from experiments.models import make_model
-from experiments.objectives import make_classification_counts, make_preprocess
-from experiments.weights import read_weights
-
-_DATASET = (
-  'name', 'source', 'data_dir', 'validation', 'image_size', 'memory_limit',
-)  # fmt: skip
+from bandwidth import inference
+from bandwidth.files import replace_text
+from bandwidth.inference import native
+from experiments.inference import layer_plan
+from experiments.inference.evaluation import config_of, evaluate
 
 
-class Loaded(NamedTuple):
-  """A network of a file, and the examples to measure it on.
-
-  Attributes:
-    params: host arrays.
-    model_state: of one worker.
-    measure: `(params, model_state) -> {'accuracy', 'loss'}`.
-    examples: number of them.
-    choices: of the plan, by name of the kernel; none without one.
-  """
-
-  params: Any
-  model_state: Any
-  measure: Callable[[Any, Any], dict[str, float]]
-  examples: int
-  choices: Mapping[str, inference.Choice]
-
-
-def load(
-  model: pathlib.Path,
-  config: Mapping[str, Any],
-  *,
-  split: str = 'test',
-  batch_size: int = 1000,
-  backend: str = '',
-  mode: str = 'exact',
-  plan_cache: pathlib.Path | None = None,
-) -> Loaded:
-  """Reads a network and the data that it is for.
-
-  Args:
-    model: .bwz, or safetensors with the same names.
-    config: whose `model` and `dataset` are used.
-    split: 'test', or 'validation' if the config holds some examples out.
-    batch_size: examples at a time.
-    backend: of `inference.BACKENDS`: a .bwz file is run from its compressed
-      form. Empty: its weights are decoded.
-    mode: of `inference.MODES`, with a backend.
-    plan_cache: of `layer_plan.plan_layers`, with a backend: layers are kept in
-      the forms that are fastest. None: in those of the file.
+def _use(kernels: str, backend: str) -> None:
+  """Chooses native kernels.
 
   Raises:
-    ValueError: the file is malformed or of another network; the data set can't
-      be read or has no such split; the backend can't be used.
+    ValueError: the backend has none, or this machine can't run them.
   """
-  config = resolve(config)
-  given = config['dataset']
-  dataset = datasets.load(**{name: given[name] for name in _DATASET})
-  examples = getattr(dataset, split)
-  if examples is None:
-    raise ValueError(f'split={split!r}: dataset.validation is 0')
-  network = make_model(config['model'], num_classes=dataset.num_classes)
-  image = jnp.zeros((1, *dataset.image_shape), jnp.float32)
-  wanted = jax.eval_shape(network.init, jax.random.key(0), image)
-  choices: Mapping[str, inference.Choice] = {}
-  if backend:
-    params, model_state = _compressed(model, wanted)
-    compressed = CompressedNetwork(network, backend=backend, mode=mode)
-    if plan_cache:
-      images = jax.ShapeDtypeStruct((batch_size, *image.shape[1:]), image.dtype)
-      calls = layer_plan.layer_calls(compressed.model, wanted, images)
-      with coding.open_file(model) as reader:
-        planned, choices = layer_plan.plan_layers(
-          calls, {'params': params}, reader.array, backend=backend, mode=mode,
-          cache=plan_cache,
-        )  # fmt: skip
-      params = planned['params']
-    network = compressed
-  else:
-    params, model_state = as_variables(read_weights(model), str(model))
-    check_shapes({'params': params, **model_state}, wanted, str(model))
-  workers = make_workers('pmap', {'data': 1})
-  evaluator = Evaluator(
-    make_classification_counts(network, make_preprocess(given)),
-    EvaluationInput(examples, workers, batch_size=batch_size),
-    workers,
-  )
-
-  def measure(params: Any, model_state: Any) -> dict[str, float]:
-    state = jax.tree.map(lambda leaf: np.asarray(leaf)[None], model_state)
-    return evaluator(
-      workers.place(params, REPLICATED), workers.place(state, PER_WORKER)
-    )
-
-  return Loaded(params, model_state, measure, len(examples), choices)
-
-
-def _compressed(model: pathlib.Path, wanted: Any) -> tuple[Any, Any]:
-  """Parameters, compressed, and model state of a file.
-
-  Raises:
-    ValueError: it is no .bwz file, or of another network.
-  """
-  if model.suffix != '.bwz':
-    raise ValueError(f'backend: model={str(model)!r} is not compressed')
-  with coding.open_file(model) as reader:
-    shapes = {
-      name: jax.ShapeDtypeStruct(reader.shape(name), np.float32)
-      for name in reader
-    }
-  params, model_state = as_variables(shapes, str(model))
-  check_shapes({'params': params, **model_state}, wanted, str(model))
-  nested = inference.load_compressed(model)
-  return nested.pop('params'), nested
-
-
-def evaluate(
-  model: pathlib.Path,
-  config: Mapping[str, Any],
-  *,
-  split: str = 'test',
-  batch_size: int = 1000,
-  backend: str = '',
-  mode: str = 'exact',
-  plan_cache: pathlib.Path | None = None,
-) -> dict[str, Any]:
-  """Returns accuracy, loss and size of a network in a file; as `load`."""
-  loaded = load(
-    model, config, split=split, batch_size=batch_size, backend=backend,
-    mode=mode, plan_cache=plan_cache,
-  )  # fmt: skip
-  result = loaded.measure(loaded.params, loaded.model_state)
-  leaves = jax.tree.leaves(
-    (loaded.params, loaded.model_state), is_leaf=inference.is_matrix
-  )
-  dense = 4 * sum(math.prod(leaf.shape) for leaf in leaves)
-  size = model.stat().st_size
-  return {
-    'model': str(model),
-    'accuracy': result['accuracy'],
-    'loss': result['loss'],
-    'split': split,
-    'examples': loaded.examples,
-    'file_bytes': size,
-    'dense_bytes': dense,
-    'ratio': dense / size,
-    'plan': {
-      name: dataclasses.asdict(choice)
-      for name, choice in loaded.choices.items()
-    },
-  }
-
-
-def config_of(
-  model: pathlib.Path, config: pathlib.Path | None
-) -> dict[str, Any]:
-  """Returns what says which network and which data a file belongs to.
-
-  Args:
-    model: the file.
-    config: a `config.json`; None: the metadata of a .bwz file, else the
-      `config.json` in its directory.
-
-  Raises:
-    ValueError: there is none of them, or it is no JSON.
-  """
-  if config is None and model.suffix == '.bwz':
-    if not model.is_file():
-      raise ValueError(f'model={str(model)!r} is not there')
-    with coding.open_file(model) as reader:
-      if 'model' in reader.metadata:
-        return dict(reader.metadata)
-  path = config or model.parent / 'config.json'
-  if not path.is_file():
-    raise ValueError(
-      f'config={str(path)!r} is not there, and {str(model)!r} does not say '
-      'which network it is'
-    )
+  asked = f'kernels={kernels!r}'
+  if backend not in ('auto', 'native'):
+    raise ValueError(f'{asked} needs --backend native or auto')
   try:
-    found = json.loads(path.read_text('utf-8'))
-  except ValueError as error:
-    raise ValueError(f'config={str(path)!r} is no JSON: {error}') from None
-  return {name: found[name] for name in ('model', 'dataset') if name in found}
+    used = native.use(kernels)
+  except native.NativeError as error:
+    raise ValueError(f'{asked}: {error}') from None
+  if kernels not in ('best', used):
+    raise ValueError(f"{asked}: this machine can't run them")
 
 
 def _run(options: argparse.Namespace) -> None:
+  if options.kernels:
+    _use(options.kernels, options.backend)
   config = config_of(options.model, options.config)
   if options.data_dir is not None:
     config['dataset'] = {**config['dataset'], 'data_dir': options.data_dir}
@@ -227,7 +54,9 @@ def _run(options: argparse.Namespace) -> None:
     batch_size=options.batch_size,
     backend=options.backend,
     mode=options.mode,
-    plan_cache=layer_plan.cache_path(backend=options.backend, mode=options.mode)
+    plan_cache=layer_plan.cache_path(
+      backend=options.backend, mode=options.mode, kernels=options.kernels
+    )
     if options.plan
     else None,
   )
@@ -264,6 +93,12 @@ def main(argv: Sequence[str]) -> int:
     help='run from the compressed form',
   )
   add('--mode', default='exact', choices=inference.MODES, help='of arithmetic')
+  add(
+    '--kernels',
+    default='',
+    choices=('', *native.INSTRUCTIONS),
+    help=f'native ones; default: ${native.VARIABLE}, or the best',
+  )
   add(
     '--plan',
     action='store_true',

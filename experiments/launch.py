@@ -7,7 +7,7 @@ through `jax.distributed` on a free port of this machine and exchange gradients
 over sockets (gloo on CPUs). Each has its share of `config.cpu_devices`.
 
 With `--rate 100mbit` each process has a network interface of that rate, and
-none besides; what it sent is printed at the end. See `experiments.links`.
+none besides; what it sent is printed at the end. See `runtime.links`.
 """
 
 import argparse
@@ -23,7 +23,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
-from experiments.links import Links, parse_rate, shaped_links
+from experiments.runtime import provenance
+from experiments.runtime.links import Links, parse_rate, shaped_links
 
 # To die of a first Ctrl-C; and of a failure elsewhere, when a process may hang
 # in a collective that never completes, and JAX may have taken SIGTERM as notice
@@ -79,6 +80,7 @@ def _start(
         stdout=None if index == 0 else subprocess.DEVNULL,
         stderr=errors,
         cwd=directory,
+        env=provenance.as_child(os.environ),
       )
     except OSError as error:
       if errors is not None:

@@ -21,14 +21,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from bandwidth.base import unknown_name
-from experiments import (
-  compression_results,
-  gradient_results,
-  inference_results,
-  search_results,
-)
+from bandwidth.files import replace_text
+from bandwidth.report import markdown_table
 from experiments.config import config_names, named_config
-from experiments.files import replace_text
+from experiments.reports import compression, gradient, inference, search
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEFAULT_NAMES = (
@@ -79,19 +75,19 @@ def summarize(results: pathlib.Path) -> str:
     'device',
     'command of the first seed',
   ]
-  lines = [header, ['---'] * len(header)]
+  rows = []
   for directory in sorted(p for p in results.iterdir() if p.is_dir()):
     files = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
     reports = [json.loads(p.read_text('utf-8')) for p in files]
     if reports:
-      lines.append(_row(directory.name, reports))
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + '\n'
+      rows.append(_row(directory.name, reports))
+  return markdown_table(header, rows) + '\n'
 
 
 def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
   form = '{:.2f}' if 'perplexity' in reports[0] else '{:.2%}'
-  scores = [gradient_results.score(report, 'final') for report in reports]
-  dense = [gradient_results.score(report, 'baseline') for report in reports]
+  scores = [gradient.score(report, 'final') for report in reports]
+  dense = [gradient.score(report, 'baseline') for report in reports]
   memory = [report['memory'] for report in reports if 'memory' in report]
   minutes = [report['seconds'] / 60 for report in reports]
   ratio = reports[0].get('network', {}).get('ratio_run', 1.0)
@@ -113,13 +109,13 @@ def _row(name: str, reports: list[dict[str, Any]]) -> list[str]:
 def rebuild(results: pathlib.Path) -> None:
   """Writes the summary, the tables and the plots anew."""
   replace_text(results / 'summary.md', summarize(results))
-  replace_text(results / 'compression.md', compression_results.tables(results))
-  replace_text(results / 'gradient.md', gradient_results.tables(results))
-  replace_text(results / 'search.md', search_results.tables(results))
-  replace_text(results / 'inference.md', inference_results.tables(results))
-  compression_results.plot(results)
-  search_results.plot(results)
-  inference_results.plot(results)
+  replace_text(results / 'compression.md', compression.tables(results))
+  replace_text(results / 'gradient.md', gradient.tables(results))
+  replace_text(results / 'search.md', search.tables(results))
+  replace_text(results / 'inference.md', inference.tables(results))
+  compression.plot(results)
+  search.plot(results)
+  inference.plot(results)
 
 
 def _median(memory: list[dict[str, Any]], field: str, form: str) -> str:

@@ -17,17 +17,17 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from experiments import startup
+from experiments.compression.weights import read_weights
 from experiments.config import resolve
-from experiments.files import make_writable
-from experiments.search_choice import measure_frontier, search
-from experiments.search_export import export_file
-from experiments.search_outcome import SEARCH, make_outcome, write_outcome
-from experiments.search_plan import Plan, make_plan, network_variables
-from experiments.search_setup import prepare
-from experiments.startup import InputError
-from experiments.train import run as train
-from experiments.weights import read_weights
+from experiments.policy.choice import measure_frontier, search
+from experiments.policy.export import export_file
+from experiments.policy.outcome import SEARCH, make_outcome, write_outcome
+from experiments.policy.plan import Plan, make_plan, network_variables
+from experiments.policy.setup import prepare
+from experiments.program import flags
+from experiments.runtime.files import make_writable
+from experiments.runtime.startup import InputError
+from experiments.training.run import run as train
 
 _STARTED = time.monotonic()
 
@@ -116,4 +116,4 @@ def act(config: Mapping[str, Any], workdir: str) -> None:
 
 
 if __name__ == '__main__':
-  startup.run(act, program='search')
+  flags.run(act, program='search')

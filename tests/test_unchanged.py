@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from bandwidth import coding, collectives
-from bandwidth.collectives import accounting
+from bandwidth.collectives.traffic import accounting
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECORD = ROOT / 'tests' / 'unchanged.json'

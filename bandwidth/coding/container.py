@@ -47,29 +47,26 @@ the writer counts them as it writes, the reader as it reads, and both add up to
 the size on disk. Tensors are kept in the order they are given.
 """
 
-import contextlib
 import math
 import os
-import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from bandwidth.coding import directory, records, symbols, tensors, wire
 from bandwidth.coding import ledger as ledger_lib
 from bandwidth.coding.reader import CHECKSUM, MAGIC, VERSION, checksum, row
+from bandwidth.files import replace_bytes
 
 
 def encode(
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
   *,
   metadata: Mapping[str, Any] | None = None,
   coder: str = 'auto',
 ) -> bytes:
   r"""Returns the file as bytes; see `write`.
 
+  >>> import numpy as np
   >>> data = encode({'w': np.arange(3, dtype=np.float32)})
   >>> data[:4], len(data)
   (b'BWZ\x01', 29)
@@ -79,7 +76,7 @@ def encode(
 
 def write(
   path: str | os.PathLike[str],
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
   *,
   metadata: Mapping[str, Any] | None = None,
   coder: str = 'auto',
@@ -88,8 +85,8 @@ def write(
 
   Args:
     path: where to.
-    arrays: tensors by name ('params/Conv_0/kernel'). A plain array is stored
-      bit for bit, as `RawTensor`.
+    arrays: tensors by name ('params/Conv_0/kernel'), what
+      `bandwidth.quantization` makes of arrays, or arrays, see `as_tensor`.
     metadata: anything JSON can say, for example the configuration from which
       evaluation rebuilds the network.
     coder: what may be used, one of `symbols.CODERS`: 'fixed' for pruning alone
@@ -104,31 +101,12 @@ def write(
       that a reader would have to take the file for an attack.
   """
   data, ledger = _encode(arrays, metadata, coder)
-  _replace(Path(path), data)
+  replace_bytes(path, data)
   return ledger
 
 
-def _replace(path: Path, data: bytes) -> None:
-  aside = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
-  try:
-    with aside.open('xb') as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    aside.replace(path)
-  except BaseException:
-    aside.unlink(missing_ok=True)
-    raise
-  with contextlib.suppress(OSError):
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-      os.fsync(folder)
-    finally:
-      os.close(folder)
-
-
 def _encode(
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
   metadata: Mapping[str, Any] | None,
   coder: str,
 ) -> tuple[bytes, ledger_lib.Ledger]:
@@ -166,7 +144,7 @@ def _encode(
 
 
 def _checked(
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
 ) -> dict[str, tensors.Tensor]:
   checked = {}
   for name, value in arrays.items():

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bandwidth.coding import bitstream, sparse_index, symbols, wire
+from bandwidth.coding import sparse_index, symbols, wire
+from bandwidth.coding.coders import bitstream
 
 
 class Index(NamedTuple):

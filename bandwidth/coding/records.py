@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bandwidth.coding import adaptive, blocks, tensors, wire
+from bandwidth.coding import blocks, tensors, wire
+from bandwidth.coding.coders import adaptive
 
 ORDERS = 5
 # Trying orders codes a tensor several times over.

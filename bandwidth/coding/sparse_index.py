@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bandwidth.coding import bitstream
+from bandwidth.coding.coders import bitstream
 
 KINDS = ('gap', 'bitmask', 'elias_fano', 'direct')
 MAX_GAP_BITS = 16

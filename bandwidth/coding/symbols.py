@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bandwidth.coding import ans, bitstream, huffman, wire
+from bandwidth.coding import wire
+from bandwidth.coding.coders import ans, bitstream, huffman
 
 CODERS = ('auto', 'fixed', 'huffman', 'ans', 'adaptive')
 """What a writer may use. 'fixed': constant widths; 'huffman': also canonical

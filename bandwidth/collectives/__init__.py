@@ -7,27 +7,27 @@ from bandwidth.collectives.deep_gradient_compression import (
   deep_gradient_compression,
 )
 from bandwidth.collectives.dense import dense_all_reduce
-from bandwidth.collectives.elias_fano import EliasFano
 from bandwidth.collectives.hierarchical import hierarchical
-from bandwidth.collectives.memory import (
+from bandwidth.collectives.power_sgd import power_sgd
+from bandwidth.collectives.quantized import qsgd, terngrad
+from bandwidth.collectives.sparse import sparse_all_reduce
+from bandwidth.collectives.sparsity.memory import (
   Memory,
   error_feedback,
   momentum_correction,
   no_memory,
 )
-from bandwidth.collectives.message import Packed, pack
-from bandwidth.collectives.ordered import ordered_psum, pairwise_sum
-from bandwidth.collectives.power_sgd import power_sgd
-from bandwidth.collectives.quantized import qsgd, terngrad
-from bandwidth.collectives.selection import top_k_indices
-from bandwidth.collectives.sparse import sparse_all_reduce
-from bandwidth.collectives.sparse_message import Entries, SparseMessage
+from bandwidth.collectives.sparsity.selection import top_k_indices
 from bandwidth.collectives.two_phase import (
   sign_error_feedback,
   two_phase_quantized,
 )
-from bandwidth.collectives.value_formats import ValueFormat, value_format
-from bandwidth.collectives.workers import resplit_workers
+from bandwidth.collectives.wire.elias_fano import EliasFano
+from bandwidth.collectives.wire.message import Packed, pack
+from bandwidth.collectives.wire.sparse_message import Entries, SparseMessage
+from bandwidth.collectives.wire.value_formats import ValueFormat, value_format
+from bandwidth.collectives.workers.ordered import ordered_psum, pairwise_sum
+from bandwidth.collectives.workers.resplit import resplit_workers
 
 __all__ = [
   'WARM_UP_DENSITIES',

@@ -16,15 +16,12 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bandwidth.base import AxisName, GradientReducer, Params
-from bandwidth.collectives.axes import axis_names, count_workers
-from bandwidth.collectives.closed_forms import all_reduce_bytes
 from bandwidth.collectives.dense import (
   dense_all_reduce,
   dense_wire_bytes,
   wire_dtype,
 )
-from bandwidth.collectives.elias_fano import EliasFano
-from bandwidth.collectives.memory import (
+from bandwidth.collectives.sparsity.memory import (
   Kept,
   Leaves,
   Memory,
@@ -34,10 +31,13 @@ from bandwidth.collectives.memory import (
   put,
   retain,
 )
-from bandwidth.collectives.message import cast, check_floating
-from bandwidth.collectives.ordered import axis_size, same_on_all
-from bandwidth.collectives.selection import top_k_indices
-from bandwidth.collectives.units import Units, check_scope, plan_units
+from bandwidth.collectives.sparsity.selection import top_k_indices
+from bandwidth.collectives.sparsity.units import Units, check_scope, plan_units
+from bandwidth.collectives.traffic.closed_forms import all_reduce_bytes
+from bandwidth.collectives.wire.elias_fano import EliasFano
+from bandwidth.collectives.wire.message import cast, check_floating
+from bandwidth.collectives.workers.axes import axis_names, count_workers
+from bandwidth.collectives.workers.ordered import axis_size, same_on_all
 
 
 class AlignedState(NamedTuple):

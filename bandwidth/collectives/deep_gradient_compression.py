@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from bandwidth.base import AxisName, GradientReducer, Params
-from bandwidth.collectives.axes import axis_names
 from bandwidth.collectives.hierarchical import hierarchical
-from bandwidth.collectives.memory import momentum_correction
-from bandwidth.collectives.ordered import (
+from bandwidth.collectives.sparse import sparse_all_reduce
+from bandwidth.collectives.sparsity.memory import momentum_correction
+from bandwidth.collectives.workers.axes import axis_names
+from bandwidth.collectives.workers.ordered import (
   axis_size,
   fixed_order_sum,
   rounded,
   same_on_all,
 )
-from bandwidth.collectives.sparse import sparse_all_reduce
 
 WARM_UP_DENSITIES = (0.25, 0.0625, 0.015625, 0.004)
 """Of the epochs before the final density, one each (section 3.3)."""

@@ -11,13 +11,13 @@ from jax.typing import DTypeLike
 
 from bandwidth import tree
 from bandwidth.base import AxisName, GradientReducer, Params, unknown_name
-from bandwidth.collectives.closed_forms import (
+from bandwidth.collectives.traffic.closed_forms import (
   all_gather_bytes,
   all_reduce_bytes,
   all_to_all_bytes,
 )
-from bandwidth.collectives.message import pack
-from bandwidth.collectives.ordered import ordered_psum, pairwise_sum
+from bandwidth.collectives.wire.message import pack
+from bandwidth.collectives.workers.ordered import ordered_psum, pairwise_sum
 
 WIRE_DTYPES = ('float32', 'bfloat16', 'float16')
 

@@ -17,14 +17,14 @@ from jax import lax
 
 from bandwidth import tree
 from bandwidth.base import GradientReducer, Params
-from bandwidth.collectives.closed_forms import (
+from bandwidth.collectives.sparsity.units import Units, plan_units
+from bandwidth.collectives.traffic.closed_forms import (
   all_gather_bytes,
   all_reduce_bytes,
 )
-from bandwidth.collectives.message import pack
-from bandwidth.collectives.ordered import axis_size, ordered_psum
-from bandwidth.collectives.units import Units, plan_units
-from bandwidth.collectives.workers import resplit_workers
+from bandwidth.collectives.wire.message import pack
+from bandwidth.collectives.workers.ordered import axis_size, ordered_psum
+from bandwidth.collectives.workers.resplit import resplit_workers
 
 
 def hierarchical(

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from bandwidth.base import AxisName, GradientReducer, Params
-from bandwidth.collectives.axes import axis_names, count_workers
-from bandwidth.collectives.closed_forms import all_reduce_bytes
-from bandwidth.collectives.memory import mean_over
-from bandwidth.collectives.message import check_floating
-from bandwidth.collectives.ordered import axis_size, in_turns
+from bandwidth.collectives.sparsity.memory import mean_over
+from bandwidth.collectives.traffic.closed_forms import all_reduce_bytes
+from bandwidth.collectives.wire.message import check_floating
+from bandwidth.collectives.workers.axes import axis_names, count_workers
+from bandwidth.collectives.workers.ordered import axis_size, in_turns
 
 _NEGLIGIBLE = 1e-5
 

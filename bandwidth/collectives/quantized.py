@@ -16,17 +16,11 @@ from jax import lax
 
 from bandwidth import tree
 from bandwidth.base import AxisName, GradientReducer, Params
-from bandwidth.collectives.axes import (
-  axis_names,
-  count_workers,
-  gather_workers,
-  worker_index,
-)
-from bandwidth.collectives.closed_forms import (
+from bandwidth.collectives.traffic.closed_forms import (
   all_gather_bytes,
   all_reduce_bytes,
 )
-from bandwidth.collectives.codes import (
+from bandwidth.collectives.wire.codes import (
   pack_codes,
   pack_trits,
   packed_size,
@@ -34,13 +28,19 @@ from bandwidth.collectives.codes import (
   unpack_codes,
   unpack_trits,
 )
-from bandwidth.collectives.message import check_floating, pack
-from bandwidth.collectives.ordered import (
+from bandwidth.collectives.wire.message import check_floating, pack
+from bandwidth.collectives.wire.value_formats import from_bytes, to_bytes
+from bandwidth.collectives.workers.axes import (
+  axis_names,
+  count_workers,
+  gather_workers,
+  worker_index,
+)
+from bandwidth.collectives.workers.ordered import (
   fixed_order_sum,
   pairwise_sum,
   rounded,
 )
-from bandwidth.collectives.value_formats import from_bytes, to_bytes
 
 BITS = (2, 4, 8)
 

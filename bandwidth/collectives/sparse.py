@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from bandwidth.base import AxisName, GradientReducer, Params, unknown_name
-from bandwidth.collectives import exchange as exchanges
-from bandwidth.collectives.axes import count_workers
 from bandwidth.collectives.dense import dense_wire_bytes
-from bandwidth.collectives.memory import (
+from bandwidth.collectives.sparsity import exchange as exchanges
+from bandwidth.collectives.sparsity.memory import (
   Kept,
   Leaves,
   Memory,
@@ -20,13 +19,14 @@ from bandwidth.collectives.memory import (
   mean_over,
   retain,
 )
-from bandwidth.collectives.message import cast, check_floating
-from bandwidth.collectives.ordered import axis_size, same_on_all
-from bandwidth.collectives.selection import select_each
-from bandwidth.collectives.sparse_message import Entries
-from bandwidth.collectives.units import Units, check_scope, plan_units
-from bandwidth.collectives.value_formats import value_format
-from bandwidth.collectives.workers import resplit_workers
+from bandwidth.collectives.sparsity.selection import select_each
+from bandwidth.collectives.sparsity.units import Units, check_scope, plan_units
+from bandwidth.collectives.wire.message import cast, check_floating
+from bandwidth.collectives.wire.sparse_message import Entries
+from bandwidth.collectives.wire.value_formats import value_format
+from bandwidth.collectives.workers.axes import count_workers
+from bandwidth.collectives.workers.ordered import axis_size, same_on_all
+from bandwidth.collectives.workers.resplit import resplit_workers
 
 EXCHANGES = ('all_gather', 'owner_sharded', 'dense')
 

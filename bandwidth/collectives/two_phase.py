@@ -16,24 +16,24 @@ from jax import lax
 
 from bandwidth import tree
 from bandwidth.base import AxisName, GradientReducer, Params, unknown_name
-from bandwidth.collectives.axes import (
+from bandwidth.collectives.traffic.closed_forms import (
+  all_gather_bytes,
+  all_to_all_bytes,
+)
+from bandwidth.collectives.wire.chunks import FORMATS, Chunks
+from bandwidth.collectives.wire.message import cast, check_floating, pack
+from bandwidth.collectives.workers.axes import (
   axis_names,
   count_workers,
   gather_workers,
   worker_index,
 )
-from bandwidth.collectives.chunks import FORMATS, Chunks
-from bandwidth.collectives.closed_forms import (
-  all_gather_bytes,
-  all_to_all_bytes,
-)
-from bandwidth.collectives.message import cast, check_floating, pack
-from bandwidth.collectives.ordered import (
+from bandwidth.collectives.workers.ordered import (
   axis_size,
   ordered_psum,
   pairwise_sum,
 )
-from bandwidth.collectives.workers import resplit_workers
+from bandwidth.collectives.workers.resplit import resplit_workers
 
 
 class TwoPhaseState(NamedTuple):

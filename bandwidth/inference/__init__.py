@@ -1,8 +1,12 @@
 """Run from the compressed form: products that never decode the weights.
 
 `matmul` is the interface; `matrices` has the forms and what packs them.
+`CompressedNetwork`, of `linen`, runs networks of Flax and alone imports it.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from bandwidth.inference.backends import BACKENDS
 from bandwidth.inference.loading import load_compressed
 from bandwidth.inference.matrices import (
   CodebookMatrix,
@@ -26,14 +30,18 @@ from bandwidth.inference.planning import (
   measure_matrices,
   plan_inference,
 )
-from bandwidth.inference.products import BACKENDS, matmul
+from bandwidth.inference.products import matmul
 from bandwidth.inference.rounding import MODES
+
+if TYPE_CHECKING:
+  from bandwidth.inference.linen import CompressedNetwork
 
 __all__ = [
   'BACKENDS',
   'MODES',
   'Choice',
   'CodebookMatrix',
+  'CompressedNetwork',
   'Matrix',
   'Plan',
   'SparseMatrix',
@@ -53,3 +61,11 @@ __all__ = [
   'ternary_matrix',
   'uniform_matrix',
 ]
+
+
+def __getattr__(name: str) -> Any:
+  if name == 'CompressedNetwork':
+    from bandwidth.inference.linen import CompressedNetwork
+
+    return CompressedNetwork
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

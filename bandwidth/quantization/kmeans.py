@@ -231,12 +231,12 @@ def lower_envelope(
   active: list[int] = []
   thresholds: list[float] = []
   for k in order:
+    cross = np.inf
     while active:
       i = active[-1]
       gap = centroids[k] - centroids[i]
-      if gap == 0:
-        cross = np.inf
-      else:
+      cross = np.inf
+      if gap != 0:
         middle = (centroids[k] + centroids[i]) / 2
         cross = middle + (penalties[k] - penalties[i]) / (2 * gap)
       if len(active) == 1 or cross > thresholds[-1]:

@@ -13,19 +13,27 @@ import jax
 import jax.numpy as jnp
 
 from bandwidth.base import unknown_name
-from bandwidth.search.ddpg import (
+from bandwidth.search.agents.ddpg import (
   Agent,
   AgentOptions,
   explore,
   make_ddpg,
   sigma_at,
 )
-from bandwidth.search.environment import (
+from bandwidth.search.agents.environment import (
   Environment,
   EnvironmentState,
   make_environment,
 )
-from bandwidth.search.problem import (
+from bandwidth.search.agents.replay import (
+  SAMPLERS,
+  Replay,
+  Transition,
+  add,
+  init_replay,
+)
+from bandwidth.search.agents.td3 import make_td3
+from bandwidth.search.problem.interface import (
   Data,
   History,
   Problem,
@@ -33,14 +41,6 @@ from bandwidth.search.problem import (
   evaluate,
   join,
 )
-from bandwidth.search.replay import (
-  SAMPLERS,
-  Replay,
-  Transition,
-  add,
-  init_replay,
-)
-from bandwidth.search.td3 import make_td3
 
 AGENTS: Mapping[str, Callable[[int, AgentOptions | None], Agent]] = {
   'ddpg': make_ddpg,

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from bandwidth.search.budget import fit, levels_of
-from bandwidth.search.cost import cost_of
-from bandwidth.search.problem import (
+from bandwidth.search.problem.budget import fit, levels_of
+from bandwidth.search.problem.cost import cost_of
+from bandwidth.search.problem.interface import (
   Data,
   History,
   Problem,

@@ -19,15 +19,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bandwidth.search.cost import Costs, cost_of
-from bandwidth.search.problem import (
+from bandwidth.search.problem.cost import Costs, cost_of
+from bandwidth.search.problem.interface import (
   Data,
   History,
   Problem,
   Searcher,
   evaluate,
 )
-from bandwidth.search.space import FIXED, Space
+from bandwidth.search.problem.space import FIXED, Space
 
 
 class Chain(NamedTuple):

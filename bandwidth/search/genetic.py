@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from bandwidth.search.baselines import fractions_of
-from bandwidth.search.budget import fit
-from bandwidth.search.problem import (
+from bandwidth.search.problem.budget import fit
+from bandwidth.search.problem.interface import (
   Data,
   History,
   Problem,

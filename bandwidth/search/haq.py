@@ -14,23 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth.base import unknown_name
+from bandwidth.search.agents.ddpg import Agent
+from bandwidth.search.agents.environment import (
+  Environment,
+  EnvironmentState,
+  normalize_columns,
+)
+from bandwidth.search.agents.replay import Transition
 from bandwidth.search.amc import (
   AGENTS,
   AMCRun,
   make_learning_run,
   split_options,
 )
-from bandwidth.search.bit_options import BitGroup
-from bandwidth.search.cost import Costs, cost_of
-from bandwidth.search.ddpg import Agent
-from bandwidth.search.environment import (
-  Environment,
-  EnvironmentState,
-  normalize_columns,
-)
-from bandwidth.search.problem import Data, History, Problem, Searcher
-from bandwidth.search.replay import Transition
-from bandwidth.search.space import LayerShape, Space
+from bandwidth.search.decisions.bit_options import BitGroup
+from bandwidth.search.problem.cost import Costs, cost_of
+from bandwidth.search.problem.interface import Data, History, Problem, Searcher
+from bandwidth.search.problem.space import LayerShape, Space
 
 _DEFAULTS = {'warmup': 20, 'decay': 0.99}
 _EPISODES_KEPT = 128

@@ -19,8 +19,8 @@ import numpy as np
 
 from bandwidth.search.cma_es import make_cma_es
 from bandwidth.search.dynamic import make_dynamic
-from bandwidth.search.problem import Data, History, Problem, Searcher
-from bandwidth.search.space import Space
+from bandwidth.search.problem.interface import Data, History, Problem, Searcher
+from bandwidth.search.problem.space import Space
 
 
 class Probes(NamedTuple):

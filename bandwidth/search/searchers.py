@@ -12,7 +12,7 @@ from bandwidth.search.dynamic import make_dynamic
 from bandwidth.search.genetic import make_genetic
 from bandwidth.search.haq import make_haq
 from bandwidth.search.measured import make_measured
-from bandwidth.search.problem import Problem, Searcher
+from bandwidth.search.problem.interface import Problem, Searcher
 from bandwidth.search.spdy import make_spdy
 
 SEARCHERS: Mapping[str, Callable[..., Searcher]] = {

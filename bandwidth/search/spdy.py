@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bandwidth.search.dynamic import check_chain, make_chain, minimize
-from bandwidth.search.problem import (
+from bandwidth.search.problem.interface import (
   Data,
   History,
   Problem,

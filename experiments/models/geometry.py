@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from bandwidth import tree
-from bandwidth.search.space import LayerShape
+from bandwidth.search.problem.space import LayerShape
 from experiments.models.lenet import LeNet5
 
 # Normalization: next to nothing, and folded into convolutions when deployed.

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from bandwidth.collectives import accounting, qsgd, terngrad
-from bandwidth.collectives.codes import (
+from bandwidth.collectives import qsgd, terngrad
+from bandwidth.collectives.traffic import accounting
+from bandwidth.collectives.wire.codes import (
   pack_codes,
   pack_trits,
   unpack_codes,
@@ -242,6 +243,7 @@ def test_two_axes_are_as_one(name):
   assert sent == reducer.wire_bytes(params, workers=(2, 2))
 
 
+@pytest.mark.compiler
 @both
 def test_many_elements_have_the_same_bits_under_pmap_and_vmap(name):
   reducer = BOTH[name]('data')

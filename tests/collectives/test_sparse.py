@@ -9,11 +9,11 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from bandwidth.collectives import (
-  accounting,
   deep_gradient_compression,
   no_memory,
   sparse_all_reduce,
 )
+from bandwidth.collectives.traffic import accounting
 
 P = 4
 

@@ -154,9 +154,10 @@ def test_a_config_file_can_be_anywhere(tmp_path):
   text = (ROOT / 'configs' / 'quickstart.py').read_text()
   (tmp_path / 'mine.py').write_text(text)
   code = (
-    'from absl import flags; from experiments import startup\n'
+    'from absl import flags\n'
+    'from experiments.program import flags as program_flags\n'
     "argv = ['x', '--config=mine.py', '--config.seed=3', '--workdir=w']\n"
-    'values = flags.FlagValues(); startup.define_flags(values, argv)\n'
+    'values = flags.FlagValues(); program_flags.define_flags(values, argv)\n'
     'values(argv); print(values.config.seed, values.config.augment.pad)'
   )
   done = subprocess.run(

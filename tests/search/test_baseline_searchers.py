@@ -14,7 +14,7 @@ from bandwidth.search.baselines import (
   make_uniform,
   random_candidates,
 )
-from bandwidth.search.budget import levels_of
+from bandwidth.search.problem.budget import levels_of
 
 TOY = Toy()
 

@@ -7,7 +7,6 @@ import pytest
 from toy import Toy, chain, check_history
 
 from bandwidth.search.baselines import make_random
-from bandwidth.search.budget import fit
 from bandwidth.search.cma_es import (
   cma_constants,
   cma_init,
@@ -16,7 +15,8 @@ from bandwidth.search.cma_es import (
   make_cma_es,
 )
 from bandwidth.search.dynamic import solve
-from bandwidth.search.problem import Problem
+from bandwidth.search.problem.budget import fit
+from bandwidth.search.problem.interface import Problem
 
 EVALUATIONS = 150
 

@@ -14,7 +14,6 @@ from toy import (
   random_costs,
 )
 
-from bandwidth.search.cost import cost_of, macs, tabulate
 from bandwidth.search.dynamic import (
   check_chain,
   frontier,
@@ -22,8 +21,9 @@ from bandwidth.search.dynamic import (
   make_dynamic,
   solve,
 )
-from bandwidth.search.problem import make_data
-from bandwidth.search.space import FIXED, LayerShape, Space, make_space
+from bandwidth.search.problem.cost import cost_of, macs, tabulate
+from bandwidth.search.problem.interface import make_data
+from bandwidth.search.problem.space import FIXED, LayerShape, Space, make_space
 
 static = {'static_argnums': 0, 'static_argnames': 'buckets'}
 jitted_chain = jax.jit(make_chain, **static)

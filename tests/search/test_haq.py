@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from traces import Counted
 
-from bandwidth.search import bit_options
+from bandwidth.search.agents.ddpg import Agent
+from bandwidth.search.agents.replay import Transition
 from bandwidth.search.baselines import make_random, make_uniform
-from bandwidth.search.bit_options import (
+from bandwidth.search.cma_es import make_cma_es
+from bandwidth.search.decisions import bit_options
+from bandwidth.search.decisions.bit_options import (
   UNQUANTIZED,
   authors_pins,
   bit_cost_model,
@@ -19,10 +23,6 @@ from bandwidth.search.bit_options import (
   make_bit_space,
   tabulate_bits,
 )
-from bandwidth.search.budget import check_budget
-from bandwidth.search.cma_es import make_cma_es
-from bandwidth.search.cost import cost_of
-from bandwidth.search.ddpg import Agent
 from bandwidth.search.dynamic import check_chain, make_dynamic, solve
 from bandwidth.search.genetic import make_genetic
 from bandwidth.search.haq import (
@@ -34,9 +34,10 @@ from bandwidth.search.haq import (
   make_haq_run,
   with_rewards,
 )
-from bandwidth.search.problem import Problem, make_data
-from bandwidth.search.replay import Transition
-from bandwidth.search.space import FIXED, LayerShape
+from bandwidth.search.problem.budget import check_budget
+from bandwidth.search.problem.cost import cost_of
+from bandwidth.search.problem.interface import Problem, make_data
+from bandwidth.search.problem.space import FIXED, LayerShape
 from bandwidth.search.spdy import make_spdy
 
 LAYERS = (
@@ -53,13 +54,11 @@ PINS = authors_pins(LAYERS)
 SMALL = {'hidden': 8, 'actor_rate': 0.01, 'critic_rate': 0.01, 'batch': 4}
 
 
-def problem_of(space, model=bit_options.bit_operations, count=None):
+def problem_of(space, model=bit_options.bit_operations):
   """A problem whose best candidate has the most bits in odd decisions."""
   weight = jnp.asarray(np.arange(space.decisions) % 2 + 0.5, jnp.float32)
 
   def objective(arrays, candidate):
-    if count is not None:
-      count.append(1)
     widths, weight = arrays
     bits = widths[jnp.arange(widths.shape[0]), candidate]
     return -jnp.sum(weight * 4.0**-bits)
@@ -72,7 +71,7 @@ def problem_of(space, model=bit_options.bit_operations, count=None):
     errors=jnp.asarray(errors - errors[:, -1:], jnp.float32),
     objective=(jnp.asarray(bits), weight),
   )
-  return Problem(space, objective), data
+  return Problem(space, Counted(objective)), data
 
 
 def bits_of(space, candidate):
@@ -495,10 +494,9 @@ EPISODES = 23
 
 @functools.cache
 def searched():
-  """Two searches in one program, with two budgets; and how often traced."""
+  """Two searches in one program, with two budgets."""
   space = make_bit_space(LAYERS, bits=range(2, 9), pins=PINS)
-  traces = []
-  problem, data = problem_of(space, count=traces)
+  problem, data = problem_of(space)
   run = jax.jit(
     jax.vmap(
       make_haq_run(problem, evaluations=EPISODES, offset=-1.0, **SMALL),
@@ -508,18 +506,18 @@ def searched():
   least = int(cost_of(data.costs, jnp.zeros(8, jnp.int32)))
   most = int(cost_of(data.costs, jnp.asarray(space.full())))
   budgets = jnp.array([least + (most - least) // k for k in (2, 4)])
-  return problem, data, budgets, run, traces
+  return problem, data, budgets, run
 
 
 @functools.cache
 def results():
-  _, data, budgets, run, _ = searched()
+  _, data, budgets, run = searched()
   return run(jax.random.split(jax.random.key(0), 2), data, budgets)
 
 
 @pytest.mark.parametrize('seed', [0, 1])
 def test_a_search(seed):
-  problem, data, budgets, _, _ = searched()
+  problem, data, budgets, _ = searched()
   history, baselines, agent, replay = jax.tree.map(
     lambda leaf: leaf[seed], results()
   )
@@ -547,7 +545,7 @@ def test_a_search(seed):
 
 
 def test_one_program_for_all_keys_and_budgets():
-  _, data, budgets, run, traces = searched()
+  problem, data, budgets, run = searched()
   first = results().history
   keys = jax.random.split(jax.random.key(0), 2)
   again = run(keys, data, budgets).history
@@ -557,8 +555,7 @@ def test_one_program_for_all_keys_and_budgets():
   # Seeds do not see each other.
   np.testing.assert_array_equal(others.candidates[::-1], first.candidates)
   assert not np.array_equal(first.candidates[0], first.candidates[1])
-  assert len(traces) == 1
-  assert run._cache_size() == 1
+  assert problem.objective.traces == 1
 
 
 def test_the_defaults_are_those_of_the_authors():

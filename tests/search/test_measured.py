@@ -7,7 +7,7 @@ import pytest
 import toy
 
 from bandwidth.search.measured import measured_errors, probes_of
-from bandwidth.search.problem import Problem, make_data
+from bandwidth.search.problem.interface import Problem, make_data
 from bandwidth.search.searchers import make_searcher
 
 SPACE = toy.chain(32, 64, 16)

@@ -7,7 +7,7 @@ import pytest
 from toy import Toy, chain, check_history
 
 from bandwidth.search.dynamic import solve
-from bandwidth.search.problem import Problem
+from bandwidth.search.problem.interface import Problem
 from bandwidth.search.spdy import SpdyState, _keep, _propose, make_spdy
 
 # Errors that mislead: the score has another importance.

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth.pruning import ChannelAxis, ChannelGroup
-from bandwidth.search.cost import Costs, macs, tabulate
-from bandwidth.search.problem import Problem, make_data
-from bandwidth.search.space import LayerShape, make_space
+from bandwidth.search.problem.cost import Costs, macs, tabulate
+from bandwidth.search.problem.interface import Problem, make_data
+from bandwidth.search.problem.space import LayerShape, make_space
 
 
 def group(name, channels, *, writers, readers):

@@ -119,7 +119,7 @@ struct Rounded {
 
 template <int kBits>
 inline Rounded RoundSmall(const float* book, int largest) {
-  const float most = Largest(book, 1 << kBits);
+  const float most = Bounded(Largest(book, 1 << kBits), largest);
   const __m128 inverse = _mm_set1_ps(Inverse(most, largest));
   __m128i fours[4];
   for (int q = 0; q < 4; ++q) {

@@ -107,6 +107,7 @@ inline Rounded RoundSmall(const float* book, int largest) {
       _mm512_castps_si512(values), _mm512_set1_epi32(0x7fffffff)));
   float most;
   std::memcpy(&most, &bits, sizeof(most));
+  most = Bounded(most, largest);
   const __m512 inverse = _mm512_set1_ps(Inverse(most, largest));
   return {_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse)), most / largest};
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
-from experiments.published import DEEP_COMPRESSION_STAGES
+from experiments.reports.published import DEEP_COMPRESSION_STAGES
 
 EXECUTE = pathlib.Path(__file__).with_name('execute_notebook.py')
 ROOT = pathlib.Path(__file__).parents[3]

@@ -1,0 +1,1 @@
+"""Entropy coders and the streams of bits below them."""

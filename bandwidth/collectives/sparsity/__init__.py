@@ -1,0 +1,1 @@
+"""What a sparse reducer is made of: units, selection, memory, exchange."""

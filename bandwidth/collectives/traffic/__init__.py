@@ -1,0 +1,1 @@
+"""Bytes on the wire: in closed form, and read from compiled programs."""

@@ -1,0 +1,1 @@
+"""Messages: trees as one vector, and the codes of indices and values."""

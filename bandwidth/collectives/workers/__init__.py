@@ -1,0 +1,1 @@
+"""Arithmetic over workers: sums in a written order, axes, N become M."""

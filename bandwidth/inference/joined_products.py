@@ -1,0 +1,116 @@
+"""Products of one input, done together: a query, a key and a value are one.
+
+A small product is done in less time than its call takes, and too small for two
+threads. Kernels that read the same activations are put beside each other, so
+that one call does them all; each layer then takes its part.
+"""
+
+import dataclasses
+import functools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth import tree
+from bandwidth.inference.matrices import (
+  CodebookMatrix,
+  is_matrix,
+)
+
+_TOGETHER = (CodebookMatrix, jax.Array, np.ndarray)
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['whole'],
+  meta_fields=['group', 'begin', 'end'],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+  """What a layer has of joined kernels.
+
+  Attributes:
+    whole: the joined matrix in the layer that is called first, or None.
+    group: name of that layer.
+    begin: first output of this one.
+    end: one more than its last.
+  """
+
+  whole: Any
+  group: str
+  begin: int
+  end: int
+
+
+def join_kernels(params: Any, reads: Sequence[tuple[str, Any]]) -> Any:
+  """Joins the kernels of layers that read the same activations.
+
+  Args:
+    params: nested dictionaries with matrices.
+    reads: names of kernels and what each multiplies, in the order of calls.
+
+  Returns:
+    Parameters in which such kernels are `Part`s: arrays, and codebooks of as
+    many bits that divide their inputs alike. Others are as they were.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_kernel)
+  named = {tree.path_name(path): leaf for path, leaf in leaves}
+  calls = Counter(name for name, _ in reads)
+  groups: dict[tuple[Any, ...], list[str]] = {}
+  for name, x in reads:
+    kernel = named.get(name)
+    # A layer that is called twice has no one input.
+    if isinstance(kernel, _TOGETHER) and calls[name] == 1:
+      groups.setdefault((id(x), *_kind(kernel)), []).append(name)
+  for names in groups.values():
+    if len(names) == 1:
+      continue
+    matrices = [named[name] for name in names]
+    whole: Any = _beside(matrices)
+    begin = 0
+    for name, matrix in zip(names, matrices, strict=True):
+      end = begin + matrix.shape[1]
+      named[name] = Part(whole=whole, group=names[0], begin=begin, end=end)
+      whole, begin = None, end
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: named[tree.path_name(path)], params, is_leaf=_is_kernel
+  )
+
+
+def _is_kernel(leaf: Any) -> bool:
+  return is_matrix(leaf) or isinstance(leaf, Part)
+
+
+def _kind(kernel: CodebookMatrix | jax.Array | np.ndarray) -> tuple[Any, ...]:
+  """What kernels that are joined have in common."""
+  if isinstance(kernel, CodebookMatrix):
+    return kernel.bits, kernel.codebook.shape[1]
+  return (
+    type(kernel).__name__,
+    str(getattr(kernel, 'dtype', '')),
+    kernel.shape[0],
+  )
+
+
+def _beside(matrices: Sequence[Any]) -> Any:
+  """One matrix with the outputs of several."""
+  first = matrices[0]
+  if not isinstance(first, CodebookMatrix):
+    return jnp.concatenate([jnp.asarray(m) for m in matrices], axis=1)
+  sizes = [m.shape[1] // m.codebook.shape[0] for m in matrices]
+  group = math.gcd(*sizes)
+  books = [
+    jnp.repeat(jnp.asarray(m.codebook), size // group, axis=0)
+    for m, size in zip(matrices, sizes, strict=True)
+  ]
+  return CodebookMatrix(
+    codes=jnp.concatenate([jnp.asarray(m.codes) for m in matrices]),
+    codebook=jnp.concatenate(books),
+    shape=(first.shape[0], sum(m.shape[1] for m in matrices)),
+    bits=first.bits,
+  )

@@ -1,0 +1,150 @@
+"""Who reads a parameter of a program: layers that are known, or others too.
+
+A layer that could run from codes is called by `layer_call`, which marks it in
+the traced program. `reads_of` follows parameters through that program, into
+what is jitted, rematerialized or looped over. Whatever else touches one, an
+operation that makes another array of it before a layer reads that, reads it
+too.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend import core
+
+_MARK = 'bandwidth_layer '
+_TRACES = itertools.count()
+
+
+class Reads(NamedTuple):
+  """Names of parameters.
+
+  Attributes:
+    layers: what only marked layers read.
+    others: what something else reads, or a layer that a transformation changes.
+  """
+
+  layers: set[Any]
+  others: set[Any]
+
+
+def layer_call(
+  name: str, run: Callable[..., jax.Array], kernel: jax.Array, *rest: Any
+) -> jax.Array:
+  """Returns `run(kernel, *rest)`, marked as a layer that reads the kernel.
+
+  Args:
+    name: of the layer.
+    run: of arrays; marked by its name.
+    kernel: of any shape, which the parameter has to have as well.
+    *rest: nested arrays.
+  """
+  operands = 1 + len(jax.tree.leaves(rest))
+  run.__name__ = f'{_MARK}{operands} {kernel.shape} {name}'
+  return jax.jit(run)(kernel, *rest)
+
+
+def traced_anew() -> contextlib.AbstractContextManager[Any]:
+  """Returns a context in which no jit takes what it has traced before it.
+
+  Functions that are jitted within a program, as by `nn.jit`, would not be run
+  again: layers in them would not be seen.
+  """
+  return set_xla_metadata(bandwidth_trace=str(next(_TRACES)))
+
+
+def reads_of(
+  program: Callable[..., Any], parameters: Mapping[Any, Any], *rest: Any
+) -> Reads:
+  """Traces a program.
+
+  Args:
+    program: (arrays by name, *rest) -> nested arrays.
+    parameters: shapes by name.
+    *rest: nested arrays, or their shapes.
+  """
+  names = list(parameters)
+
+  def by_position(arrays: list[Any], *rest: Any) -> Any:
+    return program(dict(zip(names, arrays, strict=True)), *rest)
+
+  arrays = list(parameters.values())
+  with traced_anew():
+    jaxpr = jax.make_jaxpr(by_position)(arrays, *rest).jaxpr
+  found = _Found({}, set(), set())
+  _follow(jaxpr, dict(zip(jaxpr.invars, names, strict=False)), found)
+  # What gradients make of a layer keeps its mark.
+  changed = [found.layers.get(mark, set()) for mark in found.odd]
+  others = found.others.union(*changed)
+  return Reads(set().union(*found.layers.values()) - others, others)
+
+
+class _Found(NamedTuple):
+  """What is read, by name.
+
+  Attributes:
+    layers: by mark of a layer.
+    odd: marks of what is no layer of a whole parameter.
+    others: read by something else.
+  """
+
+  layers: dict[str, set[Any]]
+  odd: set[str]
+  others: set[Any]
+
+
+def _follow(jaxpr: Any, names: Mapping[Any, Any], found: _Found) -> None:
+  """Adds the readers in a program of what its variables are, by name."""
+
+  def named(variables: Iterable[Any]) -> list[Any]:
+    return [
+      None if isinstance(each, core.Literal) else names.get(each)
+      for each in variables
+    ]
+
+  for step in jaxpr.eqns:
+    operands = named(step.invars)
+    mark = str(step.params.get('name', ''))
+    if mark.startswith(_MARK):
+      whole = f'{_MARK}{len(step.invars)} {_shape(step.invars)} '
+      if mark.startswith(whole) and operands[0] is not None:
+        found.layers.setdefault(mark, set()).add(operands[0])
+        operands[0] = None
+      else:
+        found.odd.add(mark)
+    for inner, variables, begin in _inside(step):
+      end = begin + len(variables)
+      own = dict(zip(variables, operands[begin:end], strict=True))
+      _follow(inner, {v: n for v, n in own.items() if n is not None}, found)
+    for _, variables, begin in _inside(step)[:1]:
+      operands[begin : begin + len(variables)] = [None] * len(variables)
+    found.others.update(name for name in operands if name is not None)
+  found.others.update(n for n in named(jaxpr.outvars) if n is not None)
+
+
+def _shape(variables: list[Any]) -> tuple[int, ...]:
+  return variables[0].aval.shape if variables else ()
+
+
+def _inside(step: Any) -> list[tuple[Any, list[Any], int]]:
+  """Programs inside a step, their first variables, and the operand of these.
+
+  Loops have their constants; what they carry or take a slice of is no parameter
+  any more. Other steps are not looked into.
+  """
+  kind, given = step.primitive.name, step.params
+  if kind in ('jit', 'pjit'):
+    inner = given['jaxpr'].jaxpr
+    return [(inner, inner.invars, 0)]
+  if kind in ('checkpoint', 'remat2'):
+    return [(given['jaxpr'], given['jaxpr'].invars, 0)]
+  if kind == 'cond':
+    return [(each.jaxpr, each.jaxpr.invars, 1) for each in given['branches']]
+  if kind == 'scan':
+    inner = given['jaxpr'].jaxpr
+    return [(inner, inner.invars[: given['num_consts']], 0)]
+  return []

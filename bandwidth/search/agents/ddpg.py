@@ -1,0 +1,340 @@
+"""Deep deterministic policy gradient, as AMC and HAQ have it.
+
+Networks are functions of plain trees, for one observation each; an agent is
+three pure functions, so that a search can scan and map over it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bandwidth.base import Params
+from bandwidth.search.agents.replay import Transition
+
+
+class Agent(NamedTuple):
+  """Pure functions that choose actions in [0, 1] and learn.
+
+  Attributes:
+    init: `key -> state`. A state has a `baseline`, float32 [].
+    act: `(state, observation float32 [F]) -> float32 []`, without noise.
+    update: `(state, batch, key) -> state`; one step on a minibatch of
+      transitions, leaves [B, …].
+  """
+
+  init: Callable[[jax.Array], Any]
+  act: Callable[[Any, jax.Array], jax.Array]
+  update: Callable[[Any, Transition, jax.Array], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentOptions:
+  """How an agent learns.
+
+  Attributes:
+    hidden: H, width of both hidden layers of a network.
+    actor_rate: of Adam.
+    critic_rate: of Adam.
+    discount: γ; with 1, and one reward R stored with all T transitions of an
+      episode, Q grows to T (R - b).
+    tau: fraction of the way that the slow copies go in an update.
+    baseline_rate: likewise of the baseline b, see `moved_baseline`.
+    delay: TD3 alone: updates of the critics for one of the actor.
+    smoothing: TD3 alone: width of the noise of a target's action. This and the
+      next are half the paper's 0.2 and 0.5, whose actions lie in [-1, 1].
+    smoothing_clip: TD3 alone: largest noise of a target's action.
+  """
+
+  hidden: int = 300
+  actor_rate: float = 1e-4
+  critic_rate: float = 1e-3
+  discount: float = 1.0
+  tau: float = 0.01
+  baseline_rate: float = 0.5
+  delay: int = 2
+  smoothing: float = 0.1
+  smoothing_clip: float = 0.25
+
+  def __post_init__(self) -> None:
+    for name in ('hidden', 'delay'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)!r} is not positive')
+    for name in ('actor_rate', 'critic_rate'):
+      if not getattr(self, name) > 0:
+        raise ValueError(f'{name}={getattr(self, name)!r} is not positive')
+    for name in ('smoothing', 'smoothing_clip'):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f'{name}={getattr(self, name)!r} is negative')
+    for name in ('discount', 'tau', 'baseline_rate'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'{name}={getattr(self, name)!r} is not in [0, 1]')
+
+
+class DDPGState(NamedTuple):
+  """What a DDPG agent has learned.
+
+  Attributes:
+    actor: parameters.
+    critic: parameters.
+    target_actor: slow copy.
+    target_critic: slow copy.
+    actor_optimizer: state of Adam.
+    critic_optimizer: state of Adam.
+    baseline: b, of rewards, float32 [].
+    updates: how many there were, int32 [].
+  """
+
+  actor: Params
+  critic: Params
+  target_actor: Params
+  target_critic: Params
+  actor_optimizer: optax.OptState
+  critic_optimizer: optax.OptState
+  baseline: jax.Array
+  updates: jax.Array
+
+
+def init_dense(key: jax.Array, inputs: int, outputs: int) -> Params:
+  """Returns a dense layer drawn as PyTorch's `Linear` is by default.
+
+  Kernel [inputs, outputs] and bias [outputs] are uniform between
+  -1 / sqrt(inputs) and 1 / sqrt(inputs), float32.
+  """
+  bound = inputs**-0.5
+  drawn = jax.random.uniform(
+    key, (inputs + 1, outputs), minval=-bound, maxval=bound
+  )
+  return {'kernel': drawn[:-1], 'bias': drawn[-1]}
+
+
+def init_actor(key: jax.Array, features: int, hidden: int) -> Params:
+  """Draws the parameters of `actor`: F -> H -> H -> 1."""
+  keys = jax.random.split(key, 3)
+  return {
+    'first': init_dense(keys[0], features, hidden),
+    'second': init_dense(keys[1], hidden, hidden),
+    'last': init_dense(keys[2], hidden, 1),
+  }
+
+
+def init_critic(key: jax.Array, features: int, hidden: int) -> Params:
+  """Draws the parameters of `critic`: (F -> H) + (1 -> H) -> H -> 1."""
+  keys = jax.random.split(key, 4)
+  return {
+    'observation': init_dense(keys[0], features, hidden),
+    'action': init_dense(keys[1], 1, hidden),
+    'second': init_dense(keys[2], hidden, hidden),
+    'last': init_dense(keys[3], hidden, 1),
+  }
+
+
+def actor(params: Params, observation: jax.Array) -> jax.Array:
+  """Returns μ(s), an action in [0, 1]: float32 [] of float32 [F]."""
+  hidden = jax.nn.relu(_dense(params['first'], observation))
+  hidden = jax.nn.relu(_dense(params['second'], hidden))
+  return jax.nn.sigmoid(_dense(params['last'], hidden))[0]
+
+
+def critic(
+  params: Params, observation: jax.Array, action: jax.Array
+) -> jax.Array:
+  r"""Returns Q(s, a), float32 [], whose first layer adds both inputs.
+
+  .. math:: \mathrm{relu}(W_1 s + b_1 + W_2 a + b_2)
+
+  Args:
+    params: of the critic.
+    observation: s, float32 [F].
+    action: a, float32 [].
+  """
+  hidden = _dense(params['observation'], observation)
+  hidden = jax.nn.relu(hidden + _dense(params['action'], action[None]))
+  hidden = jax.nn.relu(_dense(params['second'], hidden))
+  return _dense(params['last'], hidden)[0]
+
+
+def moved_baseline(
+  baseline: jax.Array, updates: jax.Array, rewards: jax.Array, rate: float
+) -> jax.Array:
+  """Moves b to a minibatch's mean reward: wholly at first, then by `rate`.
+
+  Args:
+    baseline: b, float32 [].
+    updates: how many there were before, int32 [].
+    rewards: float32 [B].
+    rate: fraction of the way.
+
+  >>> rewards = jnp.array([1.0, 3.0])
+  >>> [float(moved_baseline(jnp.float32(6.0), jnp.int32(n), rewards, 0.5))
+  ...  for n in (0, 1)]
+  [2.0, 4.0]
+  """
+  mean = jnp.mean(rewards)
+  return jnp.where(updates == 0, mean, baseline + rate * (mean - baseline))
+
+
+def soft_update(target: Params, params: Params, tau: float) -> Params:
+  """Returns (1 - tau) * target + tau * params."""
+  return jax.tree.map(lambda a, b: (1 - tau) * a + tau * b, target, params)
+
+
+def sigma_at(
+  episode: jax.Array,
+  *,
+  warmup: int,
+  start: float = 0.5,
+  decay: float = 0.95,
+  floor: float = 1e-3,
+) -> jax.Array:
+  r"""Returns the width of the noise in an episode, float32.
+
+  .. math:: \max(\sigma_0 d^{\max(e - w, 0)}, \sigma_{min})
+
+  Args:
+    episode: e, from 0, int32.
+    warmup: w, last of the episodes whose actions are uniform.
+    start: σ_0.
+    decay: d.
+    floor: σ_min; draws of a far narrower distribution may become NaN.
+
+  >>> [round(float(sigma_at(jnp.int32(e), warmup=100)), 4)
+  ...  for e in (101, 110, 800)]
+  [0.475, 0.2994, 0.001]
+  """
+  age = jnp.maximum(episode - warmup, 0).astype(jnp.float32)
+  return jnp.maximum(start * jnp.float32(decay) ** age, floor)
+
+
+def explore(key: jax.Array, mean: jax.Array, sigma: jax.Array) -> jax.Array:
+  """Draws from a normal distribution truncated to [0, 1].
+
+  Args:
+    key: typed key.
+    mean: in [0, 1], float32 [].
+    sigma: positive, float32 [].
+
+  Returns:
+    float32 [].
+  """
+  low, high = (0.0 - mean) / sigma, (1.0 - mean) / sigma
+  noise = jax.random.truncated_normal(key, low, high)
+  return jnp.clip(mean + sigma * noise, 0.0, 1.0)
+
+
+def make_ddpg(features: int, options: AgentOptions | None = None) -> Agent:
+  r"""Builds the agent of the authors' code.
+
+  .. math:: y = r - b + (1 - d) \gamma Q'(s', \mu'(s'))
+
+  is the target of the critic's mean squared error, with the baseline b moved to
+  the minibatch's mean reward first. The actor then ascends the mean of
+  Q(s, μ(s)) with the new critic, and the slow copies follow both.
+
+  Args:
+    features: F, numbers of an observation.
+    options: None: those of the authors' code.
+
+  References:
+    Lillicrap et al., Continuous control with deep reinforcement learning, 2015,
+    https://arxiv.org/abs/1509.02971; He et al., AMC, 2018,
+    https://arxiv.org/abs/1802.03494
+  """
+  options = options or AgentOptions()
+  return Agent(
+    init=functools.partial(_init, features, options),
+    act=lambda state, observation: actor(state.actor, observation),
+    update=functools.partial(_update, options),
+  )
+
+
+def actor_loss(
+  params: Params, critic_params: Params, observations: jax.Array
+) -> jax.Array:
+  """Returns minus the mean of Q(s, μ(s)) over observations [B, F]."""
+
+  def value(observation: jax.Array) -> jax.Array:
+    return critic(critic_params, observation, actor(params, observation))
+
+  return -jnp.mean(jax.vmap(value)(observations))
+
+
+def adam_step(
+  rate: float, grads: Params, state: optax.OptState, params: Params
+) -> tuple[Params, optax.OptState]:
+  """Takes a step of Adam; returns parameters and the optimizer's state."""
+  updates, state = optax.adam(rate).update(grads, state, params)
+  return optax.apply_updates(params, updates), state
+
+
+def _init(features: int, options: AgentOptions, key: jax.Array) -> DDPGState:
+  actor_key, critic_key = jax.random.split(key)
+  mu = init_actor(actor_key, features, options.hidden)
+  q = init_critic(critic_key, features, options.hidden)
+  return DDPGState(
+    actor=mu,
+    critic=q,
+    target_actor=mu,
+    target_critic=q,
+    actor_optimizer=optax.adam(options.actor_rate).init(mu),
+    critic_optimizer=optax.adam(options.critic_rate).init(q),
+    baseline=jnp.zeros((), jnp.float32),
+    updates=jnp.zeros((), jnp.int32),
+  )
+
+
+def _update(
+  options: AgentOptions, state: DDPGState, batch: Transition, key: jax.Array
+) -> DDPGState:
+  del key
+  baseline = moved_baseline(
+    state.baseline, state.updates, batch.reward, options.baseline_rate
+  )
+  targets = _targets(state, batch, baseline, options.discount)
+  grads = jax.grad(_critic_loss)(state.critic, batch, targets)
+  q, critic_optimizer = adam_step(
+    options.critic_rate, grads, state.critic_optimizer, state.critic
+  )
+  grads = jax.grad(actor_loss)(state.actor, q, batch.observation)
+  mu, actor_optimizer = adam_step(
+    options.actor_rate, grads, state.actor_optimizer, state.actor
+  )
+  return DDPGState(
+    actor=mu,
+    critic=q,
+    target_actor=soft_update(state.target_actor, mu, options.tau),
+    target_critic=soft_update(state.target_critic, q, options.tau),
+    actor_optimizer=actor_optimizer,
+    critic_optimizer=critic_optimizer,
+    baseline=baseline,
+    updates=state.updates + 1,
+  )
+
+
+def _critic_loss(
+  params: Params, batch: Transition, targets: jax.Array
+) -> jax.Array:
+  values = jax.vmap(critic, (None, 0, 0))(
+    params, batch.observation, batch.action
+  )
+  return jnp.mean((values - targets) ** 2)
+
+
+def _targets(
+  state: DDPGState, batch: Transition, baseline: jax.Array, discount: float
+) -> jax.Array:
+  def later(observation: jax.Array) -> jax.Array:
+    action = actor(state.target_actor, observation)
+    return critic(state.target_critic, observation, action)
+
+  values = jax.vmap(later)(batch.next_observation)
+  ahead = jnp.where(batch.done, 0.0, discount * values)
+  return batch.reward - baseline + ahead
+
+
+def _dense(params: Params, x: jax.Array) -> jax.Array:
+  return x @ params['kernel'] + params['bias']

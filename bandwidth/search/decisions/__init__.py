@@ -1,0 +1,1 @@
+"""What may be decided of a layer: channels, bits or both, and their errors."""

@@ -1,0 +1,324 @@
+r"""What remains of a layer when its input channels go: tables of options.
+
+The channels of a decision have one order of importance, and kept sets are
+prefixes of it. A reader's kernel is refitted to what it made of all channels,
+
+.. math:: \min_{W_k} \|X_k W_k - X W\|^2 + \lambda \|W_k\|^2,
+
+where X are inputs of the unpruned network, so that an option depends on its
+layer and its level alone. With :math:`G = X'X + \lambda I = L L'` in the order
+of importance and :math:`z = L^{-1} X'X W`, the first rows of z belong to every
+prefix: :math:`W_k = L_k^{-T} z_{1:k}`, and the error is
+:math:`\|XW\|^2 - \sum_{i \le k} \|z_i\|^2`. One factorization does for all.
+
+A matrix of a kernel `[…, inputs, outputs]` has a row for each input and tap,
+taps next to each other.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth import tree as tree_lib
+from bandwidth.base import Params
+from bandwidth.pruning import ChannelAxis, ChannelGroup, channel_positions
+from bandwidth.search.linear_algebra import cholesky, solve_lower
+from bandwidth.search.problem.space import Space
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Moments(NamedTuple):
+  """Of the inputs of a layer, in the rows of its kernel's matrix.
+
+  Attributes:
+    gram: X'X / N, float32 [n, n].
+    mean: of X, float32 [n].
+  """
+
+  gram: jax.Array
+  mean: jax.Array
+
+
+class Reader(NamedTuple):
+  """A kernel that reads a decision's channels.
+
+  Attributes:
+    kernel: name of the array.
+    part: where the channels lie in it.
+    shift: name of the array that takes a constant: a bias, or the mean of the
+      batch normalization that follows. None: neither is there.
+    sign: of the constant in that array: 1, or -1 in a mean.
+  """
+
+  kernel: str
+  part: ChannelAxis
+  shift: str | None
+  sign: float
+
+
+class Factor(NamedTuple):
+  """What gives all options of a reader.
+
+  Attributes:
+    lower: L, float32 [n, n], rows by importance.
+    z: float32 [n, outputs].
+    order: row of the kernel's matrix at each place, int32 [n].
+    mean: of X by importance, float32 [n]; zeros without an intercept.
+    kernel: matrix of the original kernel by importance, float32 [n, outputs].
+    errors: of the first k rows, by the error of none, float32 [n + 1].
+  """
+
+  lower: jax.Array
+  z: jax.Array
+  order: jax.Array
+  mean: jax.Array
+  kernel: jax.Array
+  errors: jax.Array
+
+
+class Option(NamedTuple):
+  """A reader at one level, or at all levels along a first axis.
+
+  Attributes:
+    kernel: of the original shape, zero where channels are gone.
+    shift: to add to the outputs, float32 [outputs].
+    error: by the error of no channels, float32 [].
+  """
+
+  kernel: jax.Array
+  shift: jax.Array
+  error: jax.Array
+
+
+def moments(rows: jax.Array) -> Moments:
+  """Returns the moments of inputs.
+
+  Args:
+    rows: X, [N, n].
+  """
+  rows = rows.astype(jnp.float32)
+  gram = jnp.matmul(rows.T, rows, precision=_HIGHEST) / rows.shape[0]
+  return Moments(gram, rows.mean(0))
+
+
+def to_matrix(kernel: jax.Array) -> jax.Array:
+  """Returns a kernel [..., inputs, outputs] as [inputs * taps, outputs].
+
+  >>> to_matrix(jnp.arange(4.0).reshape(2, 2, 1))[:, 0].tolist()
+  [0.0, 2.0, 1.0, 3.0]
+  """
+  taps = kernel.reshape(-1, *kernel.shape[-2:])
+  return jnp.moveaxis(taps, 0, 1).reshape(-1, kernel.shape[-1])
+
+
+def from_matrix(matrix: jax.Array, shape: Sequence[int]) -> jax.Array:
+  """Returns the kernel of a shape from its matrix."""
+  inputs, outputs = shape[-2:]
+  taps = jnp.moveaxis(matrix.reshape(inputs, -1, outputs), 1, 0)
+  return taps.reshape(tuple(shape))
+
+
+def channel_order(tree: Params, group: ChannelGroup) -> np.ndarray:
+  """Returns the channels of a group by importance: int [channels].
+
+  The sum of the magnitudes of the weights that read a channel, over all its
+  readers; ties go to the lower channel. He et al., AMC, 3.3.
+  """
+  leaves = dict(tree_lib.named_leaves(tree))
+  total = np.zeros(group.channels)
+  for part in group.inputs:
+    kernel = np.abs(np.asarray(leaves[part.name], np.float64))
+    by_input = np.moveaxis(kernel, part.axis, 0)
+    sums = by_input.reshape(by_input.shape[0], -1).sum(1)
+    total += sums[channel_positions(part, group, leaves)].sum(1)
+  return np.argsort(-total, kind='stable')
+
+
+def row_order(
+  tree: Params, group: ChannelGroup, part: ChannelAxis, channels: np.ndarray
+) -> np.ndarray:
+  """Returns the rows of a reader's matrix by importance of their channels.
+
+  Args:
+    tree: that holds the kernel.
+    group: of the channels.
+    part: the reader's axis, all of which they take up.
+    channels: by importance, int [channels].
+
+  Returns:
+    int32 [n], n / channels of each channel.
+
+  Raises:
+    ValueError: the kernel reads other channels too.
+  """
+  leaves = dict(tree_lib.named_leaves(tree))
+  shape = np.shape(leaves[part.name])
+  positions = channel_positions(part, group, leaves)
+  if positions.size != shape[-2]:
+    raise ValueError(
+      f'{part.name}: it reads {shape[-2]} inputs, and {positions.size} are '
+      f'channels of {group.name}: such a join cannot be refitted'
+    )
+  taps = int(np.prod(shape[:-2]))
+  rows = positions[channels][..., None] * taps + np.arange(taps)
+  return rows.reshape(-1).astype(np.int32)
+
+
+def factorize(
+  kernel: jax.Array,
+  order: jax.Array,
+  inputs: Moments,
+  *,
+  ridge: float = 1e-4,
+  intercept: bool = True,
+) -> Factor:
+  """Prepares all options of a reader.
+
+  Args:
+    kernel: float32 [..., inputs, outputs].
+    order: rows of its matrix by importance, int32 [n].
+    inputs: moments of what it reads.
+    ridge: lambda, by the mean of the diagonal of X'X.
+    intercept: whether a constant is fitted too, as if X had a column of ones
+      that every prefix contains and lambda leaves alone.
+  """
+  weights = to_matrix(kernel.astype(jnp.float32))[order]
+  mean = inputs.mean[order] * intercept
+  gram = inputs.gram[order][:, order] - mean[:, None] * mean[None]
+  product = jnp.matmul(gram, weights, precision=_HIGHEST)
+  scale = jnp.trace(gram) / gram.shape[0]
+  # Differences of rounded numbers: of constant inputs only noise is left, of
+  # dead ones nothing, and both must be factored.
+  noise = 1e-6 * jnp.trace(inputs.gram) / gram.shape[0]
+  penalty = jnp.maximum(jnp.maximum(ridge * scale, noise), 1e-12)
+  lower = cholesky(gram + penalty * jnp.eye(gram.shape[0]))
+  z = solve_lower(lower, product)
+  energy = jnp.maximum(jnp.sum(weights * product), 1e-30)
+  explained = jnp.cumsum(jnp.sum(z**2, axis=1)) / energy
+  errors = 1.0 - jnp.concatenate([jnp.zeros(1), explained])
+  return Factor(lower, z, order, mean, weights, jnp.maximum(errors, 0.0))
+
+
+def option(
+  factor: Factor, rows: jax.Array, shape: Sequence[int], *, refit: bool = True
+) -> Option:
+  """Returns what a reader becomes when the first rows stay.
+
+  Args:
+    factor: of the reader.
+    rows: how many stay, int32 [], traced or not. All: the original kernel.
+    shape: of the kernel.
+    refit: whether the remaining weights are fitted anew; else they stay as they
+      are.
+  """
+  count = factor.order.shape[0]
+  index = jnp.arange(count)
+  stays = (index < rows)[:, None]
+  if refit:
+    both = stays & stays.T
+    lower = jnp.where(both, factor.lower, jnp.eye(count))
+    right = jnp.where(stays, factor.z, 0.0)
+    fitted = solve_lower(lower, right, transposed=True)
+    fitted = jnp.where(rows == count, factor.kernel, fitted)
+  else:
+    fitted = jnp.where(stays, factor.kernel, 0.0)
+  lost = factor.kernel - fitted
+  shift = jnp.matmul(factor.mean, lost, precision=_HIGHEST)
+  matrix = jnp.zeros_like(fitted).at[factor.order].set(fitted)
+  return Option(from_matrix(matrix, shape), shift, factor.errors[rows])
+
+
+def option_table(
+  factor: Factor,
+  channels: np.ndarray,
+  shape: Sequence[int],
+  *,
+  all_channels: int,
+  refit: bool = True,
+) -> Option:
+  """Returns a reader at all levels, along a first axis.
+
+  Args:
+    factor: of the reader.
+    channels: kept at each level, int [M].
+    shape: of the kernel.
+    all_channels: of the decision.
+    refit: see `option`.
+  """
+  rows = jnp.asarray(channels) * (factor.order.shape[0] // all_channels)
+  return jax.lax.map(
+    lambda count: option(factor, count, shape, refit=refit), rows
+  )
+
+
+def with_options(
+  variables: Params,
+  readers: Sequence[tuple[int, Reader]],
+  tables: Sequence[Option],
+  candidate: jax.Array,
+) -> Params:
+  """Puts the options of a candidate into a network.
+
+  Channels that are gone are still computed and read by nobody, so the network
+  computes what the smaller one does, and every candidate has the same shapes.
+
+  Args:
+    variables: of the network.
+    readers: with the decision of each.
+    tables: of each reader.
+    candidate: levels, int32 [G].
+  """
+  replaced: dict[str, jax.Array] = {}
+  shifts: dict[str, jax.Array] = {}
+  for (decision, reader), table in zip(readers, tables, strict=True):
+    chosen = jax.tree.map(lambda leaf, d=decision: leaf[candidate[d]], table)
+    replaced[reader.kernel] = chosen.kernel
+    if reader.shift is not None:
+      shifts[reader.shift] = reader.sign * chosen.shift
+
+  def put(name: str, leaf: jax.Array) -> jax.Array:
+    if name in shifts:
+      return leaf + shifts[name].astype(leaf.dtype)
+    return replaced[name].astype(leaf.dtype) if name in replaced else leaf
+
+  return tree_lib.map_named(put, variables)
+
+
+def errors_by_level(
+  readers: Sequence[tuple[int, Reader]],
+  tables: Sequence[Option],
+  space: Space,
+) -> jax.Array:
+  """Adds up the errors of the readers of each decision: float32 [G, M].
+
+  Args:
+    readers: with the decision of each.
+    tables: of each reader.
+    space: of the decisions.
+  """
+  total = jnp.zeros((space.decisions, space.most_levels))
+  for (decision, _), table in zip(readers, tables, strict=True):
+    # What is left at the last level is the ridge's.
+    errors = table.error - table.error[-1]
+    total = total.at[decision, : errors.shape[0]].add(errors)
+  return total
+
+
+def find_readers(
+  groups: Sequence[ChannelGroup], shifts: Mapping[str, tuple[str, float]]
+) -> list[tuple[int, Reader]]:
+  """Lists the kernels that read each decision.
+
+  Args:
+    groups: the decisions, in order.
+    shifts: by name of a kernel, the array that takes a constant, and its sign.
+  """
+  return [
+    (i, Reader(part.name, part, *shifts.get(part.name, (None, 1.0))))
+    for i, group in enumerate(groups)
+    for part in group.inputs
+  ]

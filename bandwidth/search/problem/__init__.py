@@ -1,0 +1,1 @@
+"""What is searched: decisions, costs and budgets, behind one interface."""

@@ -1,0 +1,46 @@
+"""What a layer needs for an example: multiply-adds, weights, activations."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bandwidth.search.problem.space import LayerShape
+
+CostModel = Callable[[LayerShape, np.ndarray, np.ndarray], np.ndarray]
+"""(layer, inputs, outputs) -> cost: channels kept, two arrays broadcast against
+each other, to float64."""
+
+
+def macs(
+  layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray
+) -> np.ndarray:
+  """Multiply-adds of an example, biases left out.
+
+  >>> layer = LayerShape('a', 'conv', 3, 8, taps=9, positions=100)
+  >>> float(macs(layer, np.array(3), np.array(8)))
+  21600.0
+  """
+  weights = parameters(layer._replace(bias=False), inputs, outputs)
+  return layer.positions * weights
+
+
+def parameters(
+  layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray
+) -> np.ndarray:
+  """Weights and biases."""
+  inputs, outputs = _floats(inputs), _floats(outputs)
+  if layer.kind == 'depthwise':
+    inputs = np.ones_like(inputs)
+  return layer.taps * inputs * outputs + layer.bias * outputs
+
+
+def activations(
+  layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray
+) -> np.ndarray:
+  """Numbers read and made for an example, as if nothing were fused."""
+  return layer.pixels * _floats(inputs) + layer.positions * _floats(outputs)
+
+
+def _floats(channels: np.ndarray) -> np.ndarray:
+  # Counts of 2^31 and more are ordinary, and channels come as int32.
+  return np.asarray(channels, np.float64)

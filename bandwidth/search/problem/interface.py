@@ -1,0 +1,121 @@
+"""One interface for all searchers, on an equal number of evaluations.
+
+A searcher is a pure function of a key, the problem's data and a budget. All of
+it is one compiled program, candidates evaluated inside; it can be mapped over
+keys and budgets.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bandwidth.search.problem.cost import Costs, cost_of
+from bandwidth.search.problem.space import Space
+
+
+class Data(NamedTuple):
+  """What a searcher reads: arrays, so that programs do not contain them.
+
+  Attributes:
+    costs: of the space.
+    widths: channels by decision and level, int32 [G, M].
+    counts: levels of each decision, int32 [G].
+    errors: what a decision alone at a level does to the network, float32
+      [G, M], the last level's 0; for searchers that add them up.
+    objective: what the objective reads: weights, images, labels.
+  """
+
+  costs: Costs
+  widths: jax.Array
+  counts: jax.Array
+  errors: jax.Array
+  objective: Any
+
+
+class Problem(NamedTuple):
+  """What is searched.
+
+  Attributes:
+    space: of decisions; static.
+    objective: `(data.objective, candidate int32 [G]) -> float32 []`, the more
+      the better. Traced once.
+  """
+
+  space: Space
+  objective: Callable[[Any, jax.Array], jax.Array]
+
+
+class History(NamedTuple):
+  """Every candidate that a search evaluated, in order.
+
+  Attributes:
+    candidates: int32 [N, G].
+    scores: float32 [N].
+    costs: in units, int32 [N]; none exceeds the budget.
+  """
+
+  candidates: jax.Array
+  scores: jax.Array
+  costs: jax.Array
+
+
+Searcher = Callable[[jax.Array, Data, jax.Array], History]
+"""`(key, data, budget) -> History`. `key` is typed, `budget` int32 [] in units,
+at least the cost of the smallest candidate (see `budget.check_budget`)."""
+
+
+def make_data(
+  space: Space,
+  costs: Costs,
+  *,
+  errors: jax.Array | None = None,
+  objective: Any = None,
+) -> Data:
+  """Puts together what a searcher reads.
+
+  Args:
+    space: of the problem.
+    costs: of the space.
+    errors: float32 [G, M]; None: zeros.
+    objective: arrays of the objective.
+  """
+  widths = jnp.asarray(space.widths())
+  if errors is None:
+    errors = jnp.zeros(widths.shape, jnp.float32)
+  return Data(costs, widths, jnp.asarray(space.counts()), errors, objective)
+
+
+def evaluate(problem: Problem, data: Data, candidates: jax.Array) -> History:
+  """Scores candidates one after another.
+
+  Not side by side: on CPUs a convolution whose kernels differ by candidate is
+  many times slower than as many ordinary ones.
+
+  Args:
+    problem: its objective.
+    data: of the problem.
+    candidates: int32 [N, G].
+  """
+
+  def one(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:
+    score = problem.objective(data.objective, candidate)
+    return score.astype(jnp.float32), cost_of(data.costs, candidate)
+
+  scores, costs = jax.lax.map(one, candidates)
+  return History(candidates, scores, costs)
+
+
+def join(parts: History) -> History:
+  """Flattens the two leading axes of a history: [A, B, …] -> [A * B, …]."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
+
+
+def best(history: History) -> jax.Array:
+  """Returns the index of the best score, the earliest of equals: int32 [].
+
+  A score that is no number is none.
+  """
+  scores = jnp.where(jnp.isnan(history.scores), -jnp.inf, history.scores)
+  return jnp.argmax(scores)

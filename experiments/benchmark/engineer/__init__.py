@@ -1,0 +1,1 @@
+"""Benchmarks of the engineer's bandwidth: searches of policies."""

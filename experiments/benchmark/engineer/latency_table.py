@@ -1,0 +1,381 @@
+"""Latencies of a network's layers at several widths, on this device.
+
+    python -m experiments.benchmark latency_table --model mobilenet_v1_cifar
+      [--image 32] [--batch 1] [--divisor 8] [--widths 4] --output F.json
+
+The file is what the cost model 'latency_table' of a search reads, see
+`bandwidth.search.problem.latency`. Each distinct operation of the network is
+timed alone, as Flax runs it in float32: a convolution or dense layer, with its
+bias if it has one. Where a search may choose the channels of a side, so many
+widths of it are measured, from the fewest channels to all, in all pairs of both
+sides.
+Searches with the same divisor and smallest fraction need no others.
+
+A program repeats its operation, and each repetition waits for the one before,
+so that calling it takes no time in comparison; what it reads lies where it lay
+before, in caches if it fits. All are compiled first, then run in turn; medians
+of so many rounds. The whole network is timed in the same way and rounds. It
+also does what is in no table, normalization and activation functions and
+pooling, but a compiler may fuse that: its time by the sum of its layers is the
+last line.
+
+The limit is that of products at the rate of a large one, or of loading and
+storing at the rate of the memory, both measured in the same run: the larger of
+the two. What stays in caches may beat the second.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth.search.problem.counts import activations, macs, parameters
+from bandwidth.search.problem.latency import (
+  FORMAT,
+  Operation,
+  kernel_inputs,
+  operation_of,
+)
+from bandwidth.search.problem.space import FIXED, LayerShape, Space
+from experiments.benchmark.measuring.limits import matmul_rate, stream_rate
+from experiments.benchmark.measuring.repeated import (
+  Program,
+  compile_repeated,
+  median_seconds,
+)
+from experiments.models import MODELS, make_model
+from experiments.models.geometry import in_plain_layers
+from experiments.policy.candidates.channels import network_space
+from experiments.runtime import table
+
+NAME = 'latency_table'
+Point = tuple[Operation, int, int]
+"""An operation, and the lengths of its kernel's two axes of channels."""
+
+
+class Grid(NamedTuple):
+  """A distinct operation of a network.
+
+  Attributes:
+    layer: the first that does it.
+    names: of all layers that do it, with these widths.
+    operation: of theirs.
+    inputs: widths to measure, see `bandwidth.search.problem.latency.Entry`.
+    outputs: likewise.
+  """
+
+  layer: LayerShape
+  names: tuple[str, ...]
+  operation: Operation
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+
+  def points(self) -> Iterator[Point]:
+    """Yields what is to be measured."""
+    for inputs in self.inputs:
+      for outputs in self.outputs:
+        yield self.operation, inputs, outputs
+
+
+class Table(NamedTuple):
+  """What was measured.
+
+  Attributes:
+    rows: one for each distinct operation, as they are written.
+    network: the whole network beside the sum of its layers.
+  """
+
+  rows: list[dict[str, Any]]
+  network: dict[str, Any]
+
+
+class Call(NamedTuple):
+  """A layer as a network calls it.
+
+  Attributes:
+    module: `nn.Conv` or `nn.Dense`, bound to nothing.
+    shape: of its input.
+  """
+
+  module: nn.Module
+  shape: tuple[int, ...]
+
+
+def find_grids(space: Space, widths: int) -> tuple[Grid, ...]:
+  """Lists the distinct operations of a network, with the widths to measure.
+
+  Args:
+    space: of its decisions, all levels.
+    widths: to measure of a side whose channels are a decision, at most.
+  """
+  found: dict[Any, list[LayerShape]] = {}
+  sides = zip(space.layers, space.reads, space.writes, strict=True)
+  for layer, reads, writes in sides:
+    inputs = _spread(space, reads, layer.inputs, widths)
+    outputs = _spread(space, writes, layer.outputs, widths)
+    operation = operation_of(layer)
+    if layer.kind == 'depthwise':
+      outputs = tuple(operation.multiplier * width for width in inputs)
+    rows = dict.fromkeys(int(kernel_inputs(layer, x)) for x in inputs)
+    key = operation, tuple(rows), outputs
+    found.setdefault(key, []).append(layer)
+  return tuple(
+    Grid(layers[0], tuple(layer.name for layer in layers), *key)
+    for key, layers in found.items()
+  )
+
+
+def _spread(
+  space: Space, decision: int, channels: int, count: int
+) -> tuple[int, ...]:
+  if decision == FIXED:
+    return (channels,)
+  levels = space.levels[decision]
+  places = np.linspace(0, len(levels) - 1, min(count, len(levels)))
+  return tuple(levels[i] for i in places.round().astype(int))
+
+
+def measure(
+  model: nn.Module,
+  example: jax.Array | jax.ShapeDtypeStruct,
+  *,
+  divisor: int = 8,
+  smallest: float = 0.2,
+  widths: int = 4,
+  repeats: int = 9,
+) -> Table:
+  """Times the layers of a network, and the network.
+
+  Args:
+    model: whose channels may be removed, see `experiments.models.prunable`.
+    example: a batch of inputs; only its shape matters.
+    divisor: of kept channels, see `bandwidth.search.problem.space.make_space`.
+    smallest: likewise.
+    widths: see `find_grids`.
+    repeats: rounds of which medians are taken.
+
+  Raises:
+    ValueError: the network cannot be shrunk, or the divisor is larger than one
+      of its layers; two layers differ in what a table does not tell apart.
+  """
+  model = in_plain_layers(model)
+  example = jax.ShapeDtypeStruct(example.shape, jnp.float32)
+  space = network_space(
+    model,
+    _abstract(model, example),
+    example,
+    divisor=divisor,
+    smallest=smallest,
+    most_levels=2**20,
+  )
+  grids = find_grids(space, widths)
+  calls = _find_calls(model, example)
+  check_told_apart(space.layers, calls)
+  programs = _programs(grids, calls)
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(example.shape))
+  programs[None] = compile_repeated(model.apply, variables, example)
+  seconds = median_seconds(programs, repeats)
+  limits = _limits(grids, example.shape[0])
+  rows = [
+    _row(grid, seconds, limit)
+    for grid, limit in zip(grids, limits, strict=True)
+  ]
+  total = sum(len(row['layers']) * row['us'] for row in rows)
+  whole = 1e6 * seconds[None]
+  network = {'us': whole, 'sum_of_layers_us': total, 'by_sum': whole / total}
+  return Table(rows, network)
+
+
+def _row(
+  grid: Grid, seconds: Mapping[Any, float], limit: float
+) -> dict[str, Any]:
+  operation = grid.operation
+  found = [
+    [seconds[operation, inputs, outputs] for outputs in grid.outputs]
+    for inputs in grid.inputs
+  ]
+  return {
+    'layer': grid.layer.name,
+    'layers': list(grid.names),
+    **operation._asdict(),
+    'inputs': list(grid.inputs),
+    'outputs': list(grid.outputs),
+    'seconds': found,
+    'least_us': 1e6 * found[0][0],
+    'us': 1e6 * found[-1][-1],
+    'limit_us': 1e6 * limit,
+    'by_limit': found[-1][-1] / limit,
+  }
+
+
+def _limits(grids: Sequence[Grid], batch: int) -> list[float]:
+  """Seconds of each operation at all of its channels."""
+  products, memory = matmul_rate(), stream_rate()
+  limits = []
+  for grid in grids:
+    layer = grid.layer
+    full = layer, np.array(layer.inputs), np.array(layer.outputs)
+    computing = 2 * batch * float(macs(*full)) / products
+    moved = 4 * float(parameters(*full) + batch * activations(*full))
+    limits.append(max(computing, moved / memory))
+  return limits
+
+
+def _find_calls(
+  model: nn.Module, example: jax.ShapeDtypeStruct
+) -> dict[str, Call]:
+  """Notes how a network calls its convolutions and dense layers, by name."""
+  calls = {}
+
+  def note(
+    run: Callable[..., Any], args: Any, kwargs: Any, context: Any
+  ) -> jax.Array:
+    module = context.module
+    is_layer = isinstance(module, nn.Conv | nn.Dense)
+    if is_layer and context.method_name == '__call__':
+      x = args[0] if args else kwargs['inputs']
+      bare = module.clone(parent=None, name=None)
+      calls['/'.join(module.path)] = Call(bare, x.shape)
+    return run(*args, **kwargs)
+
+  with nn.intercept_methods(note):
+    jax.eval_shape(model.init, jax.random.key(0), example)
+  return calls
+
+
+def check_told_apart(
+  layers: Sequence[LayerShape], calls: Mapping[str, Call]
+) -> None:
+  """Checks that layers of one operation do the same.
+
+  A table knows the taps of a kernel and the pixels of an image, not their
+  height and width. What a layer of a single channel is traced to tells.
+
+  Args:
+    layers: of a network.
+    calls: how it calls each, by name.
+
+  Raises:
+    ValueError: two differ; the message names them.
+  """
+  seen: dict[Operation, tuple[str, str]] = {}
+  for layer in layers:
+    operation = operation_of(layer)
+    single = operation, 1, operation.multiplier
+    module, x = _at(calls[layer.name], single)
+    trace = str(jax.make_jaxpr(module.apply)(_abstract(module, x), x))
+    name, other = seen.setdefault(operation, (layer.name, trace))
+    if trace != other:
+      raise ValueError(
+        f'{name} and {layer.name}: they differ in the shape of their kernel or '
+        'image, or in padding, which a table of latencies does not tell apart'
+      )
+
+
+def _at(call: Call, point: Point) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
+  """A layer with so many channels, and its input."""
+  operation, channels, outputs = point
+  module: Any = call.module.clone(features=outputs)
+  if operation.kind == 'depthwise':
+    channels = outputs // operation.multiplier
+    module = module.clone(feature_group_count=channels)
+  shape = (*call.shape[:-1], channels)
+  return module, jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _abstract(module: nn.Module, x: jax.ShapeDtypeStruct) -> Any:
+  return jax.eval_shape(module.init, jax.random.key(0), x)
+
+
+def _programs(
+  grids: Sequence[Grid], calls: Mapping[str, Call]
+) -> dict[Any, Program]:
+  """One for each distinct point; grids may have some in common."""
+  programs: dict[Any, Program] = {}
+  for grid in grids:
+    for point in grid.points():
+      if point not in programs:
+        module, x = _at(calls[grid.layer.name], point)
+        programs[point] = compile_repeated(
+          module.apply, _abstract(module, x), x
+        )
+  return programs
+
+
+def show(measured: Table) -> None:
+  """Prints all but the widths in between."""
+  columns = ('layer', 'kind', 'taps', 'stride', 'positions')
+  times = ('least_us', 'us', 'limit_us', 'by_limit')
+  table.show(
+    [
+      {
+        **{name: row[name] for name in columns},
+        'inputs': row['inputs'][-1],
+        'outputs': row['outputs'][-1],
+        'widths': len(row['inputs']) * len(row['outputs']),
+        'layers': len(row['layers']),
+        **{name: row[name] for name in times},
+      }
+      for row in measured.rows
+    ]
+  )
+  table.show([measured.network])
+
+
+def write(path: str, measured: Table, facts: Mapping[str, Any]) -> None:
+  """Writes what `bandwidth.search.problem.latency.read_table` reads.
+
+  Args:
+    path: of the file. Its directory is made if it is missing.
+    measured: its content.
+    facts: that it hangs on: the network, the batch.
+
+  Raises:
+    ValueError: the file can't be written; the message says why.
+  """
+  facts = {'format': FORMAT, **facts, 'network': measured.network}
+  table.write(path, NAME, measured.rows, facts)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Measures; returns the exit status."""
+  parser = argparse.ArgumentParser(prog=f'benchmark {NAME}')
+  add = parser.add_argument
+  add('--model', choices=sorted(MODELS), required=True)
+  add('--classes', type=int, default=10, help='outputs of the network')
+  add('--image', type=int, default=32, help='height and width')
+  add('--colors', type=int, default=3, help='channels of an image')
+  add('--batch', type=int, default=1)
+  add('--divisor', type=int, default=8, help='of kept channels')
+  add('--smallest', type=float, default=0.2, help='least fraction kept')
+  add('--widths', type=int, default=4, help='measured of each side, at most')
+  add('--repeats', type=int, default=9)
+  add('--output', help='JSON file')
+  given = parser.parse_args(argv)
+  facts = {name: getattr(given, name) for name in ('model', 'image', 'batch')}
+  try:
+    for name in ('classes', 'image', 'colors', 'batch', 'repeats'):
+      if getattr(given, name) < 1:
+        raise ValueError(f'{name}={getattr(given, name)} is not positive')
+    if given.widths < 2:
+      raise ValueError(f'widths={given.widths} is less than 2')
+    measured = measure(
+      make_model({'name': given.model}, num_classes=given.classes),
+      jnp.zeros((given.batch, given.image, given.image, given.colors)),
+      divisor=given.divisor,
+      smallest=given.smallest,
+      widths=given.widths,
+      repeats=given.repeats,
+    )
+    show(measured)
+    if given.output:
+      write(given.output, measured, facts)
+  except ValueError as error:
+    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
+    return 2
+  return 0

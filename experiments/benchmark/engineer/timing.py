@@ -1,0 +1,95 @@
+"""Where the time of an AMC search goes: one program beside its parts."""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bandwidth.search.problem.budget import check_budget
+from bandwidth.search.problem.interface import evaluate
+from bandwidth.search.searchers import make_searcher
+from experiments.policy.setup import Prepared
+
+_REPEATS = 2
+
+
+def time_search(
+  prepared: Prepared, searcher: str, evaluations: int, fraction: float
+) -> dict[str, Any]:
+  """Times a search, its evaluations alone, and it without evaluations.
+
+  Args:
+    prepared: what is searched.
+    searcher: its name.
+    evaluations: how many.
+    fraction: of the whole cost, the budget.
+  """
+  traces = 0
+
+  def counted(data: Any, candidate: jax.Array) -> jax.Array:
+    nonlocal traces
+    traces += 1
+    return prepared.problem.objective(data, candidate)
+
+  priced, problem = prepared.priced, prepared.problem
+  budget = check_budget(priced.space, priced.costs, fraction * priced.whole)
+  arguments = (jax.random.key(0), prepared.data, jnp.int32(budget))
+  search = make_searcher(
+    searcher, problem._replace(objective=counted), evaluations=evaluations
+  )
+  start = time.monotonic()
+  program = _compiled(search, arguments)
+  compiled = time.monotonic() - start
+  in_search = traces
+  unscored = problem._replace(objective=_unevaluated)
+  agent = _compiled(
+    make_searcher(searcher, unscored, evaluations=evaluations), arguments
+  )
+  # Waited for: what still runs would be timed with what comes next.
+  candidates = jax.block_until_ready(program(*arguments)).candidates
+  alone = _compiled(
+    functools.partial(evaluate, problem), (prepared.data, candidates)
+  )
+  total, evaluating, learning = _interleaved(
+    lambda: program(*arguments),
+    lambda: alone(prepared.data, candidates),
+    lambda: agent(*arguments),
+  )
+  return {
+    'searcher': searcher,
+    'evaluations': evaluations,
+    'traces': in_search,
+    'compile_seconds': round(compiled, 2),
+    'seconds': round(total, 2),
+    'ms_per_episode': round(1e3 * total / evaluations, 3),
+    'evaluation_seconds': round(evaluating, 2),
+    'agent_seconds': round(learning, 3),
+    'outside_evaluation': round(1 - evaluating / total, 4),
+  }
+
+
+def _unevaluated(data: Any, candidate: jax.Array) -> jax.Array:
+  """Something that an agent can learn from."""
+  del data
+  return -jnp.abs(candidate - 1.0).sum()
+
+
+def _compiled(
+  fn: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Callable[..., Any]:
+  return jax.jit(fn).lower(*arguments).compile()
+
+
+def _interleaved(*programs: Callable[[], Any]) -> list[float]:
+  """Median seconds of compiled programs, run in turn."""
+  times: list[list[float]] = [[] for _ in programs]
+  for _ in range(_REPEATS):
+    for program, own in zip(programs, times, strict=True):
+      start = time.monotonic()
+      jax.block_until_ready(program())
+      own.append(time.monotonic() - start)
+  return [statistics.median(own) for own in times]

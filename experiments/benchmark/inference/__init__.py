@@ -1,0 +1,1 @@
+"""Benchmarks of products and networks that run from compressed files."""

@@ -1,0 +1,210 @@
+"""Memory and time of opening a file, beside reading the dense weights.
+
+    python -m experiments.benchmark loading [--weights 50000000] [--output F]
+
+Networks of 4-bit weights are made and written: one whose weights are nearly all
+in one kernel, one of which an embedding is half, one of many kernels, one of
+convolutions; each once with a codebook and once with levels. Every way of
+reading runs in a process of its own, which resets the peak of its resident
+memory, reads, and looks at that peak. `of_dense` is by how much it rose above
+what the process held before, beside the bytes of the weights as float32:
+`load_compressed` is to stay below a third. `load_tree`, which reads the dense
+weights, is the control.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bandwidth import coding, inference
+from experiments.runtime import table
+
+NAME = 'loading'
+
+KINDS = ('codebook', 'uniform')
+_LEVELS = 7
+_STATUS = pathlib.Path('/proc/self/status')
+_CLEAR = pathlib.Path('/proc/self/clear_refs')
+
+
+def shapes_of(network: str, weights: int) -> dict[str, tuple[int, ...]]:
+  """Returns names and shapes of about so many weights.
+
+  >>> shapes_of('one kernel', 8_000_000)
+  {'layer_0/kernel': (1953, 4096)}
+  """
+  if network == 'one kernel':
+    return {'layer_0/kernel': (max(weights // 4096, 1), 4096)}
+  if network == 'many kernels':
+    count = max(weights // (512 * 768), 1)
+    return {f'layer_{i}/kernel': (512, 768) for i in range(count)}
+  if network == 'convolutions':
+    count = max(weights // (9 * 512 * 512), 1)
+    return {f'layer_{i}/kernel': (3, 3, 512, 512) for i in range(count)}
+  count = max(weights // 2 // (384 * 1536), 1)
+  shapes: dict[str, tuple[int, ...]] = {
+    'words/embedding': (max(weights // 2 // 384, 1), 384)
+  }
+  shapes |= {f'layer_{i}/kernel': (384, 1536) for i in range(count)}
+  return shapes
+
+
+NETWORKS = ('one kernel', 'half embedding', 'many kernels', 'convolutions')
+
+
+def make_file(
+  path: pathlib.Path, shapes: dict[str, tuple[int, ...]], kind: str
+) -> None:
+  """Writes a network of random weights of 15 values each.
+
+  Args:
+    path: of the file.
+    shapes: of the arrays, by name.
+    kind: of `KINDS`.
+  """
+  rng = np.random.default_rng(0)
+  book = np.linspace(-1, 1, 2 * _LEVELS + 1, dtype=np.float32)
+  tensors: dict[str, coding.Tensor] = {}
+  for name, shape in shapes.items():
+    values = rng.normal(0, 2.5, shape[-2:]).round()
+    levels = np.clip(values, -_LEVELS, _LEVELS).astype(np.int8)
+    levels = np.broadcast_to(levels, shape)
+    if kind == 'uniform':
+      tensors[name] = coding.UniformTensor(levels, np.array(0.1))
+    else:
+      tensors[name] = coding.CodebookTensor(levels + _LEVELS, book)
+  coding.write(path, tensors)
+
+
+def _load_compressed(path: str) -> Any:
+  return inference.load_compressed(path)
+
+
+WAYS: dict[str, Callable[[str], Any]] = {
+  'load_compressed': _load_compressed,
+  'load_tree': coding.load_tree,
+}
+"""Ways of reading; the last one, of the dense weights, is the control."""
+
+
+def _kilobytes(field: str) -> int:
+  for line in _STATUS.read_text().splitlines():
+    if line.startswith(f'{field}:'):
+      return int(line.split()[1])
+  raise ValueError(f'{_STATUS} has no {field}')
+
+
+def measure_here(path: str, way: str) -> dict[str, float]:
+  """Reads a file in this process.
+
+  Returns:
+    `peak_bytes`, by which the resident memory rose at most, `kept_bytes`, by
+    which it is larger now, and `seconds`.
+  """
+  _CLEAR.write_text('5')  # the peak begins anew
+  before = _kilobytes('VmRSS')
+  start = time.perf_counter()
+  kept = WAYS[way](path)
+  seconds = time.perf_counter() - start
+  after, peak = _kilobytes('VmRSS'), _kilobytes('VmHWM')
+  del kept
+  return {
+    'peak_bytes': 1024 * (peak - before),
+    'kept_bytes': 1024 * (after - before),
+    'seconds': seconds,
+  }
+
+
+def measure(path: pathlib.Path, way: str) -> dict[str, float]:
+  """Reads a file in a process of its own; returns as `measure_here`.
+
+  Raises:
+    ValueError: it fails.
+  """
+  code = (
+    'import json, sys; '
+    'from experiments.benchmark.inference.loading import measure_here; '
+    'print(json.dumps(measure_here(*sys.argv[1:])))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(path), way],
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  if done.returncode:
+    raise ValueError(f'{way}: {done.stderr.strip()[-500:]}')
+  return json.loads(done.stdout)
+
+
+def rows_of(
+  network: str, kind: str, *, weights: int, repeats: int
+) -> list[dict[str, Any]]:
+  """Returns what each way of reading a network takes; medians of seconds."""
+  shapes = shapes_of(network, weights)
+  dense = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+  rows = []
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'model.bwz'
+    make_file(path, shapes, kind)
+    for way in WAYS:
+      found = [measure(path, way) for _ in range(repeats)]
+      peak = max(each['peak_bytes'] for each in found)
+      rows.append(
+        {
+          'network': network,
+          'kind': kind,
+          'read_by': way,
+          'dense_bytes': dense,
+          'file_bytes': path.stat().st_size,
+          'kept_bytes': int(max(each['kept_bytes'] for each in found)),
+          'peak_bytes': int(peak),
+          'of_dense': round(peak / dense, 3),
+          'seconds': round(
+            float(np.median([each['seconds'] for each in found])), 3
+          ),
+        }
+      )
+  return rows
+
+
+def _run(given: argparse.Namespace) -> None:
+  for field in ('weights', 'repeats'):
+    if getattr(given, field) < 1:
+      raise ValueError(f'{field}={getattr(given, field)} is not positive')
+  rows: list[dict[str, Any]] = []
+  for network in given.networks:
+    for kind in given.kinds:
+      rows += rows_of(
+        network, kind, weights=given.weights, repeats=given.repeats
+      )
+      if given.output:
+        table.write(given.output, NAME, rows)
+  table.show(rows)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Measures ways of reading; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog=f'benchmark {NAME}',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--weights', type=int, default=50_000_000, help='of a network, about')
+  add('--networks', nargs='+', default=NETWORKS, choices=NETWORKS)
+  add('--kinds', nargs='+', default=KINDS, choices=KINDS)
+  add('--repeats', type=int, default=1)
+  add('--output', type=pathlib.Path, help='JSON file')
+  try:
+    _run(parser.parse_args(argv))
+  except ValueError as error:
+    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
+    return 2
+  return 0

@@ -1,0 +1,277 @@
+"""Whole networks at batch 1 from their .bwz files, beside dense ones.
+
+Part of `experiments.benchmark inference`; see there. A network is given by its
+dense weights and a file; what runs from the file is compared with the dense
+network on inputs of its own data, by mode of arithmetic.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth import coding, inference
+from experiments.benchmark.inference import onnx_networks
+from experiments.benchmark.measuring.device_time import apart
+from experiments.inference.layer_plan import (
+  flax_forms,
+  layer_calls,
+  plan_layers,
+)
+
+Outputs = Sequence[np.ndarray]
+
+DENSE = 'dense float32'
+"""Forms whose names begin so are what others are compared with: the fastest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+  """A network to time.
+
+  Attributes:
+    name: of it.
+    model: that runs.
+    variables: dense, float32.
+    file: .bwz, of the same names.
+    inputs: of batch 1, by what is said of them: a length, a size.
+    examples: batches of inputs on which forms are compared.
+    score: (outputs on the examples, those of the dense network) -> columns.
+    graph: (variables, inputs) -> operations for onnxruntime; None: there is no
+      such graph.
+  """
+
+  name: str
+  model: nn.Module
+  variables: Any
+  file: pathlib.Path
+  inputs: Mapping[str, tuple[Any, ...]]
+  examples: Sequence[tuple[Any, ...]]
+  score: Callable[[Outputs, Outputs], dict[str, float]]
+  graph: onnx_networks.Graph | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Form:
+  """A way to run a network.
+
+  Attributes:
+    name: of it.
+    run: with one input, ready.
+    nbytes: of parameters that it holds.
+    columns: how true it is.
+  """
+
+  name: str
+  run: Callable[[], Any]
+  nbytes: int
+  columns: Mapping[str, float]
+
+
+def network_rows(
+  network: Network,
+  *,
+  backend: str,
+  repeats: int,
+  modes: Sequence[str] = inference.MODES,
+) -> list[dict[str, Any]]:
+  """Times a network in all forms, on each of its inputs.
+
+  Args:
+    network: of which.
+    backend: of `inference.BACKENDS`.
+    repeats: of which medians count; programs take turns.
+    modes: of `inference.MODES`.
+  """
+  with coding.open_file(network.file) as reader:
+    forms = flax_forms(reader.names)
+  loaded = inference.load_compressed(network.file, forms=forms)
+  loaded = jax.tree.map(jnp.asarray, loaded)
+  wanted = _outputs(network, network.model.apply, network.variables)
+  columns = {
+    mode: network.score(
+      _outputs(network, _compressed(network, backend, mode).apply, loaded),
+      wanted,
+    )
+    for mode in modes
+  }
+  rows = []
+  for size, inputs in network.inputs.items():
+    forms = [
+      *_dense_forms(network, inputs, wanted),
+      *_onnx_forms(network, inputs),
+    ]
+    for mode in modes:
+      forms += _compressed_forms(
+        network, loaded, inputs, backend=backend, mode=mode,
+        columns=columns[mode],
+      )  # fmt: skip
+    forms.sort(key=lambda form: form.name in onnx_networks.FORMS)
+    foreign = sum(form.name in onnx_networks.FORMS for form in forms)
+    seconds = apart(
+      [form.run for form in forms],
+      len(forms) - foreign,
+      repeats,
+      least_seconds=2e-2,
+    )
+    fastest = min(
+      own
+      for form, own in zip(forms, seconds, strict=True)
+      if form.name.startswith(DENSE)
+    )
+    for form, own in zip(forms, seconds, strict=True):
+      rows.append(
+        {
+          'model': network.name,
+          'input': size,
+          'form': form.name,
+          'bytes': form.nbytes,
+          'ms': round(1e3 * own, 3),
+          'speedup': round(fastest / own, 2),
+          **form.columns,
+        }
+      )
+  return rows
+
+
+def _compressed(
+  network: Network, backend: str, mode: str
+) -> inference.CompressedNetwork:
+  return inference.CompressedNetwork(network.model, backend=backend, mode=mode)
+
+
+def _outputs(
+  network: Network, apply: Callable[..., Any], variables: Any
+) -> list[np.ndarray]:
+  run = jax.jit(apply)
+  return [np.asarray(run(variables, *inputs)) for inputs in network.examples]
+
+
+def _program(
+  apply: Callable[..., Any], variables: Any, inputs: tuple[Any, ...]
+) -> Callable[[], Any]:
+  compiled = jax.jit(apply).lower(variables, *inputs).compile()
+  return lambda: compiled(variables, *inputs)
+
+
+def _dense_forms(
+  network: Network, inputs: tuple[Any, ...], wanted: Outputs
+) -> list[Form]:
+  apply, variables = network.model.apply, network.variables
+  constant = jax.jit(lambda *x: apply(variables, *x)).lower(*inputs).compile()
+  joined = _compressed(network, 'xla', 'exact')
+  beside = joined.join(variables, *inputs)
+  half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
+  halved = tuple(
+    x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x for x in inputs
+  )
+  size = inference.nbytes(variables)
+  same = network.score(wanted, wanted)
+  outputs = _outputs(network, apply, half)
+  return [
+    Form(name=DENSE, run=_program(apply, variables, inputs),
+         nbytes=size, columns=same),
+    Form(name=f'{DENSE}, as constants', run=lambda: constant(*inputs),
+         nbytes=size, columns=same),
+    Form(name=f'{DENSE}, joined', run=_program(joined.apply, beside, inputs),
+         nbytes=size, columns=same),
+    Form(name='dense bfloat16', run=_program(apply, half, halved),
+         nbytes=inference.nbytes(half),
+         columns=network.score(outputs, wanted)),
+  ]  # fmt: skip
+
+
+def _onnx_forms(network: Network, inputs: tuple[Any, ...]) -> list[Form]:
+  """What onnxruntime does; none where it is not installed."""
+  if network.graph is None:
+    return []
+  forms = []
+  for name in onnx_networks.FORMS:
+    try:
+      made = onnx_networks.make_session(
+        name, network.graph, network.variables, inputs
+      )
+    except ValueError:
+      continue
+    forms.append(Form(name=name, run=made.run, nbytes=made.nbytes, columns={}))
+  return forms
+
+
+def _compressed_forms(
+  network: Network,
+  loaded: Any,
+  inputs: tuple[Any, ...],
+  *,
+  backend: str,
+  mode: str,
+  columns: Mapping[str, float],
+) -> list[Form]:
+  """From the file as it is, with kernels joined, and as planned."""
+  made = _compressed(network, backend, mode)
+  plan = plan_layers(
+    layer_calls(network.model, network.variables, *inputs),
+    loaded,
+    functools.partial(_leaf, coding.load_tree(network.file)),
+    backend=backend,
+    mode=mode,
+  )
+  planned = jax.tree.map(jnp.asarray, plan.params)
+  forms = []
+  for name, variables in (
+    (f'bwz, {mode}', loaded),
+    (f'bwz, {mode}, joined', made.join(loaded, *inputs)),
+    (f'bwz, {mode}, planned', made.join(planned, *inputs)),
+  ):
+    forms.append(
+      Form(
+        name=name,
+        run=_program(made.apply, variables, inputs),
+        nbytes=inference.nbytes(variables),
+        columns={
+          **columns,
+          'compressed': _compressed_share(variables),
+          'file_bytes': network.file.stat().st_size,
+        },
+      )
+    )
+  return forms
+
+
+def _leaf(variables: Any, name: str) -> Any:
+  for part in name.split('/'):
+    variables = variables[part]
+  return variables
+
+
+def _compressed_share(variables: Any) -> float:
+  """What part of the bytes is in compressed matrices."""
+  leaves = jax.tree.leaves(variables, is_leaf=inference.is_matrix)
+  inside = sum(
+    inference.nbytes(leaf) for leaf in leaves if inference.is_matrix(leaf)
+  )
+  return round(inside / inference.nbytes(variables), 3)
+
+
+def cosine(outputs: Outputs, wanted: Outputs) -> dict[str, float]:
+  """Cosines of rows: the mean and the least."""
+  a, b = np.concatenate(outputs), np.concatenate(wanted)
+  a, b = a.astype(np.float64), b.astype(np.float64)
+  norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+  each = (a * b).sum(axis=1) / norms
+  return {
+    'cosine': round(float(each.mean()), 5),
+    'cosine_least': round(float(each.min()), 4),
+  }
+
+
+def top1(outputs: Outputs, wanted: Outputs) -> dict[str, float]:
+  """The same of logits, and how often the largest stays the largest."""
+  a, b = np.concatenate(outputs), np.concatenate(wanted)
+  same = float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
+  return {**cosine(outputs, wanted), 'same_top1': round(same, 4)}

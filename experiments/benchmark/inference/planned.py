@@ -1,0 +1,154 @@
+"""Products in the form that `plan_inference` chooses, beside dense ones.
+
+    python -m experiments.benchmark planned [--shapes 4096x1000 …]
+      [--batches 1 16 64] [--backend auto] [--mode exact] [--output F.json]
+
+For each shape (inputs x outputs), batch and compressed matrix: the form that
+was chosen, from products of the matrix itself (`own shape`) and from a table of
+square ones (`table`), and how much faster than the dense product it then is,
+timed anew. A choice is right where that is 1 within what two timings of one
+program differ by, which `noise` says: the dense product beside itself.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth import inference
+from bandwidth.inference import planning
+from bandwidth.inference.timing import program_of
+from experiments.benchmark.inference.products import shape_of
+from experiments.runtime import table
+from experiments.runtime.startup import keep_memory
+
+NAME = 'planned'
+
+SHAPES = ('784x300', '300x100', '384x1536', '9216x4096', '4096x1000')
+
+
+def matrices_of(inputs: int, outputs: int) -> dict[str, Any]:
+  """Returns compressed matrices by name."""
+  rng = np.random.default_rng(0)
+  shape = (outputs, inputs)
+  book = np.append(0, rng.normal(size=15)).astype(np.float32)
+  codes = rng.integers(1, 16, shape, np.uint8)
+  kept = rng.random(shape, np.float32) < 0.1
+  return {
+    '4-bit codebook': inference.codebook_matrix(codes, book),
+    '8-bit codebook': inference.codebook_matrix(
+      rng.integers(0, 256, shape, np.uint8), rng.normal(size=256)
+    ),
+    '10% + 4-bit codebook': inference.sparse_matrix(codes * kept, book),
+  }
+
+
+def _programs(
+  matrix: Any, batch: int, chosen: Sequence[Any], *, backend: str, mode: str
+) -> list[Callable[[], Any]]:
+  """The dense product twice, then those of what was chosen."""
+  x = jnp.asarray(
+    np.random.default_rng(1).normal(size=(batch, matrix.shape[0])), jnp.float32
+  )
+  dense = planning.converted(matrix, 'dense')
+  return [
+    program_of(x, jax.tree.map(jnp.asarray, form), backend=backend, mode=mode)
+    for form in (dense, dense, *chosen)
+  ]
+
+
+def rows_of(
+  shape: str,
+  batch: int,
+  timings: Sequence[inference.Timing],
+  *,
+  backend: str,
+  mode: str,
+  repeats: int,
+) -> list[dict[str, Any]]:
+  """Plans the matrices of a shape in both ways and times what was chosen."""
+  rows = []
+  for name, matrix in matrices_of(*shape_of(shape)).items():
+    plans = {
+      'own shape': inference.plan_inference(
+        {'kernel': matrix}, batch=batch, backend=backend, mode=mode
+      ),
+      'table': inference.plan_inference(
+        {'kernel': matrix}, timings, batch=batch
+      ),
+    }
+    programs = _programs(
+      matrix, batch, [plan.params['kernel'] for plan in plans.values()],
+      backend=backend, mode=mode,
+    )  # fmt: skip
+    dense, again, *planned = planning.interleaved(
+      programs, repeats, least_seconds=1e-2
+    )
+    for (way, plan), seconds in zip(plans.items(), planned, strict=True):
+      choice = plan.choices['kernel']
+      expected = choice.seconds['dense'] / choice.seconds[choice.kind]
+      rows.append(
+        {
+          'shape': shape,
+          'batch': batch,
+          'matrix': name,
+          'planned_by': way,
+          'form': choice.kind,
+          'dense_us': round(1e6 * dense, 1),
+          'planned_us': round(1e6 * seconds, 1),
+          'predicted_speedup': round(expected, 2),
+          'speedup': round(dense / seconds, 2),
+          'noise': round(dense / again, 2),
+        }
+      )
+  return rows
+
+
+def _run(given: argparse.Namespace) -> None:
+  for shape in given.shapes:
+    shape_of(shape)
+  for field in ('batches', 'repeats'):
+    for value in np.atleast_1d(getattr(given, field)).tolist():
+      if value < 1:
+        raise ValueError(f'{field}={value} is not positive')
+  keep_memory()
+  timings = inference.measure_forms(
+    batches=given.batches, backend=given.backend, mode=given.mode
+  )
+  rows: list[dict[str, Any]] = []
+  for shape in given.shapes:
+    for batch in given.batches:
+      rows += rows_of(
+        shape, batch, timings, backend=given.backend, mode=given.mode,
+        repeats=given.repeats,
+      )  # fmt: skip
+      if given.output:
+        table.write(given.output, NAME, rows)
+  table.show(rows)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Times planned products; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog=f'benchmark {NAME}',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--shapes', nargs='+', default=SHAPES)
+  add('--batches', type=int, nargs='+', default=[1, 16, 64])
+  add('--backend', default='auto', choices=inference.BACKENDS)
+  add('--mode', default='exact', choices=inference.MODES)
+  add('--repeats', type=int, default=9)
+  add('--output', type=pathlib.Path, help='JSON file')
+  try:
+    _run(parser.parse_args(argv))
+  except ValueError as error:
+    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
+    return 2
+  return 0

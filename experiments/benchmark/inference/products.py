@@ -1,0 +1,283 @@
+"""Products from the compressed form, beside dense ones and what one has today.
+
+    python -m experiments.benchmark inference [--shapes 4096x4096 …]
+      [--batches 1 8 64] [--backend auto] [--plot F.png] [--output F.json]
+    python -m experiments.benchmark inference
+      --models lenet300 minilm efficientnet_lite0 [--folder DIR]
+
+For each shape (inputs x outputs), batch and form: bytes that a product reads,
+milliseconds, bytes a second and what part of the measured copy bandwidth that
+is, speedup over XLA's dense product in float32 with all threads, what the ratio
+of bytes would allow at most, and the relative error beside float64. Programs
+take turns; medians. `gains until batch` is the largest batch at which a form is
+still faster than the dense product. Forms of onnxruntime are for CPUs, need
+`pip install onnx onnxruntime`, and are left out without. On a GPU times are
+those of its kernels (`device_time`).
+
+With `--models` whole networks run instead, at batch 1, from their .bwz files,
+which are made in `--folder` where they are missing. Speedups are over the
+fastest of XLA's dense float32 programs: weights as arguments, as constants, and
+with kernels of one input joined, as ours have them too. `planned` keeps the
+kernels dense that are predicted to be faster so; `compressed` is what part of
+the bytes is not. Cosines and agreement are of the outputs with the dense ones.
+Those of a mode stand beside its plan too, which rounds less.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bandwidth import inference
+from bandwidth.base import unknown_name
+from bandwidth.inference import native
+from experiments.benchmark.inference.forms import (
+  Weights,
+  make_forms,
+  make_weights,
+)
+from experiments.benchmark.measuring.device_time import (
+  Product,
+  apart,
+  seconds_of,
+)
+from experiments.benchmark.memory.pretrained import BROWN, CIFAR10
+from experiments.reports.inference import plot_roofline
+from experiments.runtime import table
+from experiments.runtime.startup import keep_memory
+
+NAME = 'inference'
+
+SQUARES = ('1024x1024', '4096x4096', '8192x8192')
+LAYERS = {
+  '784x300': 'LeNet-300-100',
+  '300x100': 'LeNet-300-100',
+  '9216x4096': 'AlexNet fc6',
+  '4096x4096': 'AlexNet and VGG-16 fc7',
+  '4096x1000': 'AlexNet and VGG-16 fc8',
+  '25088x4096': 'VGG-16 fc6',
+  '384x384': 'MiniLM attention',
+  '384x1536': 'MiniLM hidden',
+  '1536x384': 'MiniLM output',
+}
+"""Layers that are in use, and whose they are."""
+
+_COPIED = 1 << 29
+
+
+def copy_bandwidth(repeats: int) -> float:
+  """Returns the bytes a second that a large copy reads and writes.
+
+  On a CPU it goes to where it came from: fresh memory would be filled with
+  zeros first.
+  """
+  array = jnp.ones(_COPIED // 4, jnp.float32)
+  if jax.default_backend() == 'gpu':
+    copy = Product(lambda _, a: -a, jnp.zeros(()), array)
+    (seconds,) = seconds_of([copy], repeats)
+    return 2 * _COPIED / seconds
+  negative = jax.jit(jnp.negative, donate_argnums=0)
+  times = []
+  for _ in range(repeats + 1):
+    start = time.perf_counter()
+    array = negative(array).block_until_ready()
+    times.append(time.perf_counter() - start)
+  return 2 * _COPIED / statistics.median(times[1:])
+
+
+def product_rows(
+  weights: Weights, batch: int, *, backend: str, repeats: int, copied: float
+) -> list[dict[str, Any]]:
+  """Times all products with some weights.
+
+  Args:
+    weights: in all their forms.
+    batch: rows of activations.
+    backend: of `inference.BACKENDS`.
+    repeats: of which medians count.
+    copied: bytes a second of a copy.
+  """
+  forms = make_forms(weights, batch, backend=backend)
+  made = [np.asarray(form.run(), np.float64) for form in forms]
+  products = [form.product for form in forms if form.product]
+  if jax.default_backend() == 'gpu':
+    timed = seconds_of(products, repeats)
+  else:
+    timed = apart(
+      [form.run for form in forms], len(products), repeats, least_seconds=1e-2
+    )
+  inputs, outputs = weights.dense.shape
+  shape = f'{inputs}x{outputs}'
+  rows = []
+  for form, own, y in zip(forms, timed, made, strict=True):
+    rate = form.nbytes / own
+    rows.append(
+      {
+        'shape': shape,
+        'layer': LAYERS.get(shape, ''),
+        'batch': batch,
+        'form': form.name,
+        'bytes': form.nbytes,
+        'ms': round(1e3 * own, 4),
+        'gb_per_second': round(rate / 1e9, 2),
+        'of_copy': round(rate / copied, 3),
+        'speedup': round(timed[0] / own, 2),
+        'over_bfloat16': round(timed[1] / own, 2),
+        'ceiling': round(forms[0].nbytes / form.nbytes, 1),
+        'error': form.error(y),
+      }
+    )
+  return rows
+
+
+def add_crossovers(rows: list[dict[str, Any]]) -> None:
+  """Adds to each row the largest batch at which its form gains."""
+  for row in rows:
+    same = [
+      other
+      for other in rows
+      if (other['shape'], other['form']) == (row['shape'], row['form'])
+    ]
+    until = 0
+    for other in sorted(same, key=lambda each: each['batch']):
+      if other['speedup'] <= 1:
+        break
+      until = other['batch']
+    row['gains_until_batch'] = until
+
+
+def shape_of(text: str) -> tuple[int, int]:
+  """Reads inputs x outputs.
+
+  Raises:
+    ValueError: the text is no shape.
+
+  >>> shape_of('784x300')
+  (784, 300)
+  """
+  inputs, _, outputs = text.partition('x')
+  if not (inputs.isdigit() and outputs.isdigit()):
+    raise ValueError(f'shapes={text!r} is not INPUTSxOUTPUTS')
+  if not (int(inputs) and int(outputs)):
+    raise ValueError(f'shapes={text!r} is empty')
+  return int(inputs), int(outputs)
+
+
+def _run_models(given: argparse.Namespace) -> None:
+  # Products alone need none of the data sets.
+  from experiments.benchmark.inference import models, networks
+
+  for name in given.models:
+    if name not in networks.NETWORKS:
+      raise ValueError(unknown_name('models', name, networks.NETWORKS))
+  keep_memory()
+  rows: list[dict[str, Any]] = []
+  with tempfile.TemporaryDirectory() as temporary:
+    options = networks.Options(
+      folder=given.folder or pathlib.Path(temporary),
+      brown=given.brown,
+      cifar10=given.cifar10,
+      split=given.split,
+      examples=given.examples,
+      pixels=given.pixels,
+    )
+    for name in given.models:
+      network = networks.make_network(name, options)
+      rows += models.network_rows(
+        network, backend=given.backend, repeats=given.repeats,
+        modes=given.modes,
+      )  # fmt: skip
+      if given.output:
+        table.write(given.output, NAME, rows)
+  table.show(rows)
+
+
+def _instructions(name: str) -> dict[str, str]:
+  """Chooses native kernels; returns what is to be known of the choice.
+
+  Raises:
+    ValueError: this machine lacks them.
+  """
+  if name == 'best':
+    return {}
+  if native.use(name) != name:
+    raise ValueError(f'instructions={name!r}: this machine has none')
+  return {'instructions': name, 'xla_flags': os.environ.get('XLA_FLAGS', '')}
+
+
+def _run(given: argparse.Namespace) -> None:
+  shapes = [shape_of(text) for text in given.shapes]
+  for field in ('batches', 'repeats', 'examples', 'pixels'):
+    for value in np.atleast_1d(getattr(given, field)).tolist():
+      if value < 1:
+        raise ValueError(f'{field}={value} is not positive')
+  if given.models:
+    _run_models(given)
+    return
+  instructions = _instructions(given.instructions)
+  keep_memory()
+  copied = copy_bandwidth(given.repeats)
+  facts = {'copy_bytes_per_second': copied, **instructions}
+  print(f'a copy reads and writes {copied / 1e9:.1f} GB a second')
+  rows: list[dict[str, Any]] = []
+  for inputs, outputs in shapes:
+    weights = make_weights(inputs, outputs, only=given.forms)
+    for batch in given.batches:
+      rows += product_rows(
+        weights, batch, backend=given.backend, repeats=given.repeats,
+        copied=copied,
+      )  # fmt: skip
+      if given.output:
+        table.write(given.output, NAME, rows, facts)
+  add_crossovers(rows)
+  table.show(rows)
+  if given.plot:
+    plot_roofline(rows, copied, given.plot)
+  if given.output:
+    table.write(given.output, NAME, rows, facts)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Times products; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog=f'benchmark {NAME}',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--shapes', nargs='+', default=[*dict.fromkeys((*SQUARES, *LAYERS))])
+  add('--batches', type=int, nargs='+', default=[1, 2, 4, 8, 16, 32, 64])
+  add('--backend', default='auto', choices=inference.BACKENDS)
+  add(
+    '--instructions',
+    default='best',
+    choices=native.INSTRUCTIONS,
+    help="of native kernels; for XLA's see --xla_cpu_max_isa",
+  )
+  add('--forms', nargs='+', default=(), help='parts of names, e.g. 4-bit')
+  add('--repeats', type=int, default=9)
+  add('--plot', type=pathlib.Path, help='roofline')
+  add('--output', type=pathlib.Path, help='JSON file')
+  add('--models', nargs='+', default=[], help='networks instead of products')
+  add('--modes', nargs='+', default=inference.MODES, choices=inference.MODES)
+  add('--folder', type=pathlib.Path, help='of their files; default: none kept')
+  add('--brown', type=pathlib.Path, default=BROWN, help=f'default {BROWN}')
+  add('--cifar10', type=pathlib.Path, default=CIFAR10, help=str(CIFAR10))
+  add('--split', default='test', choices=('valid', 'test'), help='of Brown')
+  add('--examples', type=int, default=1000, help='sentences or images')
+  add('--pixels', type=int, default=224, help='of an image')
+  try:
+    _run(parser.parse_args(argv))
+  except ValueError as error:
+    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
+    return 2
+  return 0

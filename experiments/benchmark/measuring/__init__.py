@@ -1,0 +1,1 @@
+"""Clocks, limits of the device and shapes that benchmarks share."""

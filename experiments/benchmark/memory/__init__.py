@@ -1,0 +1,1 @@
+"""Benchmarks of memory bandwidth: files, coders and what they keep."""

@@ -1,0 +1,384 @@
+"""Coding and decoding 25 million weights on one core, beside zstandard.
+
+    python -m experiments.benchmark coding [--network pruned] [--output F.json]
+
+Networks have the shapes of ResNet-50 (He et al., 2015): kernels HWIO, batch
+norms and the last layer, 25.56 million parameters. Weights are normal, with a
+scale for each output channel; they are pruned by magnitude and share values
+that lie linearly between the extremes of their array, as Deep Compression
+begins (Han, Mao & Dally, 2015). Batch norms stay float32.
+
+Everything runs on one core, in memory. Decoding ends with the float32 arrays,
+also from zstandard, which is given the codes of all weights, a byte each,
+codebooks and batch norms. `limit_s` is the time that memory takes to copy as
+many bytes as the arrays have. Repeats are interleaved. Seconds are those of the
+processor, medians, which others on the machine disturb least; `clock` is the
+time on the wall. Ratios are medians of ratios within a repeat. An encoder that
+takes over `--slow` seconds runs once. Peaks are what the resident set grew by,
+the most of any repeat.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bandwidth import coding
+from experiments.runtime import table
+
+NAME = 'coding'
+_STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
+_BWZ = ('huffman', 'auto', 'ans', 'fixed')
+_ZSTANDARD = (3, 19)
+
+Tensors = dict[str, Any]
+
+
+class Recipe(NamedTuple):
+  """How a network is made small.
+
+  Attributes:
+    conv: density of convolution kernels.
+    dense: density of the last layer.
+    bits: of a code, or of an integer level.
+    integers: levels with a step for each output channel, and no codebook.
+  """
+
+  conv: float
+  dense: float
+  bits: int
+  integers: bool = False
+
+
+NETWORKS = {
+  'pruned': Recipe(0.3, 0.2, 5),
+  'sparse': Recipe(0.02, 0.02, 5),
+  'codes4': Recipe(1.0, 1.0, 4),
+  'int8': Recipe(1.0, 1.0, 8, integers=True),
+}
+
+
+def resnet50_shapes() -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of ResNet-50's parameters and running statistics.
+
+  >>> import math
+  >>> shapes = resnet50_shapes()
+  >>> sum(math.prod(s) for n, s in shapes.items() if n.startswith('params/'))
+  25557032
+  """
+  shapes: dict[str, tuple[int, ...]] = {}
+
+  def convolve(name: str, size: int, inputs: int, outputs: int) -> None:
+    shapes[f'params/{name}/kernel'] = (size, size, inputs, outputs)
+    for part in ('scale', 'bias'):
+      shapes[f'params/{name}_norm/{part}'] = (outputs,)
+    for part in ('mean', 'var'):
+      shapes[f'batch_stats/{name}_norm/{part}'] = (outputs,)
+
+  convolve('stem', 7, 3, 64)
+  inputs = 64
+  for stage, (width, blocks) in enumerate(_STAGES):
+    for block in range(blocks):
+      name = f'stage{stage}_block{block}'
+      convolve(f'{name}/conv0', 1, inputs, width)
+      convolve(f'{name}/conv1', 3, width, width)
+      convolve(f'{name}/conv2', 1, width, 4 * width)
+      if block == 0:
+        convolve(f'{name}/projection', 1, inputs, 4 * width)
+      inputs = 4 * width
+  shapes['params/head/kernel'] = (inputs, 1000)
+  shapes['params/head/bias'] = (1000,)
+  return shapes
+
+
+def make_network(recipe: Recipe, *, seed: int = 0) -> Tensors:
+  """Returns the tensors of a network by name."""
+  rng = np.random.default_rng(seed)
+  out: Tensors = {}
+  for name, shape in resnet50_shapes().items():
+    weights = rng.standard_normal(shape, np.float32)
+    if len(shape) == 1:
+      out[name] = weights
+      continue
+    weights *= np.exp(0.3 * rng.standard_normal(shape[-1], np.float32))
+    density = recipe.conv if len(shape) == 4 else recipe.dense
+    if recipe.integers:
+      out[name] = _integers(weights, recipe.bits)
+    else:
+      out[name] = _shared(weights, density, recipe.bits)
+  return out
+
+
+def _integers(weights: np.ndarray, bits: int) -> coding.UniformTensor:
+  axes = tuple(range(weights.ndim - 1))
+  step = np.abs(weights).max(axis=axes) / (2 ** (bits - 1) - 1)
+  levels = np.rint(weights / step).astype(np.int32)
+  return coding.UniformTensor(levels, step)
+
+
+def _shared(
+  weights: np.ndarray, density: float, bits: int
+) -> coding.CodebookTensor:
+  low, high = float(weights.min()), float(weights.max())
+  first = int(density < 1)
+  places = np.linspace(low, high, 2**bits - first, dtype=np.float32)
+  step = (high - low) / (places.size - 1)
+  codes = np.rint((weights - low) / step).astype(np.uint8) + first
+  if density < 1:
+    threshold = np.quantile(np.abs(weights), 1 - density)
+    codes[np.abs(weights) < threshold] = 0
+    places = np.concatenate([np.zeros(1, np.float32), places])
+  return coding.CodebookTensor(codes, places)
+
+
+class Method(NamedTuple):
+  """An encoder and its decoder.
+
+  Attributes:
+    encode: from tensors to bytes.
+    decode: from these bytes to the arrays, in the order of the tensors.
+  """
+
+  encode: Callable[[], bytes]
+  decode: Callable[[bytes], list[np.ndarray]]
+
+
+def _bwz(network: Tensors, coder: str) -> Method:
+  def decode(data: bytes) -> list[np.ndarray]:
+    with coding.decode(data) as reader:
+      return [reader.array(name) for name in reader]
+
+  return Method(lambda: coding.encode(network, coder=coder), decode)
+
+
+def _zstandard(network: Tensors, level: int) -> Method:
+  try:
+    import zstandard
+  except ImportError:
+    raise ValueError(
+      'the comparison needs zstandard: pip install zstandard'
+    ) from None
+
+  def encode() -> bytes:
+    plain = b''.join(part for t in network.values() for part in _plain(t))
+    return zstandard.ZstdCompressor(level=level).compress(plain)
+
+  sizes = [list(map(len, _plain(tensor))) for tensor in network.values()]
+
+  def decode(data: bytes) -> list[np.ndarray]:
+    plain = memoryview(zstandard.ZstdDecompressor().decompress(data))
+    arrays, begin = [], 0
+    for tensor, lengths in zip(network.values(), sizes, strict=True):
+      parts = []
+      for length in lengths:
+        parts.append(plain[begin : begin + length])
+        begin += length
+      arrays.append(_array(tensor, parts))
+    return arrays
+
+  return Method(encode, decode)
+
+
+def _plain(tensor: Any) -> list[bytes]:
+  """The bytes that zstandard is given: codes, then codebook or steps."""
+  if isinstance(tensor, coding.CodebookTensor):
+    return [tensor.codes.tobytes(), tensor.codebook.tobytes()]
+  if isinstance(tensor, coding.UniformTensor):
+    return [tensor.levels.astype(np.int8).tobytes(), tensor.step.tobytes()]
+  return [tensor.tobytes()]
+
+
+def _array(tensor: Any, parts: list[memoryview]) -> np.ndarray:
+  """Inverts `_plain`; `tensor` gives kind and shape only."""
+  if isinstance(tensor, coding.CodebookTensor):
+    codes = np.frombuffer(parts[0], np.uint8).reshape(tensor.shape)
+    codebook = np.frombuffer(parts[1], np.float32)
+    return coding.CodebookTensor(codes, codebook).to_array()
+  if isinstance(tensor, coding.UniformTensor):
+    levels = np.frombuffer(parts[0], np.int8).reshape(tensor.shape)
+    step = np.frombuffer(parts[1], np.float32)
+    return coding.UniformTensor(levels, step).to_array()
+  return np.frombuffer(parts[0], np.float32).reshape(tensor.shape)
+
+
+class _Cost(NamedTuple):
+  seconds: float
+  clock: float
+  peak: int
+
+
+def _cost(call: Callable[[], Any]) -> tuple[Any, _Cost]:
+  """Runs something with a clean heap, and says what it took."""
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).malloc_trim(0)
+  with contextlib.suppress(OSError):
+    # Begins a new high-water mark of the resident set.
+    pathlib.Path('/proc/self/clear_refs').write_text('5')
+  before = _resident('VmRSS')
+  cpu, start = time.process_time(), time.perf_counter()
+  out = call()
+  clock = time.perf_counter() - start
+  seconds = time.process_time() - cpu
+  return out, _Cost(seconds, clock, _resident('VmHWM') - before)
+
+
+def _resident(key: str) -> int:
+  """Bytes, from Linux."""
+  try:
+    status = pathlib.Path('/proc/self/status').read_text('utf-8')
+  except OSError:
+    return 0
+  return int(status.split(f'{key}:')[1].split()[0]) << 10
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+  """Keeps every thread of this process on one core, where the system can."""
+  threads = pathlib.Path('/proc/self/task')
+  if not hasattr(os, 'sched_setaffinity') or not threads.is_dir():
+    yield
+    return
+  allowed = os.sched_getaffinity(0)
+  # The last one: the first serves interrupts.
+  _move(threads, {max(allowed)})
+  try:
+    yield
+  finally:
+    _move(threads, allowed)
+
+
+def _move(threads: pathlib.Path, cores: set[int]) -> None:
+  for thread in threads.iterdir():
+    with contextlib.suppress(OSError):
+      os.sched_setaffinity(int(thread.name), cores)
+
+
+class _Measured(NamedTuple):
+  size: int
+  encode: list[_Cost]
+  decode: list[_Cost]
+
+
+def measure(
+  name: str, network: Tensors, *, repeats: int, slow: float
+) -> list[dict[str, Any]]:
+  """Returns a row for each method.
+
+  Args:
+    name: of the network.
+    network: its tensors.
+    repeats: of every measurement, after one that only warms up.
+    slow: seconds; an encoder that takes longer runs once.
+
+  Raises:
+    ValueError: arrays that came back are not those that went, or zstandard is
+      not installed.
+  """
+  methods = {f'bwz {coder}': _bwz(network, coder) for coder in _BWZ}
+  for level in _ZSTANDARD:
+    methods[f'zstandard {level}'] = _zstandard(network, level)
+  data = {}
+  results: dict[str, _Measured] = {}
+  expected = [coding.tensors.as_tensor(t).to_array() for t in network.values()]
+  for key, method in methods.items():
+    data[key], cost = _cost(method.encode)
+    arrays = method.decode(data[key])
+    if not all(map(np.array_equal, arrays, expected)):
+      raise ValueError(f'{key}: other arrays came back')
+    first = [cost] if cost.seconds > slow else []
+    results[key] = _Measured(len(data[key]), first, [])
+    del arrays
+  source = np.concatenate([array.reshape(-1) for array in expected])
+  target, copies = np.zeros_like(source), []
+  for _ in range(repeats):
+    copies.append(_cost(lambda: np.copyto(target, source))[1].seconds)
+    for key, method in methods.items():
+      result = results[key]
+      if not result.encode or result.encode[0].seconds <= slow:
+        result.encode.append(_cost(method.encode)[1])
+      decode = lambda m=method, k=key: m.decode(data[k])  # noqa: E731
+      result.decode.append(_cost(decode)[1])
+  return [_row(name, key, source, results, copies) for key in methods]
+
+
+def _row(
+  name: str,
+  key: str,
+  source: np.ndarray,
+  results: dict[str, _Measured],
+  copies: list[float],
+) -> dict[str, Any]:
+  result = results[key]
+  best = results[f'zstandard {_ZSTANDARD[-1]}']
+  encode, decode = result.encode, result.decode
+  encode_s, decode_s = _median(encode, 0), _median(decode, 0)
+  return {
+    'network': name,
+    'method': key,
+    'bytes': result.size,
+    'bits_per_weight': round(8 * result.size / source.size, 3),
+    'by_zstandard_19': round(result.size / best.size, 3),
+    'encode_s': round(encode_s, 3),
+    'decode_s': round(decode_s, 3),
+    'encode_clock_s': round(_median(encode, 1), 3),
+    'decode_clock_s': round(_median(decode, 1), 3),
+    'encode_mweights_s': round(source.size / encode_s / 1e6, 1),
+    'decode_mweights_s': round(source.size / decode_s / 1e6, 1),
+    'decoded_mb_s': round(source.nbytes / decode_s / 1e6, 1),
+    'limit_s': round(float(np.median(copies)), 4),
+    'decode_by_limit': _ratio([c.seconds for c in decode], copies),
+    'decode_by_zstandard_19': _ratio(
+      [c.seconds for c in decode], [c.seconds for c in best.decode]
+    ),
+    'encode_peak_mb': round(max(c.peak for c in encode) / 1e6),
+    'decode_peak_mb': round(max(c.peak for c in decode) / 1e6),
+    'encode_repeats': len(encode),
+  }
+
+
+def _median(costs: list[_Cost], place: int) -> float:
+  return float(np.median([cost[place] for cost in costs]))
+
+
+def _ratio(seconds: list[float], others: list[float]) -> float:
+  return round(float(np.median(np.array(seconds) / np.array(others))), 2)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the benchmark; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog='benchmark coding',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add('--network', nargs='+', choices=NETWORKS, default=list(NETWORKS))
+  add('--repeats', type=int, default=5)
+  add('--slow', type=float, default=5.0, help='seconds')
+  add('--output', help='JSON file of the rows')
+  options = parser.parse_args(argv)
+  try:
+    if options.repeats < 1:
+      raise ValueError(f'repeats={options.repeats} is not positive')
+    rows = []
+    for name in options.network:
+      network = make_network(NETWORKS[name])
+      with one_core():
+        rows += measure(
+          name, network, repeats=options.repeats, slow=options.slow
+        )
+      del network
+    table.show(rows)
+    if options.output:
+      table.write(options.output, NAME, rows)
+  except ValueError as error:
+    print(f'benchmark coding: error: {error}', file=sys.stderr)
+    return 2
+  return 0

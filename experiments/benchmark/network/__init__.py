@@ -1,0 +1,1 @@
+"""Benchmarks of network bandwidth: gradients and what carries them."""

@@ -1,0 +1,148 @@
+"""Training over links of several rates: dense, and a thousandth of it.
+
+    python -m experiments.benchmark training [--rates 100mbit 1gbit]
+
+Each row is a run of `experiments.launch --rate` of a config, its processes in
+network namespaces of their own: steps a second, bytes that the interface of
+process 0 sent, and the seconds until an accuracy is reached, from the start of
+the run, compilation included. The accuracy is what the first of the modes ends
+with, at each rate. Needs root.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.runtime import table
+from experiments.runtime.links import parse_rate
+
+NAME = 'training'
+_CONFIG = 'configs/mnist_mlp_dgc.py'
+_SENT = re.compile(r'launch: process 0 sent ([\d,]+) bytes')
+
+
+def _run(
+  rate: str, mode: str, given: argparse.Namespace, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Trains once.
+
+  Raises:
+    ValueError: the run failed; the message is the end of what it said.
+  """
+  suffix = f':{mode}' if mode else ''
+  command = [
+    sys.executable, '-m', 'experiments.launch',
+    f'--processes={given.processes}', f'--rate={rate}', '--',
+    f'--config={given.config}{suffix}', f'--workdir={workdir}',
+    f'--config.seed={given.seed}',
+  ]  # fmt: skip
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    last = done.stderr.strip().splitlines()[-1:] or ['no word']
+    raise ValueError(f'{mode or "compressed"} at {rate}: {last[0]}')
+  lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
+  records = [json.loads(line) for line in lines]
+  report = json.loads((workdir / 'report.json').read_text('utf-8'))
+  sent = _SENT.search(done.stdout)
+  network = report['network']
+  return {
+    'rate': rate,
+    'mode': mode or 'compressed',
+    'parameters': report['details']['parameters'],
+    'steps': records[-1]['step'],
+    # Steps of the last stage, which is not the warm-up.
+    'steps_per_second': _median_rate(records),
+    'accuracy': report['accuracy']['final'],
+    'seconds': round(report['seconds'], 1),
+    'compile_seconds': round(report['details']['compile_seconds'], 1),
+    'sent_bytes_per_step': network['sent_bytes_per_step'],
+    'interface_bytes': int(sent[1].replace(',', '')) if sent else None,
+    'evaluations': [
+      [r['step'], r['seconds'], r['eval_accuracy']]
+      for r in records
+      if 'eval_accuracy' in r
+    ],
+  }
+
+
+def _median_rate(records: Sequence[dict[str, Any]]) -> float:
+  stage = records[-1]['stage']
+  rates = [
+    r['steps_per_second']
+    for r in records
+    if r['stage'] == stage and 'steps_per_second' in r
+  ]
+  return round(statistics.median(rates), 3) if rates else float('nan')
+
+
+def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Adds to the rows of one rate what they are beside the first of them.
+
+  Args:
+    rows: `steps_per_second`, `accuracy`, and `evaluations`, triples of a step,
+      seconds and an accuracy.
+
+  Returns:
+    The rows with `speedup`, of a step; `seconds_to`, until the first row's
+    final accuracy is reached, None where it is not; and `sooner`, by which
+    factor.
+  """
+  first, out = rows[0], []
+  goal = first['accuracy']
+  for row in rows:
+    reached = [s for _, s, accuracy in row['evaluations'] if accuracy >= goal]
+    seconds = round(reached[0], 1) if reached else None
+    speedup = row['steps_per_second'] / first['steps_per_second']
+    out.append(
+      {**row, 'speedup': round(speedup, 2), 'goal': goal, 'seconds_to': seconds}
+    )
+  start = out[0]['seconds_to']
+  return [
+    {**r, 'sooner': r['seconds_to'] and round(start / r['seconds_to'], 2)}
+    for r in out
+  ]
+
+
+def _rows(given: argparse.Namespace) -> list[dict[str, Any]]:
+  rows = []
+  for rate in given.rates:
+    found = []
+    for mode in given.modes:
+      with tempfile.TemporaryDirectory() as workdir:
+        found.append(_run(rate, mode, given, pathlib.Path(workdir)))
+      print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    rows += compared(found)
+    if given.output:
+      table.write(given.output, NAME, rows)
+  table.show(rows)
+  return rows
+
+
+def main(argv: Sequence[str]) -> int:
+  """Measures; returns the exit status."""
+  parser = argparse.ArgumentParser(prog=f'benchmark {NAME}')
+  add = parser.add_argument
+  add('--processes', type=int, default=4)
+  add('--rates', nargs='+', default=['100mbit', '1gbit'])
+  add('--modes', nargs='+', default=['dense', ''], help='of the config')
+  add('--config', default=_CONFIG)
+  add('--seed', type=int, default=0)
+  add('--output', help='JSON file')
+  given = parser.parse_args(argv)
+  try:
+    if given.processes < 1:
+      raise ValueError(f'processes={given.processes} is not positive')
+    for rate in given.rates:
+      parse_rate(rate)
+    _rows(given)
+  except ValueError as error:
+    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
+    return 2
+  return 0

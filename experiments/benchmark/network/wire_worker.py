@@ -1,0 +1,210 @@
+"""One process of the benchmark `wire`: reduces gradients over a real link.
+
+Started by `wire`, beside it, in a network namespace of its own. The
+reducers take turns, all processes beginning each step together, which takes as
+long as the slowest of them; process 0 prints a line of JSON for each.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bandwidth.collectives.traffic import accounting
+from experiments.benchmark.measuring.shapes import NETWORKS
+from experiments.runtime import startup
+from experiments.training.exchange_choice import AUTO, choose
+from experiments.training.reducers import make_reducer
+from experiments.training.workers import (
+  PER_WORKER,
+  REPLICATED,
+  Workers,
+  make_workers,
+)
+
+_COUNTED_STEPS = 3
+
+
+def _bytes_sent() -> int:
+  """What the interfaces of this namespace have sent, loopback aside."""
+  lines = pathlib.Path('/proc/self/net/dev').read_text('ascii').splitlines()
+  total = 0
+  for line in lines[2:]:
+    name, counters = line.split(':')
+    if name.strip() != 'lo':
+      total += int(counters.split()[8])
+  return total
+
+
+class _Run:
+  """A reducer, compiled, with its state."""
+
+  def __init__(self, config: Mapping[str, Any], workers: Workers, params: Any):
+    self._reducer = make_reducer(
+      config, axis_name='data', workers=(workers.count,)
+    )
+    zeros = jax.jit(self._reducer.init)(params)
+    local = jax.tree.map(lambda leaf: np.asarray(leaf)[None], zeros)
+    self._state = workers.place_local(local)
+    self._grads = workers.place_local(_gradients(params))
+    self._call = workers.compile(
+      lambda grads, state: self._reducer.reduce(grads, state),
+      (self._grads, self._state),
+      kinds=(PER_WORKER, PER_WORKER),
+      out_kinds=(REPLICATED, PER_WORKER),
+    )
+    self.closed_form = 0
+    if self._reducer.wire_bytes is not None:
+      self.closed_form = self._reducer.wire_bytes(params, workers=workers.count)
+    self.compiled = accounting.wire_bytes(self._call)
+    self.seconds: list[float] = []
+
+  def step(self) -> float:
+    """Reduces once; returns the seconds."""
+    start = time.perf_counter()
+    _, self._state = jax.block_until_ready(self._call(self._grads, self._state))
+    return time.perf_counter() - start
+
+
+def _gradients(params: Any) -> Any:
+  rng = np.random.default_rng(jax.process_index())
+  return {
+    name: rng.standard_normal((1, *leaf.shape), np.float32)
+    for name, leaf in params.items()
+  }
+
+
+def _barrier(workers: Workers) -> Callable[[], None]:
+  one = workers.place_local(np.ones((1, 1), np.float32))
+  call = workers.compile(
+    lambda x: jax.lax.psum(x, 'data'),
+    (one,),
+    kinds=(PER_WORKER,),
+    out_kinds=REPLICATED,
+  )
+  return lambda: jax.block_until_ready(call(one)) and None
+
+
+def _count(run: _Run, barrier: Callable[[], None]) -> float:
+  """Bytes that the interface sends in a step."""
+  barrier()
+  before = _bytes_sent()
+  for _ in range(_COUNTED_STEPS):
+    run.step()
+  barrier()
+  return (_bytes_sent() - before) / _COUNTED_STEPS
+
+
+def measure(
+  configs: Mapping[str, Mapping[str, Any]],
+  workers: Workers,
+  network: str,
+  repeats: int,
+) -> list[dict[str, Any]]:
+  """Measures reducers on the link that these workers have.
+
+  Args:
+    configs: of the reducers, by name. Where `exchange` is 'auto' it is chosen
+      here, and the row is that of the program which is chosen.
+    workers: one in each process.
+    network: in `experiments.benchmark.measuring.shapes`.
+    repeats: of each.
+  """
+  params = {
+    name: jnp.zeros(shape, jnp.float32)
+    for name, shape in NETWORKS[network]().items()
+  }
+  barrier = _barrier(workers)
+  settled, choices = {}, {}
+  for name, config in configs.items():
+    if config.get('exchange') == AUTO:
+      choice = choose(config, workers, params)
+      choices[name] = choice
+      settled[name] = {**config, 'exchange': choice.exchange}
+    else:
+      settled[name] = dict(config)
+  runs: dict[str, _Run] = {}
+  for config in settled.values():
+    key = _key(config)
+    if key not in runs:
+      runs[key] = _Run(config, workers, params)
+  for repeat in range(repeats + 1):
+    for run in runs.values():
+      barrier()
+      seconds = run.step()
+      if repeat:
+        run.seconds.append(seconds)
+  for run in runs.values():
+    run.seconds = _of_the_slowest(run.seconds)
+  counted = {key: _count(run, barrier) for key, run in runs.items()}
+  rows = []
+  for name, config in settled.items():
+    run = runs[_key(config)]
+    row = {
+      'reducer': name,
+      'seconds': statistics.median(run.seconds),
+      'fastest': min(run.seconds),
+      'slowest': max(run.seconds),
+      'closed_form': run.closed_form,
+      'compiled_bytes': run.compiled,
+      'interface_bytes': round(counted[_key(config)]),
+    }
+    if name in choices:
+      row['choice'] = choices[name].exchange
+      row['predicted'] = dict(choices[name].seconds)
+    rows.append(row)
+  return rows
+
+
+def _of_the_slowest(seconds: Sequence[float]) -> list[float]:
+  """A step takes as long as it takes the last process."""
+  everywhere = multihost_utils.process_allgather(
+    np.asarray(seconds, np.float32)
+  )
+  return np.max(everywhere, axis=0).tolist()
+
+
+def _key(config: Mapping[str, Any]) -> str:
+  # Both are a dense all-reduce with momentum, whatever the density.
+  dense = config.get('exchange') == 'dense'
+  return json.dumps(
+    {k: v for k, v in config.items() if not (dense and k == 'density')},
+    sort_keys=True,
+  )
+
+
+def main(argv: Sequence[str]) -> int:
+  """Joins the other processes and measures."""
+  parser = argparse.ArgumentParser(prog='wire_worker')
+  parser.add_argument('--coordinator', required=True)
+  parser.add_argument('--num_processes', type=int, required=True)
+  parser.add_argument('--process_id', type=int, required=True)
+  parser.add_argument('--reducers', required=True, help='JSON, configs by name')
+  parser.add_argument('--network', choices=sorted(NETWORKS), required=True)
+  parser.add_argument('--repeats', type=int, required=True)
+  given = parser.parse_args(argv)
+  processes = startup.Processes(
+    True, given.coordinator, given.num_processes, given.process_id
+  )
+  startup.prepare_devices({'cpu_devices': given.num_processes}, processes)
+  workers = make_workers('shard_map', {'data': given.num_processes})
+  rows = measure(
+    json.loads(given.reducers), workers, given.network, given.repeats
+  )
+  if given.process_id == 0:
+    for row in rows:
+      print(json.dumps(row), flush=True)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

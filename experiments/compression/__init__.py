@@ -1,0 +1,1 @@
+"""From trained weights to compressed files, and what is measured of them."""

@@ -1,0 +1,1 @@
+"""The search of a compression policy, from a config to its files."""

@@ -1,0 +1,1 @@
+"""What a search may make of a network, and how each candidate scores."""

@@ -1,0 +1,106 @@
+"""The network that a search found, as a file."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.compression.files import (
+  MODEL,
+  metadata_of,
+  read_file,
+  write_file,
+)
+from experiments.inference.evaluation import evaluate
+from experiments.policy.setup import Prepared
+
+
+class Exported(NamedTuple):
+  """What the file of a network is.
+
+  Attributes:
+    model: its config, `name` and arguments of the network.
+    tested: what `evaluate` measures of the file, on the test set.
+    difference: largest one of logits between the network of the file and the
+      one, of the whole network's shapes, that the search has scored. Of bits,
+      neither rounds what layers read.
+  """
+
+  model: dict[str, Any]
+  tested: dict[str, Any]
+  difference: float
+
+
+class Written(NamedTuple):
+  """A network in a file.
+
+  Attributes:
+    config: of the file.
+    model: it.
+  """
+
+  config: dict[str, Any]
+  model: Any
+
+
+def write_network(
+  prepared: Prepared, candidate: np.ndarray, path: pathlib.Path
+) -> Written:
+  """Writes the network of a candidate.
+
+  Args:
+    prepared: what was searched.
+    candidate: levels, int32 [G].
+    path: of the file.
+  """
+  plan, subject = prepared.plan, prepared.subject
+  statistics = prepared.check['examples'].statistics
+  model, arrays, tensors = subject.network(candidate, statistics)
+  config = {
+    **plan.config,
+    'model': _model_config(plan.config['model'], plan.task.model, model),
+  }
+  write_file(path, 'auto', arrays, tensors, metadata_of(config))
+  return Written(config, model)
+
+
+def export_file(
+  prepared: Prepared, candidate: np.ndarray, directory: pathlib.Path
+) -> Exported:
+  """Writes the network of a candidate and measures its file.
+
+  Args:
+    prepared: what was searched.
+    candidate: levels, int32 [G].
+    directory: gets `model.bwz`.
+  """
+  path = directory / MODEL
+  written = write_network(prepared, candidate, path)
+  params, model_state = read_file(path)
+  examples = prepared.check['examples']
+  images = examples.images[0]
+  whole = prepared.subject.variables(candidate, examples.statistics)
+  logits = jax.jit(prepared.plan.task.model.apply)(whole, images)
+  own = jax.jit(written.model.apply)({'params': params, **model_state}, images)
+  return Exported(
+    model=written.config['model'],
+    tested=evaluate(path, written.config, split='test'),
+    difference=float(jnp.abs(logits - own).max()),
+  )
+
+
+def _model_config(
+  given: Mapping[str, Any], whole: Any, small: Any
+) -> dict[str, Any]:
+  """The config of the smaller network: what differs from the whole one."""
+  changed = {
+    field: getattr(small, field)
+    for field in whole.__dataclass_fields__
+    if field not in ('parent', 'name')
+    and getattr(small, field) != getattr(whole, field)
+  }
+  return json.loads(json.dumps({**given, **changed}, default=list))

@@ -1,0 +1,1 @@
+"""What every program needs around its arrays: devices, files, flags, tables."""

@@ -1,0 +1,1 @@
+"""Training over several workers: a step, stages of steps, what they leave."""
