@@ -42,6 +42,13 @@ inline float Nearest(float value) {
   return (value + kNoFractions) - kNoFractions;
 }
 
+// The largest integer that activations become; 0 where they stay as they are.
+inline int Largest(Mode mode) {
+  return mode == Mode::kExact ? 0
+         : mode == Mode::kInt8 ? kLargest8
+                               : kLargest16;
+}
+
 inline float Inverse(float most, int largest) {
   return most > 0 ? largest / most : 0.0f;
 }
@@ -63,14 +70,16 @@ inline float RoundRow(const float* x, int64_t inputs, int64_t filled,
   return most / largest;
 }
 
-// Rounds a book to integers; returns their scale.
-template <int kEntries, typename T>
-inline float RoundBook(const float* book, int largest, T* integers) {
-  const float most = Bounded(Largest(book, kEntries), largest);
+// Rounds a book to integers, repeated until they are `places`; returns their
+// scale.
+template <typename T>
+inline float RoundBook(const float* book, int entries, int places, int largest,
+                       T* integers) {
+  const float most = Bounded(Largest(book, entries), largest);
   const float inverse = Inverse(most, largest);
-  for (int e = 0; e < kEntries; ++e) {
+  for (int e = 0; e < places; ++e) {
     integers[e] = static_cast<T>(
-        static_cast<int32_t>(Nearest(book[e] * inverse)));
+        static_cast<int32_t>(Nearest(book[e % entries] * inverse)));
   }
   return most / largest;
 }
