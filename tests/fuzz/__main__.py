@@ -138,7 +138,7 @@ def _findings(directory: pathlib.Path) -> list[dict[str, str]]:
 def main(argv: Sequence[str]) -> int:
   """Runs the engines; returns 0, 1 if something was found, 2 for an error."""
   parser = argparse.ArgumentParser(
-    prog='benchmark fuzz',
+    prog='fuzz',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -171,3 +171,7 @@ def main(argv: Sequence[str]) -> int:
     print(f'benchmark fuzz: error: {error}', file=sys.stderr)
     return 2
   return int(any(row['findings'] for row in rows))
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
