@@ -2,8 +2,8 @@
 
 The second network of `benchmark search_joint`, beside the quickstart's LeNet-5:
 dense layers alone, a harder data set. Three seeds, test set, at 1.5 and 3 % of
-the float32 bytes: 86.65 and 88.05 %, where channels come first 86.37 and 87.79,
-precision alone 59.04 and 87.65 (results/search.md). Four minutes of a core.
+the float32 bytes: 86.46 and 88.18 %, where channels come first 86.24 and 87.86,
+precision alone 56.28 and 87.04 (results/search.md). Four minutes of a core.
 
     python -m experiments.search --config configs/fashion_mnist_lenet300_joint.py --workdir W
     python -m experiments.benchmark search_joint --networks quickstart_search fashion_mnist_lenet300_joint
