@@ -1,6 +1,7 @@
 """Arrays of parameters from the matrices that run instead of them."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +49,7 @@ def array_of(
   Returns:
     float32, or of the array's dtype.
   """
-  rows = (_rows(matrix) if is_matrix(matrix) else jnp.asarray(matrix).T)[
-    outputs
-  ]
+  rows = _rows(matrix)[outputs]
   if has_rows(name):
     return rows
   *taps, inputs, count = shape
@@ -58,9 +57,11 @@ def array_of(
   return jnp.moveaxis(rows.reshape(count, inputs, *taps), (0, 1), (-1, -2))
 
 
-def _rows(matrix: Matrix) -> jax.Array:
+def _rows(matrix: Any) -> jax.Array:
   """The transposed matrix, [N, K]."""
   inputs, outputs = matrix.shape
+  if not is_matrix(matrix):
+    return jnp.asarray(matrix).T
   if not isinstance(matrix, SparseMatrix):
     return rows_of(matrix, jnp.arange(outputs))
   counts = jnp.diff(jnp.asarray(matrix.starts))
