@@ -71,7 +71,7 @@ class CompressedNetwork:
   ...   _ = coding.write(path, {'params/Dense_0/kernel': kernel})
   ...   variables = inference.load_compressed(path)
   >>> network = inference.CompressedNetwork(Network())
-  >>> jax.jit(network.apply)(variables, jnp.array([1.0, 2.0, 4.0])).tolist()
+  >>> jax.jit(network.apply)(variables, np.float32([1, 2, 4])).tolist()
   [0.0, 1.5]
 
   Attributes:

@@ -1,5 +1,6 @@
 """Networks from codes, beside the same networks with decoded weights."""
 
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -191,14 +192,25 @@ def test_from_codes(name):
   assert check(*FROM_CODES[name]) == []
 
 
-@pytest.mark.parametrize('form', ['sparse', 'uniform'])
 @pytest.mark.parametrize(
-  'name', ['dense', 'strided', 'three dimensions', 'tied', 'recurrent']
+  ('form', 'name'),
+  [
+    *itertools.product(['sparse', 'uniform'], ['dense', 'tied', 'recurrent']),
+    ('uniform', 'embedding'),
+    ('sparse', 'strided'),
+    ('sparse', 'three dimensions'),
+  ],
 )
-def test_other_forms(name, form):
-  if 'dimension' in name or name == 'strided':
-    form = 'sparse'
+def test_other_forms(form, name):
   assert check(*FROM_CODES[name], form=form) == []
+
+
+def test_forms_that_are_decoded():
+  bfloat16 = of(nn.Dense, 6, dtype=jnp.bfloat16)
+  assert check(bfloat16, ROWS, form='uniform') == ['params/Dense_0/kernel']
+  general = of(nn.DenseGeneral, 6, name='d')
+  for form in ('sparse', 'uniform'):
+    assert check(general, ROWS, form=form) == ['params/d/kernel']
 
 
 def twice(*operands, **options):
