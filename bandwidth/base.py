@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import numbers
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -68,33 +70,127 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
   return message + (f'. Did you mean {close[0]!r}?' if close else '')
 
 
+_WORDS: Mapping[Any, tuple[Any, str]] = {
+  bool: (bool, 'boolean'),
+  int: (numbers.Integral, 'integer'),
+  float: (numbers.Real, 'number'),
+  str: (str, 'string'),
+  tuple: ((tuple, list), 'list'),
+}
+
+
+def check_type(field: str, value: object, kind: Any) -> None:
+  """Checks that a value is of a plain type, as a user understands it.
+
+  Integers are numbers, booleans are neither.
+
+  Args:
+    field: that has the value.
+    value: of it.
+    kind: bool, int, float, str or tuple; all else is not checked.
+
+  Raises:
+    ValueError: it is not.
+
+  >>> check_type('steps', True, int)
+  Traceback (most recent call last):
+  ValueError: steps=True is no integer
+  """
+  types, word = _WORDS.get(kind, (object, ''))
+  if not isinstance(value, types) or (
+    word in ('integer', 'number') and isinstance(value, bool)
+  ):
+    raise ValueError(f'{field}={value!r} is no {word}')
+
+
+def arguments_of(
+  maker: Callable[..., Any], own: Iterable[str] = ()
+) -> dict[str, inspect.Parameter]:
+  """Returns the arguments of a maker that a user may give, by name.
+
+  Args:
+    maker: a function or class.
+    own: arguments that the program gives it.
+  """
+  parameters = inspect.signature(maker).parameters
+  return {
+    name: parameter
+    for name, parameter in parameters.items()
+    if name not in own and parameter.kind is not parameter.VAR_KEYWORD
+  }
+
+
+def passes_on(maker: Callable[..., Any]) -> bool:
+  """Whether a maker has arguments that its signature does not name."""
+  parameters = inspect.signature(maker).parameters.values()
+  return any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def check_name(kind: str, name: object, known: Iterable[str]) -> None:
+  """Raises ValueError where the name of a group of fields is unknown."""
+  if not isinstance(name, str) or name not in known:
+    raise ValueError(unknown_name(f'{kind}.name', name, known))
+
+
+def check_argument(
+  kind: str,
+  name: str,
+  maker: Callable[..., Any],
+  argument: str,
+  own: Iterable[str] = (),
+) -> None:
+  """Raises ValueError where what a name stands for has no such argument.
+
+  >>> check_argument('cost', 'double', lambda x: 2 * x, 'y')
+  Traceback (most recent call last):
+  ValueError: cost.y is no argument of 'double'; known: x
+  """
+  known = arguments_of(maker, own)
+  if argument in known or (passes_on(maker) and argument not in own):
+    return
+  close = difflib.get_close_matches(argument, known, n=1)
+  hint = f'. Did you mean {close[0]!r}?' if close else ''
+  raise ValueError(
+    f'{kind}.{argument} is no argument of {name!r}; known: '
+    f'{", ".join(sorted(known)) or "none"}{hint}'
+  )
+
+
 def make_named(
   kind: str,
   name: str,
   makers: Mapping[str, Callable[..., Any]],
-  *args: Any,
-  **arguments: Any,
+  arguments: Mapping[str, Any],
+  /,
+  **own: Any,
 ) -> Any:
   """Calls a maker by name.
 
   Args:
-    kind: see `unknown_name`.
+    kind: group of fields that has the name and the arguments, 'reducer'.
     name: of the maker.
     makers: by name.
-    *args: that all makers take.
-    **arguments: that the user gave.
+    arguments: that the user gave.
+    **own: that the program gives, to makers that have such an argument.
 
   Raises:
-    ValueError: the name is unknown, or the maker has no such argument, or an
-      argument is out of range.
+    ValueError: the name is unknown; the maker has no such argument, or needs
+      another one; an argument is of another type, or out of range.
 
-  >>> make_named('cost', 'double', {'double': lambda x: 2 * x}, x=3)
+  >>> make_named('cost', 'double', {'double': lambda x: 2 * x}, {'x': 3})
   6
   """
-  if name not in makers:
-    raise ValueError(unknown_name(kind, name, makers))
-  try:
-    inspect.signature(makers[name]).bind(*args, **arguments)
-  except TypeError as error:
-    raise ValueError(f'{kind} {name}: {error}') from None
-  return makers[name](*args, **arguments)
+  check_name(kind, name, makers)
+  maker = makers[name]
+  known = arguments_of(maker, own)
+  for argument, value in arguments.items():
+    check_argument(kind, name, maker, argument, own)
+    if argument in known and value is not None:
+      annotation = known[argument].annotation
+      plain = typing.get_origin(annotation) or annotation
+      check_type(f'{kind}.{argument}', value, plain)
+  for argument, parameter in known.items():
+    if parameter.default is parameter.empty and argument not in arguments:
+      raise ValueError(f'{kind}: {name!r} needs {argument}')
+  given = {key: own[key] for key in own if key in arguments_of(maker)}
+  return maker(**given, **arguments)

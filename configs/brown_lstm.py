@@ -17,61 +17,26 @@ epoch each: perplexity 204 with 20, 181 with 40; 247 with 1 and momentum 0.9.
 After two epochs with 40: 144.
 """
 
-import ml_collections
+from configs import default
 
 
-def get_config(mode: str = '') -> ml_collections.ConfigDict:
-  if mode not in ('', 'runlocal'):
-    raise ValueError(f'brown_lstm.py:{mode} is unknown; known: runlocal')
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-
-  config.mapping = 'pmap'
-  config.workers = 4
-  config.cpu_devices = 4
-
+def get_config(mode: str = '') -> default.ConfigDict:
+  config = default.begin(__file__, mode)
+  config.workers = config.cpu_devices = 4
   # Windows.
-  config.batch_size = 64
   config.eval_batch_size = 64
-  config.dataset = ml_collections.ConfigDict()
   config.dataset.name = 'brown'
-  config.dataset.source = 'auto'
-  config.dataset.data_dir = ''
-  config.dataset.validation = 0
-  config.dataset.vocabulary = 10_000
-  config.dataset.window = 35
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'lstm'
-  config.model.hidden = 128
-  config.model.layers = 2
-  config.model.tied = True
+  config.model = {'name': 'lstm', 'hidden': 128, 'layers': 2, 'tied': True}
   config.model.dropout = 0.0
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 40.0
-  config.optimizer.schedule = 'cosine'
-  config.optimizer.momentum = 0.0
-  config.optimizer.weight_decay = 0.0
-  config.optimizer.clip_norm = 0.25
-
-  config.reducer = ml_collections.ConfigDict()
-  config.reducer.name = 'dense_all_reduce'
-  config.reducer.dtype = 'float32'
-
-  config.stage_order = ('train',)
-  config.stages = ml_collections.ConfigDict()
-  config.stages.train = ml_collections.ConfigDict({'epochs': 5.0})
-
+  config.optimizer.update(learning_rate=40.0, schedule='cosine')
+  config.optimizer.update(momentum=0.0, clip_norm=0.25)
+  config.stages.train.epochs = 5.0
   config.log_every = 50
-  config.eval_every_epochs = 1.0
-  config.checkpoint_every_epochs = 1.0
 
   if mode == 'runlocal':
     config.batch_size = 8
     config.model.hidden = 16
     config.dataset.vocabulary = 1000
-    config.stages.train = ml_collections.ConfigDict({'steps': 4})
+    config.stages.train = {'steps': 4}
     config.log_every = 2
   return config

@@ -19,90 +19,27 @@ compressed 74.6 with 20, 79.2 with 40. Measured: results/brown_lstm_dgc*/.
     python -m experiments.train --config configs/brown_lstm_dgc.py:top_k …
 """  # noqa: E501
 
-import ml_collections
-
-MODES = ('', 'dense', 'top_k', 'runlocal')
-WARM_UP = (0.25, 0.0625, 0.015625, 0.004)
+from configs import default
 
 
-def get_config(mode: str = '') -> ml_collections.ConfigDict:
-  if mode not in MODES:
-    raise ValueError(
-      f'brown_lstm_dgc.py:{mode} is unknown; known: {", ".join(MODES[1:])}'
-    )
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-
-  config.mapping = 'vmap'
-  config.workers = 4
-  config.cpu_devices = 1
-
+def get_config(mode: str = '') -> default.ConfigDict:
+  config = default.begin(__file__, mode, 'dense', 'top_k')
+  config.update(mapping='vmap', workers=4, cpu_devices=1)
   # Windows.
-  config.batch_size = 8
-  config.eval_batch_size = 64
-  config.dataset = ml_collections.ConfigDict()
-  config.dataset.name = 'brown'
-  config.dataset.source = 'auto'
-  config.dataset.data_dir = ''
-  config.dataset.validation = 0
-  config.dataset.vocabulary = 2000
-  config.dataset.window = 35
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'lstm'
-  config.model.hidden = 128
-  config.model.layers = 2
-  config.model.tied = True
+  config.update(batch_size=8, eval_batch_size=64)
+  config.dataset.update(name='brown', vocabulary=2000)
+  config.model = {'name': 'lstm', 'hidden': 128, 'layers': 2, 'tied': True}
   config.model.dropout = 0.0
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 10.0
-  config.optimizer.schedule = 'cosine'
-  config.optimizer.momentum = 0.0
-  config.optimizer.weight_decay = 0.0
-  config.optimizer.clip_norm = 0.0
-
-  config.reducer = ml_collections.ConfigDict()
-  config.stage_order = ('train',)
-  config.stages = ml_collections.ConfigDict()
-  config.stages.train = ml_collections.ConfigDict({'epochs': 4.0})
-
-  if mode == 'dense':
-    config.reducer.name = 'dense_all_reduce'
-    config.reducer.dtype = 'float32'
-    config.optimizer.clip_norm = 0.25
-  elif mode == 'top_k':
-    config.reducer.name = 'top_k'
-    config.reducer.density = 1e-3
-    config.reducer.values = 'float8'
-    config.optimizer.clip_norm = 0.25
-  else:
-    config.reducer.name = 'deep_gradient_compression'
-    config.reducer.density = 1e-3
-    config.reducer.momentum = 0.0
-    config.reducer.clip_norm = 0.25
-    config.reducer.values = 'float8'
-    config.reducer.exchange = 'all_gather'
-    for i, density in enumerate(WARM_UP):
-      stage = ml_collections.ConfigDict({'epochs': 0.1})
-      stage.reducer = config.reducer.copy_and_resolve_references()
-      stage.reducer.density = density
-      config.stages[f'warm_up_{i + 1}'] = stage
-    config.stage_order = ('warm_up_1', 'warm_up_2', 'warm_up_3', 'warm_up_4')
-    config.stage_order += ('train',)
-    config.stages.train.epochs = 3.6
-
+  config.optimizer.update(learning_rate=10.0, schedule='cosine')
+  config.stages.train.epochs = 4.0
+  local = {'momentum': 0.0, 'clip_norm': 0.25}
+  default.compress_gradients(config, mode, 'epochs', 0.1, **local)
   config.log_every = 200
   config.eval_every_epochs = 0.0
   config.checkpoint_every_epochs = 2.0
 
   if mode == 'runlocal':
-    for name in config.stage_order:
-      config.stages[name].epochs = 0.0
-      config.stages[name].steps = 2
-    config.batch_size = 8
+    default.shorten(config, 2)
     config.model.hidden = 16
     config.dataset.vocabulary = 1000
-    config.log_every = 2
   return config

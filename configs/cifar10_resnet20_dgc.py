@@ -33,114 +33,36 @@ Likewise for 16 and 32. All of them, three seeds each:
     python -m experiments.reproduce cifar10_resnet20_dgc{,:dense,:top_k} cifar10_resnet20_dgc:{,dense_,top_k_}{8,16,32} --seeds 0 1 2
 """  # noqa: E501
 
-import ml_collections
+from configs import default
 
-MODES = (
-  '', 'dense', 'top_k', '8', 'dense_8', 'top_k_8', '16', 'dense_16',
-  'top_k_16', '32', 'dense_32', 'top_k_32', 'short', 'dense_short',
-  'top_k_short', 'small', 'dense_small', 'top_k_small', 'runlocal',
-)  # fmt: skip
-# Modes that name no number of workers.
-WAYS = ('', 'dense', 'top_k', 'runlocal')
-WARM_UP = (0.25, 0.0625, 0.015625, 0.004)
 # Images of each of 4 workers, and how the learning rate falls, on a CPU.
 FOR_CPU = {'short': (8, 'steps'), 'small': (2, 'cosine')}
+WAYS = ('dense', 'top_k')
+MODES = tuple(
+  way + size
+  for size in ('8', '16', '32', *FOR_CPU)
+  for way in ('', 'dense_', 'top_k_')
+)
 
 
-def get_config(mode: str = '') -> ml_collections.ConfigDict:
-  if mode not in MODES:
-    raise ValueError(
-      f'cifar10_resnet20_dgc.py:{mode} is unknown; known: '
-      f'{", ".join(MODES[1:])}'
-    )
-  way, _, size = (mode, '', '') if mode in WAYS else mode.rpartition('_')
+def get_config(mode: str = '') -> default.ConfigDict:
+  config = default.begin(__file__, mode, *WAYS, *MODES)
+  way, _, size = mode.rpartition('_') if mode in MODES else (mode, '', '')
   short = size in FOR_CPU
   workers = 4 if short else int(size or 4)
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-
-  config.mapping = 'vmap'
-  config.workers = workers
-  config.cpu_devices = 1
-
-  config.batch_size = 32 * workers
-  config.dataset = ml_collections.ConfigDict()
-  config.dataset.name = 'cifar10'
-  config.dataset.source = 'tfds'
-  config.dataset.data_dir = ''
-  config.dataset.validation = 0
-  config.dataset.mean = (0.4914, 0.4822, 0.4465)
-  config.dataset.std = (0.2470, 0.2435, 0.2616)
-
-  config.augment = ml_collections.ConfigDict()
-  config.augment.pad = 4
-  config.augment.flip = True
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'resnet20'
-
-  # The momentum of Deep Gradient Compression is in the reducer.
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 0.1 * workers / 4
-  config.optimizer.schedule = 'steps'
-  config.optimizer.boundaries = (0.5, 0.75)
+  config.update(mapping='vmap', workers=workers, cpu_devices=1)
+  default.train_resnet(config)
+  images, config.optimizer.schedule = FOR_CPU.get(size, (32, 'steps'))
+  config.batch_size = images * workers
+  config.optimizer.learning_rate = 0.1 * config.batch_size / 128
   config.optimizer.warmup = 5 / 164 if workers > 4 else 0.0
-  config.optimizer.momentum = 0.0
   config.optimizer.weight_decay = 0.0
-
-  config.reducer = ml_collections.ConfigDict()
-  config.stage_order = ('train',)
-  config.stages = ml_collections.ConfigDict()
-  config.stages.train = ml_collections.ConfigDict({'epochs': 164.0})
-
-  if way == 'dense':
-    config.reducer.name = 'dense_all_reduce'
-    config.reducer.dtype = 'float32'
-    config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 1e-4
-  elif way == 'top_k':
-    config.reducer.name = 'top_k'
-    config.reducer.density = 1e-3
-    config.reducer.values = 'float8'
-    config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 1e-4
-  else:
-    config.reducer.name = 'deep_gradient_compression'
-    config.reducer.density = 1e-3
-    config.reducer.momentum = 0.9
-    config.reducer.weight_decay = 1e-4
-    config.reducer.values = 'float8'
-    config.reducer.exchange = 'all_gather'
-    for i, density in enumerate(WARM_UP):
-      stage = ml_collections.ConfigDict({'epochs': 1.0})
-      stage.reducer = config.reducer.copy_and_resolve_references()
-      stage.reducer.density = density
-      config.stages[f'warm_up_{i + 1}'] = stage
-    config.stage_order = ('warm_up_1', 'warm_up_2', 'warm_up_3', 'warm_up_4')
-    config.stage_order += ('train',)
-    config.stages.train.epochs = 160.0
-
-  config.log_every = 100
-  config.eval_every_epochs = 4.0
-  config.checkpoint_every_epochs = 20.0
-
-  if short:
-    images, config.optimizer.schedule = FOR_CPU[size]
-    config.batch_size = images * workers
-    config.optimizer.learning_rate = 0.1 * config.batch_size / 128
-    for name in config.stage_order:
-      config.stages[name].epochs = 0.1
-    config.stages.train.epochs = 4.0 - 0.1 * (len(config.stage_order) - 1)
-    config.eval_every_epochs = 1.0
-    config.checkpoint_every_epochs = 1.0
+  config.stages.train.epochs = 4.0 if short else 164.0
+  each, local = 0.1 if short else 1.0, {'momentum': 0.9, 'weight_decay': 1e-4}
+  default.compress_gradients(config, way, 'epochs', each, **local)
+  config.eval_every_epochs = 1.0 if short else 4.0
+  config.checkpoint_every_epochs = 1.0 if short else 20.0
 
   if mode == 'runlocal':
-    for name in config.stage_order:
-      config.stages[name].epochs = 0.0
-      config.stages[name].steps = 2
-    config.dataset.validation = 256
-    config.batch_size = 16
-    config.eval_batch_size = 256
-    config.log_every = 1
+    default.shorten_images(config)
   return config

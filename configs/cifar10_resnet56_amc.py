@@ -12,91 +12,24 @@ The second line goes on training the smaller network, for forty epochs. To
 compare, `:whole=W/network` does the same to the whole one.
 """  # noqa: E501
 
-import ml_collections
-
-MODES = ('', 'runlocal')
-FILES = ('policy=', 'whole=')
+from configs import default
 
 
-def get_config(mode: str = '') -> ml_collections.ConfigDict:
-  if mode not in MODES and not mode.startswith(FILES):
-    raise ValueError(
-      f'cifar10_resnet56_amc.py:{mode} is unknown; known: '
-      f'{", ".join(MODES[1:])}, policy=FILE, whole=DIR'
-    )
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-
-  config.mapping = 'pmap'
-  config.workers = 1
-  config.cpu_devices = 1
-
-  config.batch_size = 128
-  config.dataset = ml_collections.ConfigDict()
-  config.dataset.name = 'cifar10'
-  config.dataset.source = 'tfds'
-  config.dataset.data_dir = ''
+def get_config(mode: str = '') -> default.ConfigDict:
+  config = default.begin(__file__, mode, 'policy=FILE', 'whole=DIR')
+  config.workers = config.cpu_devices = 1
+  default.train_resnet(config, name='resnet56')
   config.dataset.validation = 5000
-  config.dataset.mean = (0.4914, 0.4822, 0.4465)
-  config.dataset.std = (0.2470, 0.2435, 0.2616)
-
-  config.augment = ml_collections.ConfigDict()
-  config.augment.pad = 4
-  config.augment.flip = True
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'resnet56'
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 0.1
-  config.optimizer.schedule = 'steps'
-  config.optimizer.boundaries = (0.5, 0.75)
-  config.optimizer.momentum = 0.9
-  config.optimizer.weight_decay = 1e-4
-
-  config.stages = ml_collections.ConfigDict()
-  config.stages.train = ml_collections.ConfigDict({'epochs': 164.0})
-  config.stage_order = ('train',)
-
-  config.search = ml_collections.ConfigDict()
-  config.search.network = ''
-  config.search.decisions = ml_collections.ConfigDict({'name': 'channels'})
-  config.search.searcher = ml_collections.ConfigDict()
-  config.search.searcher.name = 'cma_es_dynamic'
-  config.search.evaluations = 800
-  config.search.cost = ml_collections.ConfigDict({'name': 'macs'})
-  config.search.budget = 0.5
+  config.stages.train.epochs = 164.0
+  config.search.update(divisor=1, smallest=0.1, images=3000, evaluations=800)
   config.search.frontier = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-  config.search.divisor = 1
-  config.search.smallest = 0.1
-  config.search.images = 3000
-
-  config.log_every = 100
   config.eval_every_epochs = 4.0
   config.checkpoint_every_epochs = 20.0
-
-  if mode.startswith(FILES):
-    kind, _, path = mode.partition('=')
-    config['policy' if kind == 'policy' else 'initial'] = path
-    config.dataset.validation = 0
-    config.optimizer.learning_rate = 0.02
-    config.optimizer.schedule = 'cosine'
-    config.stages.train.epochs = 40.0
-    config.stages.train.files = (('model', 'auto'),)
+  default.train_on(
+    config, mode, epochs=40.0, learning_rate=0.02, schedule='cosine'
+  )
 
   if mode == 'runlocal':
-    config.stages.train.epochs = 0.0
-    config.stages.train.steps = 2
-    config.model.depth = 8
-    config.model.channels = (4, 8, 8)
-    config.batch_size = 16
-    config.eval_batch_size = 256
-    config.dataset.validation = 300
-    config.search.evaluations = 8
-    config.search.smallest = 0.5
-    config.search.images = 64
-    config.search.frontier = (0.6, 0.8)
-    config.search.budget = 0.8
-    config.log_every = 1
+    default.shorten_search(config, evaluations=8)
+    config.model.update(depth=8, channels=(4, 8, 8))
   return config

@@ -12,69 +12,24 @@ Fashion-MNIST comes from tensorflow-datasets, or from its original files through
 `python -m experiments.datasets.prepare fashion_mnist --from DIR`.
 """  # noqa: E501
 
-import ml_collections
+from configs import default
 
 
-def get_config(mode: str = '') -> ml_collections.ConfigDict:
-  if mode not in ('', 'runlocal'):
-    raise ValueError(
-      f'fashion_mnist_lenet300_joint.py:{mode} is unknown; known: runlocal'
-    )
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-
-  config.mapping = 'pmap'
-  config.workers = 1
-  config.cpu_devices = 1
-
-  config.batch_size = 128
-  config.dataset = ml_collections.ConfigDict()
-  config.dataset.name = 'fashion_mnist'
-  config.dataset.source = 'tfds'
-  config.dataset.data_dir = ''
-  config.dataset.validation = 5000
-  config.dataset.mean = 0.2860
-  config.dataset.std = 0.3530
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'lenet300'
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 0.05
-  config.optimizer.schedule = 'cosine'
-  config.optimizer.momentum = 0.9
+def get_config(mode: str = '') -> default.ConfigDict:
+  config = default.begin(__file__, mode)
+  config.update(workers=1, cpu_devices=1, batch_size=128, log_every=50)
+  config.dataset.update(default.fashion_mnist(validation=5000))
+  config.optimizer.update(learning_rate=0.05, schedule='cosine')
   config.optimizer.weight_decay = 1e-4
-
-  config.stages = ml_collections.ConfigDict()
-  config.stages.train = ml_collections.ConfigDict({'epochs': 10.0})
-  config.stage_order = ('train',)
-
-  config.search = ml_collections.ConfigDict()
-  config.search.network = ''
-  config.search.decisions = ml_collections.ConfigDict({'name': 'joint'})
-  config.search.searcher = ml_collections.ConfigDict()
-  config.search.searcher.name = 'cma_es_dynamic'
-  config.search.evaluations = 200
-  config.search.cost = ml_collections.ConfigDict({'name': 'file_bytes'})
-  config.search.budget = 0.05
-  config.search.frontier = (0.03, 0.05, 0.1)
-  config.search.divisor = 1
-  config.search.smallest = 0.05
-  config.search.most_levels = 48
-  config.search.images = 1000
-
-  config.log_every = 50
-  config.eval_every_epochs = 1.0
-  config.checkpoint_every_epochs = 1.0
+  config.stages.train.epochs = 10.0
+  config.search.decisions.name = 'joint'
+  config.search.cost.name = 'file_bytes'
+  config.search.update(evaluations=200, budget=0.05, frontier=(0.03, 0.05, 0.1))
+  config.search.update(divisor=1, smallest=0.05, most_levels=48)
 
   if mode == 'runlocal':
-    config.stages.train.epochs = 0.0
-    config.stages.train.steps = 2
+    default.shorten(config, 2)
     config.dataset.validation = 300
-    config.search.evaluations = 4
-    config.search.images = 64
-    config.search.frontier = (0.2,)
-    config.search.budget = 0.2
+    config.search.update(evaluations=4, images=64, budget=0.2, frontier=(0.2,))
     config.log_every = 1
   return config

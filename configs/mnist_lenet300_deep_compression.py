@@ -12,86 +12,17 @@ Chosen on 5,000 held-out training examples:
 Measured: results/README.md.
 """
 
-import ml_collections
+from configs import default
 
 
-def get_config(mode: str = '') -> ml_collections.ConfigDict:
-  if mode not in ('', 'runlocal'):
-    raise ValueError(
-      f'mnist_lenet300_deep_compression.py:{mode} is unknown; known: runlocal'
-    )
-  config = ml_collections.ConfigDict()
-  config.seed = 0
-
-  config.mapping = 'pmap'
-  config.workers = 1
-  config.cpu_devices = 1
-
-  config.batch_size = 128
-  config.dataset = ml_collections.ConfigDict()
-  config.dataset.name = 'mnist'
-  config.dataset.source = 'auto'
-  config.dataset.data_dir = ''
-  config.dataset.validation = 0
-  # Zero stays zero: a border pixel that is not zero would act as a bias.
-  config.dataset.mean = 0.0
-  config.dataset.std = 0.3081
-
-  config.augment = ml_collections.ConfigDict()
-  config.augment.pad = 1
-
-  config.model = ml_collections.ConfigDict()
-  config.model.name = 'lenet300'
-
-  config.optimizer = ml_collections.ConfigDict()
-  config.optimizer.name = 'sgd'
-  config.optimizer.learning_rate = 0.1
-  config.optimizer.schedule = 'cosine'
-  config.optimizer.momentum = 0.9
-  config.optimizer.weight_decay = 1e-4
-
-  config.stage_order = ('dense', 'prune', 'share')
-  config.stages = ml_collections.ConfigDict()
-  config.stages.dense = ml_collections.ConfigDict()
-  config.stages.dense.epochs = 30.0
-  config.stages.dense.optimizer = ml_collections.ConfigDict()
-  config.stages.dense.files = (('dense', 'safetensors'),)
-
-  config.stages.prune = ml_collections.ConfigDict()
-  config.stages.prune.epochs = 30.0
-  config.stages.prune.optimizer = ml_collections.ConfigDict()
-  config.stages.prune.method = ml_collections.ConfigDict()
-  config.stages.prune.method.name = 'prune'
-  config.stages.prune.method.sparsity = 0.94
-  config.stages.prune.method.schedule = 'cubic'
-  config.stages.prune.method.until = 0.5
-  config.stages.prune.files = (('P', 'fixed'),)
-
-  config.stages.share = ml_collections.ConfigDict()
-  config.stages.share.epochs = 5.0
-  config.stages.share.optimizer = ml_collections.ConfigDict()
-  config.stages.share.optimizer.learning_rate = 0.01
-  config.stages.share.optimizer.weight_decay = 0.0
-  config.stages.share.method = ml_collections.ConfigDict()
-  config.stages.share.method.name = 'share'
-  config.stages.share.method.rules = (('.*/kernel', 5), ('.*', None))
-  config.stages.share.files = (
-    ('P+Q', 'fixed'),
-    ('P+Q+H', 'huffman'),
-    ('P+Q+auto', 'auto'),
-  )
-
-  config.metadata = False
-  config.baselines = True
-  config.log_every = 100
-  config.eval_every_epochs = 0.0
-  config.checkpoint_every_epochs = 0.0
+def get_config(mode: str = '') -> default.ConfigDict:
+  config = default.begin(__file__, mode)
+  default.compress_mnist(config, pad=1)
+  config.optimizer.update(schedule='cosine', weight_decay=1e-4)
+  default.set_stages(config, 'epochs', dense=30.0, prune=30.0, share=5.0)
+  prune = {'sparsity': 0.94, 'schedule': 'cubic', 'until': 0.5}
+  default.deep_compression(config, prune, learning_rate=0.01, weight_decay=0.0)
 
   if mode == 'runlocal':
-    config.stages.dense.update({'epochs': 0.0, 'steps': 4})
-    config.stages.prune.update({'epochs': 0.0, 'steps': 4})
-    config.stages.prune.method.frequency = 1
-    config.stages.share.update({'epochs': 0.0, 'steps': 2})
-    config.batch_size = 32
-    config.log_every = 2
+    default.shorten_mnist(config)
   return config

@@ -6,8 +6,8 @@
     python -m experiments.compress --config configs/… --workdir W
     python -m experiments.compress --network minilm --output minilm.bwz
 
-The last two train and compress as a config says, see `compress_training`, and
-make a file of a known network that runs from its codes, see `compress_network`.
+The last two train and compress as a config says, and make a file of a known
+network that runs from its codes, see `compression.networks`.
 
 Arrays of two or more axes and at least `--smallest` elements are pruned by
 magnitude (`--sparsity`) and share 2^bits values each (`--bits`, or as few bits
@@ -20,9 +20,12 @@ is printed was measured on the file that was written.
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bandwidth import coding
+from bandwidth.files import replace_text
 from experiments.compression.pretrained import (
   BITS,
   compress_weights,
@@ -30,12 +33,16 @@ from experiments.compression.pretrained import (
   writing,
 )
 from experiments.compression.rate import compress_to_rate
+from experiments.compression.tables import run_tables
 from experiments.compression.weights import (
   READABLE,
   WRITABLE,
   read_weights,
   write_safetensors,
 )
+from experiments.runtime.startup import InputError
+
+_STARTED = time.monotonic()
 
 
 def _check_output(path: pathlib.Path) -> None:
@@ -136,15 +143,34 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
+def train_and_compress(config: Mapping[str, Any], workdir: str) -> None:
+  """Trains and compresses as a config says, and writes the paper's tables.
+
+  `compression.md` has sizes and errors of all files that the stages wrote, of
+  what else a user has today, a row for each array, and where the bytes of
+  `model.bwz` went.
+
+  Raises:
+    InputError: no stage writes a file, or as `experiments.training.run`.
+  """
+  from experiments.training.run import run
+
+  if not any(s.get('files') for s in config['stages'].values()):
+    raise InputError('config: no stage writes a file; see stages.NAME.files')
+  text = run_tables(run(config, workdir, started=_STARTED), workdir)
+  replace_text(pathlib.Path(workdir) / 'compression.md', text)
+  print(text)
+
+
 def _has_flag(argv: Sequence[str], name: str) -> bool:
   return any(a.lstrip('-').split('=')[0] == name for a in argv)
 
 
 if __name__ == '__main__':
   if _has_flag(sys.argv[1:], 'config'):
-    from experiments.compression.training import program
+    from experiments.program import flags
 
-    program()
+    flags.run(train_and_compress, program='compress')
   if _has_flag(sys.argv[1:], 'network'):
     from experiments.compression import networks
 

@@ -1,155 +1,23 @@
-"""What a config may say, what it says where it is silent, and what it said.
+"""What a config says where it is silent, and what it said.
 
-Every field is in `DEFAULTS`, with its meaning. A config file sets what differs.
+Every field is in `configs/default.py`, with its meaning and its default.
 """
 
 import difflib
 import hashlib
-import importlib.util
+import importlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
+from bandwidth.base import check_type, unknown_name
 from bandwidth.files import replace_text
-
-DEFAULTS: dict[str, Any] = {
-  # Of parameters, data order, augmentation.
-  'seed': 0,
-  # How the step is mapped over workers: pmap, shard_map or vmap (simulated).
-  'mapping': 'pmap',
-  # Data-parallel workers, one device each; 0: all devices.
-  'workers': 0,
-  # Groups of workers joined by slow links; with more than one, the axes are
-  # ('host', 'data') and the mapping must not be pmap.
-  'hosts': 1,
-  # Virtual CPU devices in all processes together; 0: JAX's own choice. Without
-  # effect on accelerators.
-  'cpu_devices': 0,
-  # Examples a step, over all workers.
-  'batch_size': 64,
-  # Examples at a time in evaluation.
-  'eval_batch_size': 1000,
-  'dataset': {
-    'name': 'mnist',
-    # auto, bundled, tfds or text.
-    'source': 'auto',
-    # Of tensorflow-datasets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets. Of
-    # a text, its own folder will do.
-    'data_dir': '',
-    # Training examples held out; evaluation is on them instead of the test set.
-    # A text has a validation set of its own, which any number but 0 stands for.
-    'validation': 0,
-    # Shorter side after resizing, then a center crop; 0: as stored.
-    'image_size': 0,
-    # Splits of at most so many decoded bytes are held in memory.
-    'memory_limit': 2**28,
-    # Of inputs in [0, 1], one number or one a channel.
-    'mean': 0.0,
-    'std': 1.0,
-    # Of a text: tokens that are told apart, and tokens in a window.
-    'vocabulary': 10_000,
-    'window': 35,
-  },
-  # Random shifts by up to `pad` pixels; mirroring.
-  'augment': {'pad': 0, 'flip': False},
-  # `name`, and arguments of the network.
-  'model': {'name': 'lenet300'},
-  # Weights that training begins with: a file, .bwz or .safetensors, or a run's
-  # directory; empty: the network's own initializers.
-  'initial': '',
-  # search.json of `experiments.search`: its network, `model` and `initial`, is
-  # trained on; empty: none.
-  'policy': '',
-  'optimizer': {
-    'name': 'sgd',
-    'learning_rate': 0.1,
-    'schedule': 'constant',
-    'warmup': 0.0,
-    'boundaries': (0.5, 0.75),
-    'decay': 0.1,
-    'momentum': 0.9,
-    'nesterov': False,
-    'b1': 0.9,
-    'b2': 0.999,
-    'weight_decay': 0.0,
-    'clip_norm': 0.0,
-  },
-  # `name`, and arguments of the reducer.
-  'reducer': {'name': 'dense_all_reduce', 'dtype': 'float32'},
-  # Names of the stages in their order. Of each, `stages.<name>` has `epochs` or
-  # `steps`, and what differs from the run: `reducer`, `optimizer`; a `method`,
-  # see `methods.py`; and `files` that are written at its end, pairs (name,
-  # coder). The last file of the last stage is model.bwz.
-  'stage_order': ('train',),
-  'stages': {'train': {'epochs': 1.0}},
-  # Model and data set go into .bwz files, so that each can be evaluated alone.
-  'metadata': True,
-  # Of `experiments.search`, which shrinks the trained network.
-  'search': {
-    # What is shrunk: a run's directory or a file of weights; empty: the config
-    # is trained first, in the directory `network` below the search's.
-    'network': '',
-    # `name` of a searcher, and its options.
-    'searcher': {'name': 'cma_es_dynamic'},
-    # What is decided, `name` and options: `channels` of each layer, and with
-    # `residual` 'group' those that residual connections add (not for dynamic
-    # programming, which needs a chain); `bits` of weights and activations,
-    # with `mode` linear or kmeans, `bits` to choose among, and `pins`, whether
-    # first and last layer have HAQ's; or `joint`, channels and, from about so
-    # many `bits` a weight, precision.
-    'decisions': {'name': 'channels'},
-    # Candidates that a searcher evaluates, and how many times it is run.
-    'evaluations': 400,
-    'seeds': 1,
-    # Fraction of the whole network's cost, and further ones for the frontier.
-    'budget': 0.5,
-    'frontier': (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-    # `name` of a cost model, and its arguments: of
-    # `bandwidth.search.problem.cost`; for bits of `bit_options`; for both
-    # together also `file_bytes`, of model.bwz.
-    'cost': {'name': 'macs'},
-    # Channels kept are multiples of `divisor`, and at least `smallest` of all;
-    # a layer has a choice of `most_levels`.
-    'divisor': 8,
-    'smallest': 0.2,
-    'most_levels': 64,
-    # What candidates are compared by, loss or accuracy, on `images` of the
-    # examples held out (`dataset.validation`); the others choose among the
-    # `finalists`, the best ones.
-    'score': 'loss',
-    'images': 1000,
-    'finalists': 10,
-    # Training images whose statistics batch normalization takes in each
-    # candidate; 0: it keeps those of the whole network.
-    'statistics': 0,
-    # Least squares of the layers that read fewer channels.
-    'refit': {
-      'enabled': True,
-      'batches': 10,
-      'batch_size': 50,
-      'points': 10,
-      'ridge': 1e-4,
-      'intercept': True,
-    },
-  },
-  # fp16, int8 and 4 bits, plain or zstd, are measured beside the files.
-  'baselines': False,
-  # Steps between lines of metrics.
-  'log_every': 100,
-  # Epochs between evaluations, and between checkpoints; both also happen at the
-  # end of every stage. 0: only there.
-  'eval_every_epochs': 1.0,
-  'checkpoint_every_epochs': 1.0,
-  'keep_checkpoints': 2,
-}
-
-# Sub-configs whose fields are the arguments of what they name.
-_OPEN = ('model', 'reducer', 'stages', 'searcher', 'cost', 'decisions')
+from configs import default
 
 # What may change between a run and its resumption.
 ELASTIC = (
@@ -163,6 +31,12 @@ ELASTIC = (
 )
 
 
+def config_names() -> list[str]:
+  """Returns the names of all files that `named_config` takes."""
+  files = pathlib.Path(default.__file__).parent.glob('*.py')
+  return sorted({path.stem for path in files} - {'__init__', 'default'})
+
+
 def named_config(name: str, mode: str = '') -> ml_collections.ConfigDict:
   """Returns the config of a file of `configs/`, as `--config` does.
 
@@ -173,27 +47,92 @@ def named_config(name: str, mode: str = '') -> ml_collections.ConfigDict:
   Raises:
     ValueError: there is no such file, or it knows no such mode.
   """
-  path = pathlib.Path(__file__).parent.parent / 'configs' / f'{name}.py'
-  spec = importlib.util.spec_from_file_location(name, path)
-  if not path.is_file() or spec is None or spec.loader is None:
-    raise ValueError(f'config={name!r} is no file of configs/')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(mode)
+  if name not in config_names():
+    raise ValueError(unknown_name('config', name, config_names()))
+  return importlib.import_module(f'configs.{name}').get_config(mode)
 
 
-def resolve(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
   """Fills in what a config leaves out.
+
+  A reducer of a stage that has no name is that of the run, but for the
+  arguments that it has.
 
   Raises:
     ValueError: it has a field that does not exist; the nearest one is
-      suggested. Or its `policy` is no search.json.
+      suggested. Or a value is of another type, or its `policy` is no
+      search.json.
   """
-  given = ml_collections.ConfigDict(config).to_dict()
-  filled = _fill(given, DEFAULTS, '')
+  filled = fill(config).to_dict()
+  for stage in filled['stages'].values():
+    if 'reducer' in stage and 'name' not in stage['reducer']:
+      stage['reducer'] = {**filled['reducer'], **stage['reducer']}
   if filled['policy']:
     filled |= _of_policy(pathlib.Path(filled['policy']))
   return filled
+
+
+def fill(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """Returns all fields, those that a config leaves out with their defaults.
+
+  Raises:
+    ValueError: it has a field that does not exist, or a value of another type.
+  """
+  filled = default.get_config()
+  _set(filled, ml_collections.ConfigDict(config).to_dict(), '')
+  for name, stage in filled.stages.items():
+    _check_stage(f'stages.{name}', stage, filled.optimizer)
+  return filled
+
+
+def _set(group: ml_collections.ConfigDict, given: Any, path: str) -> None:
+  for key, value in given.items():
+    field = f'{path}{key}'
+    check_field(field, group)
+    if not isinstance(group[key], ml_collections.ConfigDict):
+      check_type(f'config: {field}', value, group.get_type(key))
+      group[key] = value
+    elif not isinstance(value, dict):
+      raise ValueError(f'config: {field}={value!r} is not a group of fields')
+    elif key in default.OPEN:
+      group[key] = value
+    else:
+      _set(group[key], value, f'{field}.')
+
+
+def _check_stage(
+  path: str, stage: Any, optimizer: ml_collections.ConfigDict
+) -> None:
+  if not isinstance(stage, ml_collections.ConfigDict):
+    raise ValueError(f'config: {path}={stage!r} is not a group of fields')
+  for key, value in stage.items():
+    check_field(f'{path}.{key}', default.STAGE)
+    kind = default.STAGE[key]
+    if kind is not dict:
+      check_type(f'config: {path}.{key}', value, kind)
+    elif not isinstance(value, ml_collections.ConfigDict):
+      raise ValueError(
+        f'config: {path}.{key}={value!r} is not a group of fields'
+      )
+    elif key == 'optimizer':
+      for name, inner in value.items():
+        field = f'{path}.optimizer.{name}'
+        check_field(field, optimizer)
+        check_type(f'config: {field}', inner, optimizer.get_type(name))
+
+
+def check_field(path: str, group: Iterable[str]) -> None:
+  """Checks that a field exists in its group.
+
+  Raises:
+    ValueError: it does not; the nearest one is suggested.
+  """
+  parents, _, key = path.rpartition('.')
+  if key not in group:
+    close = difflib.get_close_matches(key, group, n=1)
+    above = f'{parents}.' if parents else ''
+    hint = f'; did you mean {above}{close[0]}?' if close else ''
+    raise ValueError(f'config: there is no field {path}{hint}')
 
 
 def _of_policy(path: pathlib.Path) -> dict[str, Any]:
@@ -210,26 +149,6 @@ def _of_policy(path: pathlib.Path) -> dict[str, Any]:
       raise ValueError(f'{prefix} is no search.json: {key} is missing')
   weights = str(path.parent / found['weights'])
   return {'model': found['model'], 'initial': weights}
-
-
-def _fill(given: Any, defaults: dict[str, Any], path: str) -> dict[str, Any]:
-  filled = dict(defaults)
-  for key, value in given.items():
-    if key not in defaults:
-      close = difflib.get_close_matches(key, defaults, n=1)
-      hint = f'; did you mean {path}{close[0]}?' if close else ''
-      raise ValueError(f'config: there is no field {path}{key}{hint}')
-    if not isinstance(defaults[key], dict):
-      filled[key] = value
-    elif not isinstance(value, dict):
-      raise ValueError(
-        f'config: {path}{key}={value!r} is not a group of fields'
-      )
-    elif key in _OPEN:
-      filled[key] = value
-    else:
-      filled[key] = _fill(value, defaults[key], f'{path}{key}.')
-  return filled
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Measures a compressed network: accuracy of what its file decodes to.
 
     python -m experiments.evaluate --model W/model.bwz [--data_dir DIR]
-      [--backend xla|pallas|native] [--mode exact|int16|int8] [--plan]
+      [--backend auto|xla|pallas|native] [--mode exact|int16|int8]
+      [--kernels scalar|avx2|avx512] [--plan]
 
 Network and data set are those of the file's metadata or, where it was written
 without, of `--config` or of the `config.json` beside it. With `--backend` it
@@ -18,11 +19,31 @@ from collections.abc import Sequence
 
 from bandwidth import inference
 from bandwidth.files import replace_text
+from bandwidth.inference import native
 from experiments.inference import layer_plan
 from experiments.inference.evaluation import config_of, evaluate
 
 
+def _use(kernels: str, backend: str) -> None:
+  """Chooses native kernels.
+
+  Raises:
+    ValueError: the backend has none, or this machine can't run them.
+  """
+  asked = f'kernels={kernels!r}'
+  if backend not in ('auto', 'native'):
+    raise ValueError(f'{asked} needs --backend native or auto')
+  try:
+    used = native.use(kernels)
+  except native.NativeError as error:
+    raise ValueError(f'{asked}: {error}') from None
+  if kernels not in ('best', used):
+    raise ValueError(f"{asked}: this machine can't run them")
+
+
 def _run(options: argparse.Namespace) -> None:
+  if options.kernels:
+    _use(options.kernels, options.backend)
   config = config_of(options.model, options.config)
   if options.data_dir is not None:
     config['dataset'] = {**config['dataset'], 'data_dir': options.data_dir}
@@ -33,7 +54,9 @@ def _run(options: argparse.Namespace) -> None:
     batch_size=options.batch_size,
     backend=options.backend,
     mode=options.mode,
-    plan_cache=layer_plan.cache_path(backend=options.backend, mode=options.mode)
+    plan_cache=layer_plan.cache_path(
+      backend=options.backend, mode=options.mode, kernels=options.kernels
+    )
     if options.plan
     else None,
   )
@@ -70,6 +93,12 @@ def main(argv: Sequence[str]) -> int:
     help='run from the compressed form',
   )
   add('--mode', default='exact', choices=inference.MODES, help='of arithmetic')
+  add(
+    '--kernels',
+    default='',
+    choices=('', *native.INSTRUCTIONS),
+    help=f'native ones; default: ${native.VARIABLE}, or the best',
+  )
   add(
     '--plan',
     action='store_true',

@@ -23,7 +23,7 @@ from typing import Any
 from bandwidth.base import unknown_name
 from bandwidth.files import replace_text
 from bandwidth.report import markdown_table
-from experiments.config import named_config
+from experiments.config import config_names, named_config
 from experiments.reports import compression, gradient, inference, search
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -134,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
     '--rebuild', action='store_true', help='tables and plots only, no runs'
   )
   options = parser.parse_args(argv)
-  known = [path.stem for path in (ROOT / 'configs').glob('*.py')]
+  known = config_names()
   for name in options.names:
     if name.partition(':')[0] not in known:
       parser.error(unknown_name('NAME', name, known))

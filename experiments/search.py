@@ -14,7 +14,7 @@ as model.bwz. To go on training it:
 
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from experiments.compression.weights import read_weights
@@ -24,7 +24,7 @@ from experiments.policy.export import export_file
 from experiments.policy.outcome import SEARCH, make_outcome, write_outcome
 from experiments.policy.plan import Plan, make_plan, network_variables
 from experiments.policy.setup import prepare
-from experiments.runtime import startup
+from experiments.program import flags
 from experiments.runtime.files import make_writable
 from experiments.runtime.startup import InputError
 from experiments.training.run import run as train
@@ -109,19 +109,11 @@ def _network(plan: Plan, directory: pathlib.Path) -> Any:
   return network_variables(plan, read_weights(source), str(source))
 
 
-def main(argv: Sequence[str]) -> None:
-  """Searches as the flags say."""
-  if len(argv) > 1:
-    raise InputError(f'{argv[1]!r} is no flag; see --help')
-  values = startup.flags.FLAGS
-  config = startup.config_from_flags()
-  if not values.workdir:
-    raise InputError('--workdir is missing')
-  startup.prepare_devices(config, startup.processes_from_flags())
-  run(config, values.workdir, started=_STARTED)
-  print((pathlib.Path(values.workdir) / 'search.md').read_text('utf-8'))
+def act(config: Mapping[str, Any], workdir: str) -> None:
+  """Searches, and shows what was found."""
+  run(config, workdir, started=_STARTED)
+  print((pathlib.Path(workdir) / 'search.md').read_text('utf-8'))
 
 
 if __name__ == '__main__':
-  startup.define_flags()
-  startup.run(main, program='search')
+  flags.run(act, program='search')

@@ -1,3 +1,4 @@
+import ast
 import pathlib
 import subprocess
 import sys
@@ -55,6 +56,25 @@ def test_library_imports_point_one_way():
       if words[:1] in (['import'], ['from']):
         foreign = set(FOREIGN) - allowed
         assert words[1].split('.')[0] not in foreign, f'{path}: {line}'
+
+
+def test_configs_import_the_defaults_alone():
+  for path in sorted((ROOT / 'configs').glob('*.py')):
+    tree = ast.parse(path.read_text('utf-8'))
+    found = {
+      f'{node.module}.{alias.name}'
+      if isinstance(node, ast.ImportFrom)
+      else alias.name
+      for node in ast.walk(tree)
+      if isinstance(node, ast.Import | ast.ImportFrom)
+      for alias in node.names
+    }
+    if path.stem in ('default', '__init__'):
+      known = {'pathlib', 'typing.Any', 'ml_collections.ConfigDict'}
+      known |= {'ml_collections.FieldReference'}
+      assert found <= known, path
+    else:
+      assert found == {'configs.default'}, path
 
 
 def test_requirements_agree_with_the_package():

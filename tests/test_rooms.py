@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # A room may import those before it, nobody imports an entry or a benchmark.
 EXPERIMENTS = (
   'runtime', 'config', 'datasets', 'models', 'compression', 'training',
-  'inference', 'reports', 'policy',
+  'inference', 'reports', 'policy', 'program',
 )  # fmt: skip
 ENTRIES = (
   'train', 'compress', 'search', 'evaluate', 'launch', 'reproduce',

@@ -1,7 +1,7 @@
 """The compressed file: from arrays to `model.bwz` and back.
 
-`write` and `open_file` are all that most programs need; `container` documents
-the format.
+`save_tree` and `load_tree` are all that most programs need; `write` and
+`open_file` do the same for arrays by name; `container` documents the format.
 """
 
 from bandwidth.coding.container import encode, write
@@ -9,7 +9,6 @@ from bandwidth.coding.ledger import Ledger, TensorEntry
 from bandwidth.coding.reader import (
   Reader,
   decode,
-  load_tree,
   open_file,
   read,
   read_arrays,
@@ -21,7 +20,9 @@ from bandwidth.coding.tensors import (
   RawTensor,
   Tensor,
   UniformTensor,
+  as_tensor,
 )
+from bandwidth.coding.trees import load_tree, save_tree
 
 __all__ = [
   'CODERS',
@@ -33,12 +34,14 @@ __all__ = [
   'Tensor',
   'TensorEntry',
   'UniformTensor',
+  'as_tensor',
   'decode',
   'encode',
   'load_tree',
   'open_file',
   'read',
   'read_arrays',
+  'save_tree',
   'stream_of',
   'write',
 ]

@@ -52,8 +52,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from bandwidth.coding import directory, records, symbols, tensors, wire
 from bandwidth.coding import ledger as ledger_lib
 from bandwidth.coding.reader import CHECKSUM, MAGIC, VERSION, checksum, row
@@ -61,13 +59,14 @@ from bandwidth.files import replace_bytes
 
 
 def encode(
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
   *,
   metadata: Mapping[str, Any] | None = None,
   coder: str = 'auto',
 ) -> bytes:
   r"""Returns the file as bytes; see `write`.
 
+  >>> import numpy as np
   >>> data = encode({'w': np.arange(3, dtype=np.float32)})
   >>> data[:4], len(data)
   (b'BWZ\x01', 29)
@@ -77,7 +76,7 @@ def encode(
 
 def write(
   path: str | os.PathLike[str],
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
   *,
   metadata: Mapping[str, Any] | None = None,
   coder: str = 'auto',
@@ -86,8 +85,8 @@ def write(
 
   Args:
     path: where to.
-    arrays: tensors by name ('params/Conv_0/kernel'). A plain array is stored
-      bit for bit, as `RawTensor`.
+    arrays: tensors by name ('params/Conv_0/kernel'), what
+      `bandwidth.quantization` makes of arrays, or arrays, see `as_tensor`.
     metadata: anything JSON can say, for example the configuration from which
       evaluation rebuilds the network.
     coder: what may be used, one of `symbols.CODERS`: 'fixed' for pruning alone
@@ -107,7 +106,7 @@ def write(
 
 
 def _encode(
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
   metadata: Mapping[str, Any] | None,
   coder: str,
 ) -> tuple[bytes, ledger_lib.Ledger]:
@@ -145,7 +144,7 @@ def _encode(
 
 
 def _checked(
-  arrays: Mapping[str, tensors.Tensor | np.ndarray],
+  arrays: Mapping[str, tensors.Storable],
 ) -> dict[str, tensors.Tensor]:
   checked = {}
   for name, value in arrays.items():

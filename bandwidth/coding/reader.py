@@ -6,11 +6,10 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from bandwidth import tree
 from bandwidth.coding import directory as directory_lib
 from bandwidth.coding import ledger as ledger_lib
 from bandwidth.coding import records, symbols, tensors, wire
@@ -305,12 +304,3 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   """Reads all arrays of a file by name; raises as `open_file`."""
   with open_file(path) as reader:
     return {name: reader.array(name) for name in reader}
-
-
-def load_tree(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Reads all arrays of a file as nested dictionaries, one level a slash.
-
-  Raises:
-    ValueError: as `open_file`, or a name that continues another tensor's.
-  """
-  return tree.nested(read_arrays(path).items())

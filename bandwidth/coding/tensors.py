@@ -8,7 +8,7 @@ NumPy broadcasts: one value per output channel of a kernel [.., C] is (C,).
 
 import math
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -127,7 +127,8 @@ class CodebookTensor:
 
     Args:
       codes: [shape] integers.
-      codebooks: [shape[axis], K], or [K] where `axis` is None.
+      codebooks: [shape[axis], K], or [K] where `axis` is None. Of fewer, each
+        is of as many neighbors.
       axis: of the codes; negative ones count from the last.
       dtype: as above.
 
@@ -136,8 +137,8 @@ class CodebookTensor:
     array([[0., 1.],
            [5., 5.]], dtype=float32)
     """
-    grid = _grid_along(np.shape(codes), axis)
     books = np.asarray(codebooks)
+    grid = _grid_along(np.shape(codes), axis, books.shape[:-1])
     return cls(codes, books.reshape(*grid, books.shape[-1]), dtype=dtype)
 
   @property
@@ -217,7 +218,8 @@ class UniformTensor:
 
     Args:
       levels: [shape] integers.
-      steps: [shape[axis]], or [] where `axis` is None.
+      steps: [shape[axis]], or [] where `axis` is None. Of fewer, each is of as
+        many neighbors.
       axis: of the levels; negative ones count from the last.
       dtype: as above.
 
@@ -226,7 +228,7 @@ class UniformTensor:
     array([[2., 0.],
            [0., 3.]], dtype=float32)
     """
-    grid = _grid_along(np.shape(levels), axis)
+    grid = _grid_along(np.shape(levels), axis, np.shape(steps))
     return cls(levels, np.reshape(steps, grid), dtype=dtype)
 
   @property
@@ -258,10 +260,72 @@ class UniformTensor:
 Tensor: TypeAlias = RawTensor | CodebookTensor | UniformTensor
 
 
-def as_tensor(value: Tensor | np.ndarray) -> Tensor:
-  """Returns a tensor as it is, and anything else as a `RawTensor`."""
+@runtime_checkable
+class Shared(Protocol):
+  """Codes and centroids of an array, such as a `quantization.Codebook`."""
+
+  @property
+  def codes(self) -> np.ndarray:
+    """Integers, [shape]."""
+
+  @property
+  def centroids(self) -> np.ndarray:
+    """[K], or [groups, K]; see `CodebookTensor.along_axis`."""
+
+  @property
+  def axis(self) -> int | None:
+    """Axis of the groups."""
+
+
+@runtime_checkable
+class Leveled(Protocol):
+  """Levels and steps of an array, such as `quantization.UniformLevels`."""
+
+  @property
+  def levels(self) -> np.ndarray:
+    """Integers, [shape]."""
+
+  @property
+  def step(self) -> np.ndarray:
+    """[], or [groups]; see `UniformTensor.along_axis`."""
+
+  @property
+  def axis(self) -> int | None:
+    """Axis of the groups."""
+
+
+Storable: TypeAlias = Tensor | Shared | Leveled | np.ndarray
+"""What a file can hold of an array."""
+
+
+def as_tensor(value: Storable, *, dtype: str = 'float32') -> Tensor:
+  """Returns what a file holds of an array.
+
+  Args:
+    value: a tensor, which is returned as it is; what `bandwidth.quantization`
+      makes of an array; or the array, which is kept bit for bit.
+    dtype: of the array handed out of codes or levels, one of `FLOATS`.
+
+  Raises:
+    ValueError: a dtype that no file holds, or values that do not fit their
+      codes.
+
+  >>> from bandwidth import quantization
+  >>> weights = np.float32([0.0, 0.9, 1.1])
+  >>> sharing = quantization.Sharing(entries=2)
+  >>> as_tensor(quantization.fit_codebook(weights, sharing)).to_array()
+  array([0., 1., 1.], dtype=float32)
+  """
   if isinstance(value, RawTensor | CodebookTensor | UniformTensor):
     return value
+  if isinstance(value, Shared):
+    return CodebookTensor.along_axis(
+      value.codes, value.centroids, axis=value.axis, dtype=dtype
+    )
+  if isinstance(value, Leveled):
+    return UniformTensor.along_axis(
+      value.levels, value.step, axis=value.axis, dtype=dtype
+    )
   return RawTensor(value)
 
 
@@ -342,13 +406,16 @@ def _check_grid(
     )
 
 
-def _grid_along(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
-  if axis is None:
-    return ()
-  if not -len(shape) <= axis < len(shape):
+def _grid_along(
+  shape: tuple[int, ...], axis: int | None, groups: tuple[int, ...]
+) -> tuple[int, ...]:
+  if axis is not None and not -len(shape) <= axis < len(shape):
     raise ValueError(f'axis={axis} is none of shape {shape}')
-  axis %= len(shape)
-  return (shape[axis],) + (1,) * (len(shape) - axis - 1)
+  if len(groups) != (axis is not None):
+    raise ValueError(f'axis={axis} is not of values that differ by {groups}')
+  return groups + (1,) * (
+    0 if axis is None else len(shape) - axis % len(shape) - 1
+  )
 
 
 def _blocked(

@@ -6,6 +6,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from bandwidth.inference.backends import BACKENDS
 from bandwidth.inference.loading import load_compressed
 from bandwidth.inference.matrices import (
   CodebookMatrix,
@@ -29,7 +30,7 @@ from bandwidth.inference.planning import (
   measure_matrices,
   plan_inference,
 )
-from bandwidth.inference.products import BACKENDS, matmul
+from bandwidth.inference.products import matmul
 from bandwidth.inference.rounding import MODES
 
 if TYPE_CHECKING:

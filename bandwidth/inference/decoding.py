@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bandwidth.inference.loading import EMBEDDING, kind_of
 from bandwidth.inference.matrices import (
   Matrix,
   SparseMatrix,
@@ -20,9 +21,7 @@ def has_rows(name: str) -> bool:
   >>> has_rows('words/embedding'), has_rows('words/kernel')
   (True, False)
   """
-  *parents, last = name.split('/')
-  # What Flax NNX calls the array of a parameter.
-  return (parents[-1] if last == 'value' and parents else last) == 'embedding'
+  return kind_of(name) == EMBEDDING
 
 
 def fits(name: str, matrix: tuple[int, int], shape: tuple[int, ...]) -> bool:

@@ -1,17 +1,25 @@
 """From `model.bwz` to what runs: entropy coding is undone once, and no more.
 
-Kernels and embeddings become matrices, tensor by tensor and in pieces: beside
-what is kept, neither a tensor's payload nor its codes are in memory as a whole.
-A convolution's kernel [height, width, in, out] is a matrix that multiplies
-patches; its inputs are ordered channel by channel, as
-`lax.conv_general_dilated_patches` orders those. An embedding [vocabulary,
-width] has its vectors as outputs, see `rows_of`.
+Whatever a file shares weights or levels of becomes a matrix, tensor by tensor
+and in pieces: beside what is kept, neither a tensor's payload nor its codes are
+in memory as a whole. What the matrix of a tensor W multiplies:
+
+- two axes, of any name: `matmul(x, m)` is x W of the array as it stands;
+- an embedding [vocabulary, width] has its vectors as outputs, see `rows_of`:
+  `matmul(x, m)` is x W';
+- the kernel of a convolution [height, width, in, out] multiplies patches; its
+  inputs are ordered channel by channel, as `lax.conv_general_dilated_patches`
+  orders those.
+
+A name says which: its last part, or the one before a last `value`, is
+`embedding` or `kernel`. Elsewhere what more than two axes stand for is unknown.
 """
 
 import functools
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -26,7 +34,11 @@ FORMS = ('smallest', 'dense', 'codebook', 'sparse')
 """What a tensor can be kept as; `codebook` takes integers of 8 bits in, whose
 codes are their values."""
 
-_KERNEL, _EMBEDDING = 'kernel', 'embedding'
+KERNEL, EMBEDDING = 'kernel', 'embedding'
+"""Names that say what the axes of a tensor are."""
+
+# What Flax NNX calls the array of a parameter.
+_VALUE = 'value'
 _ENTRIES = 256
 # Bytes of a weight that is not zero: its column and its code.
 _SPARSE_BYTES = 3
@@ -36,69 +48,107 @@ _COUNTED = 1 << 16
 def load_compressed(
   path: str | os.PathLike[str], *, forms: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-  """Reads a file; kernels stay compressed.
+  """Reads a file; matrices stay compressed.
+
+  Biases and what else has one axis are arrays. Each tensor of more axes that
+  the file has in a compressed form and that nevertheless is an array is named
+  by a warning of one line, which says why; form `dense` asks for it.
 
   Args:
     path: of a .bwz file.
     forms: of `FORMS`, by name of a tensor; others are kept as the smallest.
+      With one of `codebook` and `sparse`, a tensor of more than two axes that
+      is no `kernel` is taken for one.
 
   Returns:
-    Nested dictionaries, as `coding.load_tree`. Leaves are matrices where a name
-    ends in `kernel` or `embedding` and the file shares at most 256 weights or
-    levels, else arrays.
+    Nested dictionaries, as `coding.load_tree`. Leaves are matrices where the
+    file shares at most 256 weights or levels, else arrays.
 
   Raises:
-    ValueError: the file is malformed, a form unknown, or for a tensor that the
-      file lacks.
+    ValueError: the file is malformed, a form unknown, for a tensor that the
+      file lacks, or one that this can't have.
     OSError: the file cannot be read.
   """
   forms = dict(forms or {})
   for name, form in forms.items():
     if form not in FORMS:
       raise ValueError(unknown_name(f'forms[{name!r}]', form, FORMS))
+  dense: list[str] = []
   with coding.open_file(path) as reader:
     for name in forms:
       if name not in reader:
         raise ValueError(unknown_name('forms', name, reader.names))
-    return tree.nested(
-      (name, _load(reader, name, forms.get(name, 'smallest')))
+    nested = tree.nested(
+      (name, _load(reader, name, forms.get(name, 'smallest'), dense))
       for name in reader
     )
+  for line in dense:
+    warnings.warn(line, stacklevel=2)
+  return nested
 
 
-def _load(reader: coding.Reader, name: str, form: str) -> Matrix | np.ndarray:
-  leaf = name.rpartition('/')[2]
-  if _may_be_matrix(leaf, reader.shape(name), form):
-    stream = reader.stream(name)
-    matrix = None if stream is None else _matrix(leaf, stream, form)
-    if matrix is not None:
-      return matrix
+def _load(
+  reader: coding.Reader, name: str, form: str, dense: list[str]
+) -> Matrix | np.ndarray:
+  """Reads a tensor; adds a line where it is dense without having to be."""
+  if form == 'dense':
+    return reader.array(name)
+  shape = reader.shape(name)
+  stream = reader.stream(name)
+  try:
+    if stream is None:
+      raise _DenseError('the file does not have it compressed')
+    return _matrix(name, stream, form)
+  except _DenseError as reason:
+    _check_may_be_dense(name, form, reason)
+    if stream is not None and len(shape) > 1 and math.prod(shape):
+      dense.append(f'{name} {shape} stays dense: {reason}')
   return reader.array(name)
 
 
+def _check_may_be_dense(name: str, form: str, reason: Exception) -> None:
+  """Raises ValueError where another form was asked for."""
+  if form != 'smallest':
+    raise ValueError(f'forms[{name!r}]={form!r}: {reason}') from None
+
+
 def executable(
-  leaf: str, tensor: coding.Tensor, *, form: str = 'smallest'
+  name: str, tensor: coding.Tensor, *, form: str = 'smallest'
 ) -> Matrix | np.ndarray:
   """Returns what runs of one tensor.
 
   Args:
-    leaf: last part of its name.
+    name: its name, or the last part of that.
     tensor: as the file has it.
     form: of `FORMS`.
+
+  Raises:
+    ValueError: the tensor can't have that form.
   """
-  if not isinstance(tensor, coding.RawTensor) and _may_be_matrix(
-    leaf, tensor.shape, form
-  ):
-    matrix = _matrix(leaf, coding.stream_of(tensor), form)
-    if matrix is not None:
-      return matrix
+  if form == 'dense':
+    return tensor.to_array()
+  try:
+    if isinstance(tensor, coding.RawTensor):
+      raise _DenseError('it is not compressed')
+    return _matrix(name, coding.stream_of(tensor), form)
+  except _DenseError as reason:
+    _check_may_be_dense(name, form, reason)
   return tensor.to_array()
 
 
-def _may_be_matrix(leaf: str, shape: tuple[int, ...], form: str) -> bool:
-  if form == 'dense' or leaf not in (_KERNEL, _EMBEDDING):
-    return False
-  return len(shape) >= 2 and math.prod(shape) > 0
+class _DenseError(Exception):
+  """A tensor can't be a matrix, or none of a form; the message says why."""
+
+
+def kind_of(name: str) -> str:
+  """Returns what a name says a tensor is: `kernel`, `embedding` or nothing.
+
+  >>> kind_of('Embed_0/embedding'), kind_of('conv/kernel/value'), kind_of('w')
+  ('embedding', 'kernel', '')
+  """
+  parts = name.split('/')
+  last = parts[-2] if parts[-1] == _VALUE and parts[1:] else parts[-1]
+  return last if last in (KERNEL, EMBEDDING) else ''
 
 
 class _Place(NamedTuple):
@@ -128,34 +178,46 @@ class _Place(NamedTuple):
     return book if self.by_output else book.transpose(1, 0, 2)
 
 
-def _place(
-  leaf: str, shape: tuple[int, ...], grid: tuple[int, ...]
-) -> _Place | None:
-  """None where the groups of a tensor are none of a matrix."""
+def _place(kind: str, shape: tuple[int, ...], grid: tuple[int, ...]) -> _Place:
+  """Raises `_DenseError` where the groups of a tensor are none of a matrix."""
   grid = (1,) * (len(shape) - len(grid)) + grid
-  if leaf == _EMBEDDING:
+  if kind == EMBEDDING:
     if len(shape) != 2:
-      return None
+      raise _DenseError(f'an embedding has two axes, not {len(shape)}')
     return _Place((shape[1], shape[0]), 1, True, grid)
   taps = math.prod(shape[:-2])
   # Inputs of a group are neighbors only where there is one tap.
   if len(shape) > 2 and any(each != 1 for each in grid[:-1]):
-    return None
+    raise _DenseError('its groups are of inputs of a convolution')
   return _Place((taps * shape[-2], shape[-1]), taps, False, grid)
 
 
-def _matrix(leaf: str, stream: coding.CodeStream, form: str) -> Matrix | None:
-  """What runs of a stream; None where that is the dense array."""
+def _matrix(name: str, stream: coding.CodeStream, form: str) -> Matrix:
+  """What runs of a stream.
+
+  Raises:
+    _DenseError: that is the dense array, or there is no such form of it.
+  """
+  kind, axes = kind_of(name), len(stream.shape)
+  if axes < 2 or not math.prod(stream.shape):
+    raise _DenseError(f'its shape is {stream.shape}, which is no matrix')
+  if axes > 2 and not kind and form == 'smallest':
+    raise _DenseError(
+      f'what its {axes} axes are is unknown, as it is not called {KERNEL}'
+    )
   uniform = stream.kind == 'uniform'
   grid = stream.values.shape if uniform else stream.values.shape[:-1]
-  place = _place(leaf, stream.shape, grid)
-  if place is None:
-    return None
-  found = (_pack_levels if uniform else _pack_codes)(stream, place)
-  if found is None:
-    return None
-  packer, book, nonzero = found
-  one_book = leaf != _EMBEDDING and book.shape[:2] == (1, 1)
+  place = _place(kind, stream.shape, grid)
+  packer, book, nonzero = (_pack_levels if uniform else _pack_codes)(
+    stream, place
+  )
+  one_book = kind != EMBEDDING and book.shape[:2] == (1, 1)
+  if form == 'sparse' and not one_book:
+    raise _DenseError(
+      'a sparse embedding has no vectors to be looked up'
+      if kind == EMBEDDING
+      else 'of a sparse matrix all weights share one codebook'
+    )
   small = _SPARSE_BYTES * nonzero < math.prod(place.shape) * packer.bits // 8
   if one_book and (form == 'sparse' or (form == 'smallest' and small)):
     pieces = functools.partial(
@@ -178,11 +240,11 @@ class _Packed(NamedTuple):
   nonzero: int
 
 
-def _pack_codes(stream: coding.CodeStream, place: _Place) -> _Packed | None:
-  """Packs codes; None where they are too many to tell apart."""
+def _pack_codes(stream: coding.CodeStream, place: _Place) -> _Packed:
+  """Raises `_DenseError` where codes are too many to tell apart."""
   entries = stream.values.shape[-1]
   if entries > _ENTRIES:
-    return None
+    raise _DenseError(f'it shares {entries} weights, more than {_ENTRIES}')
   counts = np.zeros(entries, np.int64)
 
   def pieces() -> Iterator[np.ndarray]:
@@ -198,24 +260,21 @@ def _pack_codes(stream: coding.CodeStream, place: _Place) -> _Packed | None:
   return _Packed(packer, book, int(counts[book[0, 0] != 0].sum()))
 
 
-def _pack_levels(stream: coding.CodeStream, place: _Place) -> _Packed | None:
-  """Packs levels; None where they reach too far.
+def _pack_levels(stream: coding.CodeStream, place: _Place) -> _Packed:
+  """Raises `_DenseError` where levels reach too far.
 
   Levels that do not occur need no code, and which do is known in the end:
   codes are dealt out as levels appear, and get more bits where they must.
   """
   dealt = _LevelCodes()
   pieces = map(dealt.codes, _slices(stream.pieces))
-  try:
-    first = next(pieces)
-    packer = place.packer(dealt.bits)
-    lines = packer.lines
-    for rows in packing.in_rows(itertools.chain([first], pieces), *lines):
-      if dealt.bits > packer.bits:
-        packer.repack(dealt.bits)
-      packer.put(rows)
-  except _TooFarError:
-    return None
+  first = next(pieces)
+  packer = place.packer(dealt.bits)
+  lines = packer.lines
+  for rows in packing.in_rows(itertools.chain([first], pieces), *lines):
+    if dealt.bits > packer.bits:
+      packer.repack(dealt.bits)
+    packer.put(rows)
   order = np.argsort(dealt.levels)
   if not np.array_equal(order, np.arange(order.size)):
     ascending = np.zeros(_ENTRIES, np.uint8)
@@ -232,10 +291,6 @@ def _slices(pieces: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     for begin in range(0, piece.size, _COUNTED):
       yield piece[begin : begin + _COUNTED]
     del piece  # before the next one is decoded
-
-
-class _TooFarError(Exception):
-  """Levels that 8 bits don't tell apart."""
 
 
 class _LevelCodes:
@@ -262,7 +317,7 @@ class _LevelCodes:
     """Returns codes, uint8, of levels, int32 or narrower, not none.
 
     Raises:
-      _TooFarError: levels so far differ by 256 or more.
+      _DenseError: levels so far differ by 256 or more.
     """
     least, most = int(levels.min()), int(levels.max())
     if self._base is None:
@@ -270,7 +325,10 @@ class _LevelCodes:
       self._base = max(least - _ENTRIES, np.iinfo(np.int32).min)
     known = [least, most, *self.levels]
     if max(known) - min(known) >= _ENTRIES:
-      raise _TooFarError
+      raise _DenseError(
+        f'its levels reach from {min(known)} to {max(known)} at least, which '
+        '8 bits do not tell apart'
+      )
     offsets = levels.astype(np.int32, copy=False) - np.int32(self._base)
     counts = np.bincount(offsets, minlength=self._table.size)
     for offset in np.flatnonzero((counts > 0) & ~self._known).tolist():

@@ -2,9 +2,12 @@
 
 Sources are in `native/`. They are compiled by the system's compiler ($CXX, g++
 or clang++) against the headers that come with jaxlib, once for each version of
-sources, compiler and jaxlib, into $XDG_CACHE_HOME/bandwidth or
-~/.cache/bandwidth. Kernels are chosen by what the machine can do when they are
-called first.
+sources, compiler and jaxlib and each kind of machine, into
+$XDG_CACHE_HOME/bandwidth/native or ~/.cache/bandwidth/native: a folder that
+must be this user's alone (`kernel_folder`). Kernels are chosen by what the
+machine can do when they are called first; the environment variable
+BANDWIDTH_KERNELS, one of `INSTRUCTIONS`, chooses others. A process that loads a
+program which another one has compiled has to call `library` before.
 """
 
 import ctypes
@@ -16,6 +19,7 @@ import platform
 import secrets
 import shutil
 import subprocess
+import sys
 import tempfile
 
 import jax
@@ -24,6 +28,7 @@ import jaxlib
 import numpy as np
 
 from bandwidth.base import unknown_name
+from bandwidth.inference import kernel_folder
 from bandwidth.inference.matrices import (
   CodebookMatrix,
   Matrix,
@@ -34,6 +39,9 @@ from bandwidth.inference.matrices import (
 
 INSTRUCTIONS = ('best', 'scalar', 'avx2', 'avx512')
 """Sets of kernels."""
+
+VARIABLE = 'BANDWIDTH_KERNELS'
+"""Of the environment: which of them are used from the start."""
 
 MODES = {'exact': 0, 'int16': 1, 'int8': 2}
 
@@ -69,16 +77,21 @@ def compiler() -> str | None:
   return None
 
 
-def _version_of(tool: str) -> str:
-  shown = subprocess.run(
-    [tool, '--version'], capture_output=True, text=True, check=False
+def _key(tool: str, flags: tuple[str, ...]) -> str:
+  """Tells apart libraries that must not stand in for each other."""
+
+  def said(option: str) -> str:
+    return subprocess.run(
+      [tool, option], capture_output=True, text=True, check=False
+    ).stdout
+
+  machine = (sys.platform, platform.machine(), *platform.libc_ver())
+  text = [path.read_text() for path in sorted(_SOURCES.iterdir())]
+  told = (
+    *(*text, said('--version'), said('-dumpmachine'), jaxlib.__version__),
+    *(*machine, *_FLAGS, *flags),
   )
-  return shown.stdout
-
-
-def _cache() -> pathlib.Path:
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(base) / 'bandwidth' / 'native'
+  return hashlib.sha256('\0'.join(told).encode()).hexdigest()[:16]
 
 
 def build(
@@ -91,42 +104,40 @@ def build(
     flags: further ones, of compiler and linker.
 
   Returns:
-    The shared library.
+    The shared library, whole and no one else's.
 
   Raises:
-    NativeError: there is no compiler, or it fails.
+    NativeError: there is no compiler, it fails, or the directory can't be
+      written to or is not this user's alone.
   """
   tool = compiler()
   if tool is None:
     raise NativeError(
-      'backend=native needs a C++ compiler ($CXX, g++ or clang++), and there '
-      'is none; backend=xla needs none'
+      'a native kernel needs a C++ compiler ($CXX, g++ or clang++), and there '
+      'is none'
     )
+  try:
+    if directory is None:
+      directory = kernel_folder.default()
+      kernel_folder.make(directory.parent)
+    kernel_folder.make(directory)
+    key = _key(tool, flags)
+    if found := kernel_folder.find(directory, key):
+      return found
+    aside = directory / f'.{key}.{secrets.token_hex(4)}'
+    try:
+      _compile(tool, aside, flags)
+      return kernel_folder.keep(aside, key)
+    finally:
+      aside.unlink(missing_ok=True)
+  except OSError as error:
+    raise NativeError(f"native kernels can't be kept: {error}") from None
+
+
+def _compile(tool: str, output: pathlib.Path, flags: tuple[str, ...]) -> None:
   sources = sorted(_SOURCES.glob('*.cc'))
   if platform.machine() not in ('x86_64', 'AMD64'):
     sources = [path for path in sources if path.name not in _X86]
-  text = [path.read_text() for path in sorted(_SOURCES.iterdir())]
-  told = (*text, _version_of(tool), jaxlib.__version__, *_FLAGS, *flags)
-  name = hashlib.sha256('\0'.join(told).encode()).hexdigest()[:16]
-  directory = directory or _cache()
-  library = directory / f'{name}.so'
-  if not library.exists():
-    directory.mkdir(parents=True, exist_ok=True)
-    aside = directory / f'.{name}.{secrets.token_hex(4)}'
-    try:
-      _compile(tool, sources, aside, flags)
-      aside.replace(library)
-    finally:
-      aside.unlink(missing_ok=True)
-  return library
-
-
-def _compile(
-  tool: str,
-  sources: list[pathlib.Path],
-  output: pathlib.Path,
-  flags: tuple[str, ...],
-) -> None:
   headers = ('-isystem', jax.ffi.include_dir())
   with tempfile.TemporaryDirectory() as folder:
     objects = [str(pathlib.Path(folder) / f'{path.stem}.o') for path in sources]
@@ -151,8 +162,16 @@ def _compile(
 
 
 def _first_error(said: str) -> str:
-  lines = [line for line in said.splitlines() if 'error' in line]
-  return (lines or said.splitlines() or ['no message'])[0].strip()
+  told = said.splitlines()
+  lines = [line for line in told if 'error' in line or 'failed' in line]
+  return (lines or told or ['no message'])[0].strip()
+
+
+def _from_environment() -> str:
+  wanted = os.environ.get(VARIABLE) or INSTRUCTIONS[0]
+  if wanted not in INSTRUCTIONS:
+    raise ValueError(unknown_name(VARIABLE, wanted, INSTRUCTIONS))
+  return wanted
 
 
 @functools.cache
@@ -160,28 +179,39 @@ def library() -> ctypes.CDLL:
   """Builds, loads and registers the kernels, once a process.
 
   Raises:
-    NativeError: they can't be built.
+    NativeError: they can't be built or loaded.
+    ValueError: BANDWIDTH_KERNELS is none of `INSTRUCTIONS`, or of kernels that
+      this machine can't run.
   """
-  loaded = ctypes.CDLL(str(build()))
+  wanted = _from_environment()
+  path = build()
+  try:
+    loaded = ctypes.CDLL(str(path))
+  except OSError as error:
+    raise NativeError(f"native kernels can't be loaded: {error}") from None
   loaded.BandwidthUse.restype = ctypes.c_char_p
   loaded.BandwidthUse.argtypes = [ctypes.c_char_p]
+  used = loaded.BandwidthUse(wanted.encode()).decode()
+  if wanted not in (INSTRUCTIONS[0], used):
+    raise ValueError(f"{VARIABLE}={wanted!r}: this machine can't run them")
   for target, symbol in _TARGETS.items():
     handler = jax.ffi.pycapsule(getattr(loaded, symbol))
     jax.ffi.register_ffi_target(target, handler, platform='cpu')
   return loaded
 
 
-def use(instructions: str = 'best') -> str:
+def use(instructions: str | None = None) -> str:
   """Chooses kernels; returns the name of those in use then.
 
   Args:
     instructions: of `INSTRUCTIONS`. Where the machine lacks them, nothing
-      changes.
+      changes. None: those of BANDWIDTH_KERNELS, or the best.
 
   Raises:
-    ValueError: the name is unknown.
-    NativeError: see `build`.
+    ValueError: the name is unknown; see `library`.
+    NativeError: see `library`.
   """
+  instructions = instructions or _from_environment()
   if instructions not in INSTRUCTIONS:
     raise ValueError(unknown_name('instructions', instructions, INSTRUCTIONS))
   return library().BandwidthUse(instructions.encode()).decode()

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import tree
-from bandwidth.inference import matrices, packing
+from bandwidth.inference import loading, matrices, packing
 from bandwidth.inference.matrices import (
   CodebookMatrix,
   Matrix,
@@ -128,7 +128,9 @@ def plan_inference(
 
   def choose(path: Any, leaf: Any) -> Any:
     name = tree.path_name(path)
-    if not matrices.is_matrix(leaf) or name.endswith('embedding'):
+    if (
+      not matrices.is_matrix(leaf) or loading.kind_of(name) == loading.EMBEDDING
+    ):
       return leaf
     own = batch.get(name) if isinstance(batch, Mapping) else batch
     if own is None:

@@ -3,12 +3,12 @@
     matrix = codebook_matrix(codes, codebook)      # packed, [N, K] codes
     y = matmul(x, matrix)                          # [..., K] -> [..., N]
 
-It works inside jit and under vmap, and its gradient with respect to x is g W';
-of the modes that round, that of the product without rounding.
+It works inside jit, under vmap and inside `jax.shard_map`. Its gradient with
+respect to x is g W'; of the modes that round, that of the product without
+rounding.
 """
 
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth.base import unknown_name
-from bandwidth.inference import gpu, native, pallas, xla
+from bandwidth.inference import backends, xla
+from bandwidth.inference.backends import BACKENDS, native_problem
 from bandwidth.inference.matrices import (
   FORMS,
   CodebookMatrix,
@@ -28,18 +29,11 @@ from bandwidth.inference.matrices import (
 )
 from bandwidth.inference.rounding import MODES
 
-BACKENDS = ('auto', 'xla', 'pallas', 'native')
-"""What may run a product; `auto` is `native` on a CPU with a C++ compiler,
-`pallas` on a GPU for up to four rows of activations, and `xla` elsewhere and
-for what these can't run. On a TPU it never is `pallas`: whether that kernel is
-the faster one is not measured."""
+__all__ = ['check_matrix', 'matmul', 'native_problem']
 
 _FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 # Sums of so many products of 8 bits fit into 32.
 _MOST_INPUTS = {'int8': 1 << 16}
-_MODULES: dict[str, types.ModuleType] = {
-  'xla': xla, 'pallas': pallas, 'native': native,
-}  # fmt: skip
 
 
 def matmul(
@@ -50,6 +44,15 @@ def matmul(
   mode: str = 'exact',
 ) -> jax.Array:
   """Multiplies activations by a compressed matrix, without decoding it.
+
+  What `auto` is depends on the device that a program is lowered for. It is
+  `xla` where `jax.export` exports it, to run anywhere (`native` can't be
+  exported, unless checks of custom calls are disabled), and, with one warning,
+  where the kernels of a CPU can't be built or loaded.
+
+  Two variables of the environment are read when a program is traced:
+  BANDWIDTH_BACKEND, of `BACKENDS`, is what `auto` stands for, and
+  BANDWIDTH_KERNELS, of `native.INSTRUCTIONS`, the kernels of a CPU.
 
   Args:
     x: float32, bfloat16 or float16 [..., K]; sums are of float32.
@@ -63,20 +66,41 @@ def matmul(
     [..., N], of the dtype of x.
 
   Raises:
-    ValueError: a name is unknown; x has another dtype or last axis; parts of
-      the matrix have other shapes or dtypes than its form says; the backend
-      can't run it.
+    ValueError: a name is unknown, be it in the environment; x has another dtype
+      or last axis; parts of the matrix have other shapes or dtypes than its
+      form says; the backend can't run it.
 
   >>> from bandwidth.inference.matrices import uniform_matrix
   >>> matrix = uniform_matrix(np.array([[1, -2], [0, 3]]), 0.5)
   >>> matmul(jnp.array([1.0, 2.0]), matrix, backend='xla').tolist()
   [-1.5, 3.0]
   """
+  x = jnp.asarray(x)
+  _check_operands(x, matrix, backend, mode)
+  if not isinstance(matrix, FORMS):
+    return jnp.matmul(x, jnp.asarray(matrix, x.dtype))
+  if isinstance(matrix, SparseMatrix):
+    mode = 'exact'
+  inputs, outputs = matrix.shape
+  if inputs > _MOST_INPUTS.get(mode, inputs):
+    raise ValueError(
+      f'mode={mode!r}: sums of {inputs} products need more than 32 bits'
+    )
+  backend = backends.settled(backend, matrix)
+  if 0 in (*x.shape, outputs):
+    return jnp.zeros_like(x, shape=(*x.shape[:-1], outputs))
+  x32, matrix = _varying_alike((x.astype(jnp.float32), matrix))
+  return _product(backend, mode)(x32, matrix).astype(x.dtype)
+
+
+def _check_operands(
+  x: jax.Array, matrix: Matrix | jax.Array, backend: str, mode: str
+) -> None:
+  """Raises ValueError as `matmul` says."""
   if backend not in BACKENDS:
     raise ValueError(unknown_name('backend', backend, BACKENDS))
   if mode not in MODES:
     raise ValueError(unknown_name('mode', mode, MODES))
-  x = jnp.asarray(x)
   if x.dtype not in _FLOATS:
     raise ValueError(
       f'x.dtype={x.dtype} is none of float32, bfloat16 and float16'
@@ -84,64 +108,29 @@ def matmul(
   shape = matrix.shape
   if len(shape) != 2 or x.ndim < 1 or x.shape[-1] != shape[0]:
     raise ValueError(f'x has shape {x.shape}, the matrix {tuple(shape)}')
-  if not isinstance(matrix, FORMS):
-    return jnp.matmul(x, jnp.asarray(matrix, x.dtype))
-  check_matrix(matrix)
-  if isinstance(matrix, SparseMatrix):
-    mode = 'exact'
-  if shape[0] > _MOST_INPUTS.get(mode, shape[0]):
-    raise ValueError(
-      f'mode={mode!r}: sums of {shape[0]} products need more than 32 bits'
-    )
-  chosen = _chosen(backend, matrix, x.size // max(shape[0], 1))
-  if not x.size or not shape[1]:
-    return jnp.zeros((*x.shape[:-1], shape[1]), x.dtype)
-  return _product(chosen, mode)(x.astype(jnp.float32), matrix).astype(x.dtype)
+  if isinstance(matrix, FORMS):
+    check_matrix(matrix)
 
 
-def _chosen(backend: str, matrix: Matrix, rows: int) -> str:
-  """Settles on a backend.
+def _varying_alike(tree: Any) -> Any:
+  """Lets arrays inside `jax.shard_map` vary over the same axes of its mesh.
 
-  Args:
-    backend: of `BACKENDS`.
-    matrix: of any form.
-    rows: of activations.
-
-  Raises:
-    ValueError: the one that is asked for can't run the matrix here.
+  What is equal on all devices is not of the type of what is not, and operations
+  want one type. The gradient of what is equal is the sum over devices then.
   """
-  if backend == 'xla':
-    return backend
-  if backend == 'auto':
-    device = jax.default_backend()
-    backend = {'cpu': 'native', 'gpu': 'pallas'}.get(device, 'xla')
-    if backend == 'pallas' and (rows > gpu.MOST_ROWS or not gpu.is_known()):
-      return 'xla'
-    return 'xla' if _why_not(backend, matrix) else backend
-  if reason := _why_not(backend, matrix):
-    raise ValueError(f'backend={backend!r}: {reason}')
-  return backend
+  own = [_axes_of(leaf) for leaf in jax.tree.leaves(tree)]
+  axes = frozenset().union(*own)
+
+  def vary(leaf: Any) -> Any:
+    missing = tuple(sorted(axes - _axes_of(leaf)))
+    return jax.lax.pcast(leaf, missing, to='varying') if missing else leaf
+
+  return jax.tree.map(vary, tree)
 
 
-def _why_not(backend: str, matrix: Matrix) -> str:
-  """Why a backend can't run a matrix here; empty where it can."""
-  if backend == 'native':
-    device = jax.default_backend()
-    if device != 'cpu':
-      return f'its kernels are for CPUs, and this is a {device}'
-    if problem := native_problem():
-      return problem
-  return _MODULES[backend].why_not(matrix)
-
-
-@functools.cache
-def native_problem() -> str:
-  """Returns why there are no native kernels; empty where there are."""
-  try:
-    native.library()
-  except native.NativeError as error:
-    return str(error)
-  return ''
+def _axes_of(leaf: Any) -> frozenset[Any]:
+  """Axes of a mesh over which an array varies."""
+  return jax.typeof(leaf).manual_axis_type.varying
 
 
 def check_matrix(matrix: Matrix) -> None:
@@ -206,37 +195,33 @@ def _expect_groups(
 @functools.cache
 def _product(backend: str, mode: str) -> Callable[..., jax.Array]:
   """The product of a backend, with its gradient and its way under vmap."""
-  call = _under_vmap(_MODULES[backend].product, mode)
+  call = _under_vmap(
+    functools.partial(backends.product, backend=backend, mode=mode)
+  )
 
   @jax.custom_vjp
   def product(x: jax.Array, matrix: Matrix) -> jax.Array:
     return call(x, matrix)
 
   def forward(x: jax.Array, matrix: Matrix) -> tuple[jax.Array, Matrix]:
-    return call(x, matrix), matrix
+    # Itself, so that there are gradients of gradients.
+    return product(x, matrix), matrix
 
-  def backward(matrix: Matrix, g: jax.Array) -> tuple[jax.Array, Any]:
-    return xla.transposed(g, matrix), jax.tree.map(_nothing, matrix)
+  def backward(matrix: Matrix, g: jax.Array) -> tuple[jax.Array, None]:
+    return xla.transposed(g, matrix), None
 
   product.defvjp(forward, backward)
   return product
 
 
-def _nothing(leaf: Any) -> Any:
-  """The cotangent of what is no variable."""
-  if jnp.issubdtype(leaf.dtype, jnp.floating):
-    return jnp.zeros(leaf.shape, leaf.dtype)
-  return np.zeros(leaf.shape, jax.dtypes.float0)
-
-
 def _under_vmap(
-  run: Callable[[jax.Array, Matrix, str], jax.Array], mode: str
+  run: Callable[[jax.Array, Matrix], jax.Array],
 ) -> Callable[[jax.Array, Matrix], jax.Array]:
   """A batch of activations is more rows; matrices go one after another."""
 
   @jax.custom_batching.custom_vmap
   def call(x: jax.Array, matrix: Matrix) -> jax.Array:
-    return run(x, matrix, mode)
+    return run(x, matrix)
 
   @call.def_vmap
   def rule(
@@ -247,10 +232,13 @@ def _under_vmap(
       return call(x, matrix), True
 
     def one(i: jax.Array) -> jax.Array:
+      # Outside of jit they may be NumPy's, which no traced index takes.
       own = jax.tree.map(
-        lambda leaf, split: leaf[i] if split else leaf, matrix, parts
+        lambda leaf, split: jnp.asarray(leaf)[i] if split else leaf,
+        matrix,
+        parts,
       )
-      return call(x[i] if x_batched else x, own)
+      return call(jnp.asarray(x)[i] if x_batched else x, own)
 
     return jax.lax.map(one, jnp.arange(axis_size)), True
 

@@ -2,7 +2,8 @@
 
 Of the three modes of arithmetic `int16` and `int8` round both, each row and
 each codebook with a scale of its own, the largest magnitude over the largest
-integer. Integers of a `UniformMatrix` are exact as they are.
+integer, but no less than the least normal number. Integers of a `UniformMatrix`
+are exact as they are.
 """
 
 import dataclasses
@@ -12,6 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from bandwidth.inference.matrices import CodebookMatrix, Matrix
+
+# Less is 0 on most devices, and its inverse infinite.
+_LEAST_SCALE = float(jnp.finfo(jnp.float32).tiny)
 
 
 class _Largest(NamedTuple):
@@ -40,8 +44,8 @@ def to_integers(values: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
     float32 [..., 1].
   """
   most = jnp.abs(values).max(axis=-1, keepdims=True, initial=0.0)
-  inverse = jnp.where(most > 0, largest / jnp.where(most > 0, most, 1.0), 0.0)
-  return jnp.round(values * inverse).astype(jnp.int32), most / largest
+  most = jnp.maximum(most, largest * _LEAST_SCALE)
+  return jnp.round(values * (largest / most)).astype(jnp.int32), most / largest
 
 
 def rounded(values: jax.Array, largest: int) -> jax.Array:

@@ -64,7 +64,8 @@ def transposed(g: jax.Array, matrix: Matrix) -> jax.Array:
     part = jnp.matmul(own, rows_of(matrix, index), precision='highest')
     return total + part, None
 
-  start = jnp.zeros((*g.shape[:-1], inputs), jnp.float32)
+  # Inside shard_map it varies over devices as g does.
+  start = jnp.zeros_like(g, shape=(*g.shape[:-1], inputs))
   return lax.scan(add, start, (tiles, by_tile))[0]
 
 

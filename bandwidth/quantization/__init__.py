@@ -1,7 +1,8 @@
 """Fewer bits a weight: shared, ternary, uniform and rate-aware.
 
 Each way has a form for trained weights (`share_params`, `quantize_params`,
-`fit_entropy_constrained`, `optimize_levels`) and one for training
+`fit_entropy_constrained`, `optimize_levels`; where inputs of a layer are known,
+`quantize_with_feedback`, `share_with_feedback`) and one for training
 (`share_gradients`, `ternary_params`, `uniform_params`, `learned_step_params`,
 `rate_model`). All end in integers: codes with a `Codebook`, or `UniformLevels`.
 """
@@ -16,6 +17,12 @@ from bandwidth.quantization.codebook import (
 from bandwidth.quantization.entropy_constrained import (
   EntropyCodebook,
   fit_entropy_constrained,
+)
+from bandwidth.quantization.feedback import (
+  RoundingPlan,
+  Sensitivity,
+  make_rounding_plan,
+  quantize_with_feedback,
 )
 from bandwidth.quantization.kmeans import (
   density_init,
@@ -57,6 +64,7 @@ from bandwidth.quantization.rdoq import (
   search_step,
   static_bits,
 )
+from bandwidth.quantization.shared_feedback import share_with_feedback
 from bandwidth.quantization.ternary import (
   Scales,
   TernaryVariables,
@@ -101,7 +109,9 @@ __all__ = [
   'RateModel',
   'RateTable',
   'RateVariables',
+  'RoundingPlan',
   'Scales',
+  'Sensitivity',
   'ShareGradientsState',
   'SharedParams',
   'Sharing',
@@ -129,12 +139,14 @@ __all__ = [
   'linear_init',
   'lloyd',
   'logistic_prior',
+  'make_rounding_plan',
   'mean_scales',
   'mixture_prior',
   'nearest_codes',
   'optimize_levels',
   'quantize_learned',
   'quantize_params',
+  'quantize_with_feedback',
   'rate_bits',
   'rate_model',
   'read_codebooks',
@@ -143,6 +155,7 @@ __all__ = [
   'search_step',
   'share_gradients',
   'share_params',
+  'share_with_feedback',
   'static_bits',
   'symmetric',
   'table_prior',

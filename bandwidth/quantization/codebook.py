@@ -19,7 +19,7 @@ from bandwidth.quantization import kmeans
 class Codebook:
   """A tensor with shared weights, on the host.
 
-  Invariants, checked on construction: with `groups = codes.shape[axis]`,
+  Invariants, checked on construction: `groups` divides `codes.shape[axis]`,
 
       centroids.shape == (entries,)             where axis is None
       centroids.shape == (groups, entries)      otherwise
@@ -29,8 +29,9 @@ class Codebook:
   Attributes:
     codes: uint8 or uint16, in the shape of the weights.
     centroids: float32 [entries] or [groups, entries].
-    axis: the axis of the weights along which each index has its own centroids.
-      None: the tensor has one codebook.
+    axis: the axis of the weights along which each index has its own centroids,
+      or, where there are fewer groups than indices, each run of as many
+      neighbors. None: the tensor has one codebook.
     reserves_zero: code 0 stands for pruned weights and means exactly 0.0.
   """
 
@@ -46,11 +47,7 @@ class Codebook:
     if centroids.dtype != np.float32:
       raise ValueError(f'centroids.dtype={centroids.dtype} must be float32')
     check_axis(self.axis, codes.shape)
-    groups = () if self.axis is None else (codes.shape[self.axis],)
-    if centroids.shape[:-1] != groups or centroids.ndim != len(groups) + 1:
-      raise ValueError(
-        f'centroids.shape={centroids.shape} must be {groups} + (entries,)'
-      )
+    self._check_groups()
     if codes.size and int(codes.max()) >= centroids.shape[-1]:
       raise ValueError(
         f'code {int(codes.max())} is outside {centroids.shape[-1]} entries'
@@ -59,6 +56,18 @@ class Codebook:
       raise ValueError('centroids must be finite')
     if self.reserves_zero and np.any(centroids[..., :1]):
       raise ValueError('centroids[..., 0] must be 0 where zero is reserved')
+
+  def _check_groups(self) -> None:
+    shape, wanted = self.centroids.shape, '(entries,)'
+    fits = len(shape) == 1
+    if self.axis is not None:
+      size = self.codes.shape[self.axis]
+      wanted = f'(a divisor of {size}, entries)'
+      fits = len(shape) == 2 and (
+        shape[0] == size or (0 < shape[0] < size and size % shape[0] == 0)
+      )
+    if not fits:
+      raise ValueError(f'centroids.shape={shape} must be {wanted}')
 
   @property
   def entries(self) -> int:
@@ -74,8 +83,8 @@ class Codebook:
     """
     if self.axis is None:
       return self.centroids[self.codes]
-    rows = np.moveaxis(self.codes, self.axis, 0)
-    flat = rows.reshape(len(rows), rows.size // max(len(rows), 1))
+    rows, groups = np.moveaxis(self.codes, self.axis, 0), len(self.centroids)
+    flat = rows.reshape(groups, rows.size // max(groups, 1))
     values = np.take_along_axis(self.centroids, flat.astype(np.int64), axis=1)
     return np.moveaxis(values.reshape(rows.shape), 0, self.axis)
 

@@ -17,6 +17,7 @@ import numpy as np
 from bandwidth.base import unknown_name
 from bandwidth.search.baselines import fractions_of, uniform_fraction
 from bandwidth.search.dynamic import check_chain, solve
+from bandwidth.search.linear_algebra import eigh
 from bandwidth.search.problem.budget import fit
 from bandwidth.search.problem.interface import (
   Data,
@@ -143,7 +144,7 @@ def cma_init(mean: jax.Array, sigma: float) -> CmaState:
 
 def decompose(covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns B, float32 [n, n], and D, float32 [n]: C = B D^2 B'."""
-  values, basis = jnp.linalg.eigh(covariance, symmetrize_input=True)
+  values, basis = eigh(covariance)
   # Rounding must not make a direction vanish, or imaginary.
   return basis, jnp.sqrt(jnp.maximum(values, 1e-7 * values[-1]))
 

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bandwidth.base import make_named, unknown_name
+from bandwidth.base import check_name, make_named
 from bandwidth.search.amc import make_amc
 from bandwidth.search.baselines import make_random, make_uniform
 from bandwidth.search.cma_es import make_cma_es
@@ -43,13 +43,13 @@ SINGLE: Mapping[str, Callable[..., Searcher]] = {
 """Factories of searchers that evaluate one candidate."""
 
 
-_ALL = {**SEARCHERS, **BITS, **SINGLE}
+ALL: Mapping[str, Callable[..., Searcher]] = {**SEARCHERS, **BITS, **SINGLE}
+"""All factories, by name."""
 
 
 def check_searcher(name: str) -> None:
   """Raises ValueError where a searcher is unknown."""
-  if name not in _ALL:
-    raise ValueError(unknown_name('searcher', name, _ALL))
+  check_name('searcher', name, ALL)
 
 
 def make_searcher(
@@ -58,7 +58,7 @@ def make_searcher(
   """Makes a searcher by name.
 
   Args:
-    name: of `SEARCHERS`, `BITS` or `SINGLE`.
+    name: of `ALL`.
     problem: to search.
     evaluations: rows of the history; those of `SINGLE` have one row.
     **options: of the factory.
@@ -66,8 +66,6 @@ def make_searcher(
   Raises:
     ValueError: the name or an option is unknown, or an option out of range.
   """
-  if name in SINGLE:
-    return make_named('searcher', name, SINGLE, problem, **options)
   return make_named(
-    'searcher', name, _ALL, problem, evaluations=evaluations, **options
+    'searcher', name, ALL, options, problem=problem, evaluations=evaluations
   )

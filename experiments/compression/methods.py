@@ -5,7 +5,6 @@ when the stage begins, what is trained in their stead, what the loss counts
 besides, and what surrounds the optimizer. Loop and step know none of them.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +13,7 @@ import numpy as np
 import optax
 
 from bandwidth import coding, pruning, quantization, tree
-from bandwidth.base import Params, unknown_name
+from bandwidth.base import Params, make_named, unknown_name
 
 Tensors = dict[str, Any]
 """Tensors of `bandwidth.coding`, by name; what is left out is kept as it is."""
@@ -176,7 +175,7 @@ def _share(
     del variables
     state = cast(quantization.ShareGradientsState, share.init(params))
     books = quantization.read_codebooks(params, state, pairs)
-    return {name: as_tensor(book) for name, book in books.items()}
+    return {name: coding.as_tensor(book) for name, book in books.items()}
 
   return Method(
     name='share',
@@ -278,22 +277,9 @@ def _exporter(
 ) -> Callable[[Any, Params], Tensors]:
   def tensors(variables: Any, params: Params) -> Tensors:
     del params
-    return {name: as_tensor(v) for name, v in export(variables).items()}
+    return {name: coding.as_tensor(v) for name, v in export(variables).items()}
 
   return tensors
-
-
-def as_tensor(
-  quantized: quantization.Codebook | quantization.UniformLevels,
-) -> coding.Tensor:
-  """Returns what a file holds of a quantized parameter."""
-  if isinstance(quantized, quantization.Codebook):
-    return coding.CodebookTensor.along_axis(
-      quantized.codes, quantized.centroids, axis=quantized.axis
-    )
-  return coding.UniformTensor.along_axis(
-    quantized.levels, quantized.step, axis=quantized.axis
-  )
 
 
 def _pairs(rules: Any) -> list[tuple[str, Any]]:
@@ -328,15 +314,4 @@ def make_method(config: Mapping[str, Any], *, steps: int) -> Method:
   """
   arguments = dict(config)
   name = arguments.pop('name', None)
-  if name not in METHODS:
-    raise ValueError(unknown_name('method.name', name, METHODS))
-  factory = METHODS[name]
-  parameters = inspect.signature(factory).parameters
-  known = {key: p for key, p in parameters.items() if key != 'steps'}
-  for argument in arguments:
-    if argument not in known:
-      raise ValueError(unknown_name('method', argument, known))
-  for argument, parameter in known.items():
-    if parameter.default is parameter.empty and argument not in arguments:
-      raise ValueError(f'method: {name!r} needs {argument}')
-  return factory(steps, **arguments)
+  return make_named('method', name, METHODS, arguments, steps=steps)

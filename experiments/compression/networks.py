@@ -12,6 +12,7 @@ pretrained` names.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import pathlib
 import sys
@@ -23,16 +24,15 @@ import numpy as np
 
 from bandwidth import coding, quantization, tree
 from bandwidth.base import unknown_name
+from bandwidth.quantization import Sensitivity
 from experiments.benchmark.memory.pretrained import BROWN, packaged
 from experiments.compression.pretrained import report, writing
 from experiments.compression.rate import is_large
 from experiments.compression.tuning import tune_shared
 from experiments.compression.weights import read_weights
-from experiments.feedback import Sensitivity
 from experiments.models import minilm
 from experiments.models.efficientnet_lite import efficientnet_variables
 from experiments.runtime.startup import keep_memory
-from experiments.shared_feedback import share_with_feedback
 
 NETWORKS = ('minilm', 'efficientnet_lite0')
 
@@ -50,7 +50,7 @@ def share_minilm(
   names: Iterable[str],
   arrays: Mapping[str, np.ndarray],
   sensitivities: Mapping[str, Sensitivity],
-) -> dict[str, coding.CodebookTensor]:
+) -> dict[str, coding.Tensor]:
   """Shares the weights of MiniLM, 16 values for each output.
 
   Args:
@@ -68,7 +68,7 @@ def share_minilm(
     if source not in sensitivities:
       continue
     words = not transposed
-    found = share_with_feedback(
+    found = quantization.share_with_feedback(
       arrays[source],
       sensitivities[source],
       entries=_ENTRIES,
@@ -77,19 +77,14 @@ def share_minilm(
       rounds=_WORD_ROUNDS if words else _ROUNDS,
       largest=None if words else _LARGEST,
     )
-    shared[name] = _transposed(found) if transposed else found
+    if transposed:
+      found = dataclasses.replace(found, codes=found.codes.T, axis=1)
+    shared[name] = coding.as_tensor(found)
   return shared
 
 
 def _together(rows: int) -> int:
   return next(n for n in range(_TOGETHER, 0, -1) if not rows % n)
-
-
-def _transposed(tensor: coding.CodebookTensor) -> coding.CodebookTensor:
-  """Of a matrix with a codebook of each row, one of each column."""
-  return coding.CodebookTensor.along_axis(
-    tensor.codes.T, tensor.codebook[:, 0], axis=1
-  )
 
 
 def compress_minilm(
@@ -168,8 +163,7 @@ def compress_efficientnet(
   def share(array: np.ndarray) -> coding.Tensor:
     if not is_large(array, 1):
       return coding.RawTensor(array)
-    found = quantization.fit_codebook(array, sharing)
-    return coding.CodebookTensor(found.codes, found.centroids)
+    return coding.as_tensor(quantization.fit_codebook(array, sharing))
 
   named = _named(efficientnet_variables(arrays))
   return {name: share(array) for name, array in named}

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from bandwidth import tree
-from experiments.feedback import Sensitivity
+from bandwidth.quantization import Sensitivity
 from experiments.models.minilm import MiniLM, minilm_variables, source_of
 
 Arrays = Mapping[str, np.ndarray]

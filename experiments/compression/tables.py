@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from bandwidth import coding
-from bandwidth.report import MemoryReport, MemoryStage, markdown_table
+from bandwidth.report import (
+  MemoryReport,
+  MemoryStage,
+  Report,
+  markdown_table,
+)
+from experiments.compression.files import SAFETENSORS, paths_of
 
 
 def stage_table(memory: MemoryReport) -> str:
@@ -75,3 +81,32 @@ def ledger_table(path: pathlib.Path) -> str:
   rows = [(name, f'{count:,}') for name, count in components.items() if count]
   rows.append(('total', f'{path.stat().st_size:,}'))
   return markdown_table(('component', 'bytes'), rows)
+
+
+def run_tables(report: Report, workdir: str) -> str:
+  """Returns the tables of a run whose files are in a directory, as Markdown.
+
+  Raises:
+    ValueError: no stage of the run writes a file.
+  """
+  if report.memory is None:
+    raise ValueError('config: no stage writes a file; see stages.NAME.files')
+  stages = report.config['stages']
+  pairs = [
+    (str(name), str(coder))
+    for stage in report.config['stage_order']
+    for name, coder in stages[stage].get('files', ())
+  ]
+  paths = paths_of(pairs, pathlib.Path(workdir))
+  coded = {n: paths[n] for n, coder in pairs if coder != SAFETENSORS}
+  last = list(paths.values())[-1]
+  parts = [
+    '# Compression',
+    f'`{report.command}`',
+    stage_table(report.memory),
+    '## Arrays',
+    layer_table(coded),
+    f'## Bytes of {last.name}',
+    ledger_table(last),
+  ]
+  return '\n\n'.join(parts) + '\n'

@@ -128,7 +128,7 @@ def _tensor(
 ) -> coding.Tensor:
   if book is None:
     return coding.RawTensor(np.asarray(array))
-  return coding.CodebookTensor.along_axis(book.codes, book.centroids, axis=1)
+  return coding.as_tensor(book)
 
 
 def _by_output(tensor: coding.Tensor) -> bool:

@@ -137,7 +137,8 @@ def _compressed(model: pathlib.Path, wanted: Any) -> tuple[Any, Any]:
     }
   params, model_state = as_variables(shapes, str(model))
   check_shapes({'params': params, **model_state}, wanted, str(model))
-  nested = inference.load_compressed(model)
+  forms = layer_plan.flax_forms(shapes)
+  nested = inference.load_compressed(model, forms=forms)
   return nested.pop('params'), nested
 
 

@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,10 +25,20 @@ import numpy as np
 import bandwidth
 from bandwidth import inference, tree
 from bandwidth.files import replace_text
-from bandwidth.inference import planning
+from bandwidth.inference import backends, native, planning
 from experiments.runtime import provenance
 
 _MOST_COPIES = 16
+
+
+def flax_forms(names: Iterable[str]) -> dict[str, str]:
+  """Returns forms for `inference.load_compressed`, by name of a tensor.
+
+  Of Flax's layers, those that a compressed matrix can stand in for call it
+  kernel or embedding; the others want arrays.
+  """
+  kept = ('kernel', 'embedding')
+  return {name: 'dense' for name in names if name.split('/')[-1] not in kept}
 
 
 class LayerCall(NamedTuple):
@@ -46,13 +56,18 @@ class LayerCall(NamedTuple):
 
 
 def cache_path(
-  *, backend: str, mode: str, directory: pathlib.Path | None = None
+  *,
+  backend: str,
+  mode: str,
+  kernels: str = '',
+  directory: pathlib.Path | None = None,
 ) -> pathlib.Path:
   """Returns the file that keeps what was measured here.
 
   Args:
     backend: of `inference.BACKENDS`.
     mode: of `inference.MODES`.
+    kernels: of `native.INSTRUCTIONS`; empty: those of the environment.
     directory: of the file; None: $XDG_CACHE_HOME/bandwidth/plans, or
       ~/.cache/bandwidth/plans.
   """
@@ -60,10 +75,15 @@ def cache_path(
     base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     directory = pathlib.Path(base) / 'bandwidth' / 'plans'
   told = hashlib.sha256()
-  for fact in (provenance.device(), backend, mode, jax.__version__):
+  # What `auto` stands for, and the kernels.
+  chosen = os.environ.get(backends.VARIABLE, '')
+  kernels = kernels or os.environ.get(native.VARIABLE, '')
+  for fact in (
+    provenance.device(), backend, mode, jax.__version__, chosen, kernels,
+  ):  # fmt: skip
     told.update(f'{fact}\0'.encode())
-  kernels = pathlib.Path(bandwidth.__file__).parent / 'inference'
-  for path in sorted(kernels.rglob('*')):
+  sources = pathlib.Path(bandwidth.__file__).parent / 'inference'
+  for path in sorted(sources.rglob('*')):
     if path.suffix in ('.py', '.cc', '.h'):
       told.update(path.read_bytes())
   return directory / f'{backend}-{mode}-{told.hexdigest()[:16]}.json'

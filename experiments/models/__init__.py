@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from bandwidth.base import unknown_name
+from bandwidth.base import make_named
 from experiments.models.efficientnet_lite import EfficientNetLite
 from experiments.models.lenet import LeNet5, LeNet300
 from experiments.models.lstm import LSTM
@@ -44,6 +44,9 @@ MODELS = {
 
 LANGUAGE_MODELS = {'lstm': LSTM}
 
+OWN = {'parent': None, 'name': None}
+"""Arguments of every module that are not for users."""
+
 
 def make_model(config: Mapping[str, Any], *, num_classes: int) -> nn.Module:
   """Builds a network that classifies images.
@@ -78,11 +81,4 @@ def _make(
 ) -> nn.Module:
   arguments = dict(config)
   name = arguments.pop('name', None)
-  if name not in models:
-    raise ValueError(unknown_name('model.name', name, models))
-  fields = models[name]().__dataclass_fields__
-  known = {f for f in fields if f not in ('parent', 'name', *sizes)}
-  for argument in arguments:
-    if argument not in known:
-      raise ValueError(unknown_name('model', argument, known))
-  return models[name](**sizes, **arguments)
+  return make_named('model', name, models, arguments, **OWN, **sizes)

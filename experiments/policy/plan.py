@@ -1,6 +1,5 @@
 """What a config says of a search, found out before any network is trained."""
 
-import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import tree
+from bandwidth.base import check_type
 from bandwidth.search.problem.budget import check_budget
 from bandwidth.search.problem.interface import Problem, Searcher
 from bandwidth.search.searchers import check_searcher, make_searcher
@@ -23,8 +23,6 @@ _POSITIVE = (
   *('refit.batches', 'refit.batch_size', 'refit.points'),
 )
 _NOT_NEGATIVE = ('statistics', 'refit.ridge')
-_WHOLE = (*_POSITIVE, *('statistics', 'divisor', 'most_levels'))
-_REAL = ('budget', 'smallest', 'refit.ridge')
 
 
 class Plan(NamedTuple):
@@ -121,7 +119,8 @@ def network_variables(
 
 def _check_numbers(given: Mapping[str, Any]) -> None:
   flat = {**given, **{f'refit.{k}': v for k, v in given['refit'].items()}}
-  _check_types(flat)
+  for point in given['frontier']:
+    check_type('search.frontier', point, float)
   for field in _POSITIVE:
     if flat[field] < 1:
       raise ValueError(f'search.{field}={flat[field]} is not positive')
@@ -134,19 +133,6 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
     for value in np.atleast_1d(given[field]).tolist():
       if not 0 < value <= 1:
         raise ValueError(f'search.{field}={value} is not in (0, 1]')
-
-
-def _check_types(flat: Mapping[str, Any]) -> None:
-  points = flat['frontier']
-  points = points if isinstance(points, list | tuple) else (points,)
-  for fields, kind, what in (
-    ([(name, flat[name]) for name in _WHOLE], numbers.Integral, 'integer'),
-    ([(name, flat[name]) for name in _REAL], numbers.Real, 'number'),
-    ([('frontier', point) for point in points], numbers.Real, 'number'),
-  ):
-    for name, value in fields:
-      if isinstance(value, bool) or not isinstance(value, kind):
-        raise ValueError(f'search.{name}={value!r} is no {what}')
 
 
 def _check_held_out(config: Mapping[str, Any]) -> None:

@@ -1,18 +1,13 @@
-"""What a program does before its first array: processes, devices, errors."""
+"""What programs do before their first array: devices, processes, errors."""
 
-import ast
 import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-from experiments.config import resolve
 
 # Of malloc.h: no mapping of its own for a large block, nothing trimmed, and one
 # arena, whose blocks all threads reuse.
@@ -38,63 +33,6 @@ class Processes(NamedTuple):
   coordinator: str = ''
   count: int = 0
   index: int = -1
-
-
-def define_flags() -> None:
-  """Defines the flags that all programs with a config share."""
-  config_flags.DEFINE_config_file(
-    'config', None, 'File of the config, and what it is to be called with.'
-  )
-  flags.DEFINE_string('workdir', None, 'Directory of the run.')
-  flags.DEFINE_bool(
-    'distributed', False, 'Several processes; a pod finds out about itself.'
-  )
-  flags.DEFINE_string('coordinator', '', 'host:port of process 0.')
-  flags.DEFINE_integer('num_processes', 0, 'Number of processes.')
-  flags.DEFINE_integer('process_id', -1, 'Index of this process.')
-
-
-def config_from_flags() -> Mapping[str, Any]:
-  """Reads the config, with defaults where it is silent.
-
-  Raises:
-    InputError: it is missing, can't be read, or has a field that does not
-      exist.
-  """
-  config = flags.FLAGS.config
-  if config is None:
-    raise InputError('--config is missing')
-  try:
-    return resolve(config)
-  except OSError as error:
-    # A file that can't be read is found out here, not when flags are parsed.
-    raise InputError(
-      f'config: {str(error).splitlines()[-1].strip()}'
-    ) from error
-  except ValueError as error:
-    raise InputError(str(error)) from error
-
-
-def processes_from_flags() -> Processes:
-  """Reads how processes find each other.
-
-  Raises:
-    InputError: the flags do not fit together.
-  """
-  values = flags.FLAGS
-  given = (values.coordinator, values.num_processes, values.process_id)
-  if not (values.distributed or values.coordinator):
-    if given != ('', 0, -1):
-      raise InputError(
-        'num_processes and process_id need coordinator=host:port'
-      )
-    return Processes()
-  if values.coordinator and not (0 <= values.process_id < values.num_processes):
-    raise InputError(
-      f'process_id={values.process_id} is not in [0, num_processes='
-      f'{values.num_processes})'
-    )
-  return Processes(True, *given)
 
 
 def prepare_devices(config: Mapping[str, Any], processes: Processes) -> None:
@@ -151,43 +89,6 @@ def _join(processes: Processes) -> None:
     ) from error
 
 
-def run(main: Callable[[Sequence[str]], None], *, program: str) -> None:
-  """Runs a program, with one line and exit status 2 for what users get wrong.
-
-  Args:
-    main: called with the arguments that are not flags.
-    program: name of the program, for messages.
-  """
-
-  def parse(argv: Sequence[str]) -> Sequence[str]:
-    try:
-      return flags.FLAGS(argv)
-    except flags.Error as error:
-      fail(program, _message(error))
-    except (
-      AttributeError,
-      KeyError,
-      OSError,
-      SyntaxError,
-      TypeError,
-      ValueError,
-    ) as error:
-      # Raised by a config file or by an override of one of its fields.
-      fail(program, f'config: {_message(error)}')
-    return argv
-
-  def guarded(argv: Sequence[str]) -> None:
-    if not flags.FLAGS['verbosity'].present:
-      # Orbax reports every file that it writes as information.
-      logging.set_verbosity(logging.WARNING)
-    try:
-      main(argv)
-    except InputError as error:
-      fail(program, str(error))
-
-  app.run(guarded, flags_parser=parse)
-
-
 def fail(program: str, message: str) -> Any:
   """Prints an error in one line and exits with status 2."""
   print(f'{program}: error: {message}', file=sys.stderr, flush=True)
@@ -201,14 +102,3 @@ def fail(program: str, message: str) -> Any:
 
 def _first_line(error: BaseException) -> str:
   return str(error).strip().splitlines()[0]
-
-
-def _message(error: BaseException) -> str:
-  text = str(error)
-  if text[:1] in ('"', "'") and text[-1:] == text[:1]:
-    # The text of a KeyError, passed on as a repr.
-    text = 'there is no field ' + str(ast.literal_eval(text))
-  lines = [line.strip() for line in text.splitlines() if line.strip()]
-  if 'Traceback' in text:
-    lines = [lines[0].split('Traceback')[0], lines[-1]]
-  return ' '.join(lines) or type(error).__name__

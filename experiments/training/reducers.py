@@ -1,13 +1,12 @@
 """Gradient reducers by name."""
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bandwidth import collectives
-from bandwidth.base import AxisName, GradientReducer, unknown_name
+from bandwidth.base import AxisName, GradientReducer, make_named, unknown_name
 
 _MEMORIES = {
   'error_feedback': collectives.error_feedback,
@@ -61,20 +60,12 @@ def make_reducer(
     ValueError: the name or an argument is unknown, missing or out of range.
   """
   arguments = dict(config)
-  name = arguments.pop('name')
-  if name not in REDUCERS:
-    raise ValueError(unknown_name('reducer.name', name, REDUCERS))
-  factory = REDUCERS[name]
-  parameters = inspect.signature(factory).parameters
-  known = [key for key in parameters if key not in ('axis_name', 'workers')]
-  for argument in arguments:
-    if argument not in known:
-      raise ValueError(unknown_name('reducer', argument, known))
-  for key in known:
-    required = parameters[key].default is inspect.Parameter.empty
-    if required and key not in arguments:
-      raise ValueError(f'reducer: {name!r} needs {key}')
-  if 'workers' in parameters:
-    sizes = tuple(workers)
-    arguments['workers'] = sizes if len(sizes) > 1 else math.prod(sizes)
-  return factory(axis_name, **arguments)
+  sizes = tuple(workers)
+  return make_named(
+    'reducer',
+    arguments.pop('name', None),
+    REDUCERS,
+    arguments,
+    axis_name=axis_name,
+    workers=sizes if len(sizes) > 1 else math.prod(sizes),
+  )

@@ -18,16 +18,6 @@ from experiments.training.reducers import make_reducer
 from experiments.training.step import TrainState, empty_window
 from experiments.training.workers import PER_WORKER, REPLICATED, Workers
 
-_FIELDS = (
-  'epochs',
-  'steps',
-  'reducer',
-  'optimizer',
-  'method',
-  'files',
-  'flush',
-)
-
 
 class Stage(NamedTuple):
   """Steps `first + 1` to `last` of a run, all by one compiled step.
@@ -149,12 +139,6 @@ def _naming(where: str) -> Iterator[None]:
 
 
 def _length(name: str, stage: Mapping[str, Any], steps_per_epoch: int) -> int:
-  unknown = [field for field in stage if field not in _FIELDS]
-  if unknown:
-    raise ValueError(
-      f'stages.{name}: unknown {", ".join(unknown)}; known: '
-      f'{", ".join(_FIELDS)}'
-    )
   steps, epochs = stage.get('steps', 0), stage.get('epochs', 0)
   if (steps > 0) == (epochs > 0):
     raise ValueError(

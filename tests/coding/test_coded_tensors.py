@@ -40,6 +40,21 @@ def test_along_axis(axis):
     assert scaled.to_array()[index] == np.float32(codes[index]) * step
 
 
+def test_neighbors_along_an_axis():
+  codes, books = np.arange(12).reshape(6, 2) % 2, np.float32([[0, 1], [2, 3]])
+  array = CodebookTensor.along_axis(codes, books, axis=0)
+  assert array.grid == (2, 1)
+  np.testing.assert_array_equal(
+    array.to_array(), np.repeat([[0, 1], [2, 3]], 3, axis=0)
+  )
+  scaled = UniformTensor.along_axis(codes, [2.0, 3.0], axis=0)
+  assert scaled.to_array()[:, 1].tolist() == [2, 2, 2, 3, 3, 3]
+  with pytest.raises(ValueError, match='does not divide shape'):
+    UniformTensor.along_axis(codes, np.ones(4), axis=0)
+  with pytest.raises(ValueError, match='axis=None is not of values that'):
+    UniformTensor.along_axis(codes, np.ones(6), axis=None)
+
+
 def test_ternary_tensor():
   tensor = CodebookTensor(np.array([0, 1, 2, 1]), [0.0, 1.5, -0.5])
   assert tensor.to_array().tolist() == [0.0, 1.5, -0.5, 1.5]

@@ -243,6 +243,7 @@ def test_two_axes_are_as_one(name):
   assert sent == reducer.wire_bytes(params, workers=(2, 2))
 
 
+@pytest.mark.compiler
 @both
 def test_many_elements_have_the_same_bits_under_pmap_and_vmap(name):
   reducer = BOTH[name]('data')

@@ -231,6 +231,7 @@ def test_two_axes_are_as_one(format):
   np.testing.assert_array_equal(vector(out), flat[0])
 
 
+@pytest.mark.compiler
 @every_format
 def test_many_elements_have_the_same_bits_under_pmap_and_vmap(format):
   reducer = two_phase_quantized('data', format=format, workers=P)

@@ -1,5 +1,6 @@
 """Files that open into what runs, and networks that run from them."""
 
+import contextlib
 import math
 import tracemalloc
 
@@ -55,6 +56,12 @@ TENSORS = {
   'raw': (coding.RawTensor(np.ones((40, 30), np.float32)), 'dense'),
   'bias': (shared((30,)), 'dense'),
 }
+# Why those that the file has compressed are dense.
+REASONS = {
+  'too many': 'it shares 300 weights, more than 256',
+  'far levels': 'its levels reach from -[0-9]+ to [0-9]+ at least',
+  'convolution by input': 'its groups are of inputs of a convolution',
+}
 KINDS = {
   inference.CodebookMatrix: 'codebook',
   inference.SparseMatrix: 'sparse',
@@ -69,12 +76,20 @@ def as_matrix(array):
   return array.transpose(2, 0, 1, 3).reshape(-1, outputs)
 
 
+def said(reason):
+  """What is expected to be warned of; warnings are errors otherwise."""
+  if not reason:
+    return contextlib.nullcontext()
+  return pytest.warns(UserWarning, match=f'stays dense: {reason}')
+
+
 @pytest.mark.parametrize('name', TENSORS)
 def test_forms_of_tensors(name, tmp_path):
   tensor, kind = TENSORS[name]
   path = tmp_path / 'model.bwz'
   coding.write(path, {'params/Dense_0/kernel': tensor})
-  found = inference.load_compressed(path)['params']['Dense_0']['kernel']
+  with said(REASONS.get(name)):
+    found = inference.load_compressed(path)['params']['Dense_0']['kernel']
   assert KINDS.get(type(found), 'dense') == kind
   if kind == 'dense':
     np.testing.assert_array_equal(found, tensor.to_array())
@@ -107,6 +122,79 @@ def test_forms_may_be_chosen(tmp_path):
     inference.load_compressed(path, forms={'a/kernel': 'csr'})
   with pytest.raises(ValueError, match="forms='c/kernel' is unknown"):
     inference.load_compressed(path, forms={'c/kernel': 'dense'})
+
+
+@pytest.mark.parametrize(
+  'name', ['weight', 'w', 'layers/0/kernel/value', 'embedding/w', 'kernels']
+)
+def test_matrices_of_any_name(name, tmp_path):
+  """What multiplies is the array as it stands, whatever it is called."""
+  path = tmp_path / 'model.bwz'
+  coding.write(path, {name: shared((40, 30))})
+  found = inference.load_compressed(path)
+  for part in name.split('/'):
+    found = found[part]
+  array = coding.read_arrays(path)[name]
+  assert found.shape == array.shape
+  x = RNG.normal(size=(3, 40)).astype(np.float32)
+  y = inference.matmul(x, found)
+  np.testing.assert_allclose(y, x @ array, rtol=1e-4, atol=1e-4)
+
+
+def test_parameters_of_nnx(tmp_path):
+  """They call arrays `value`; the layer's name for it is the one before."""
+  arrays = {
+    'a/embedding/value': shared((20, 8)),
+    'b/kernel/value': shared((3, 3, 8, 16)),
+    'b/bias/value': shared((16,)),
+  }
+  path = tmp_path / 'model.bwz'
+  coding.write(path, arrays)
+  found = inference.load_compressed(path)
+  embedding = found['a']['embedding']['value']
+  kernel = found['b']['kernel']['value']
+  table = arrays['a/embedding/value'].to_array()
+  np.testing.assert_array_equal(inference.decode(embedding), table.T)
+  wanted = as_matrix(arrays['b/kernel/value'].to_array())
+  np.testing.assert_array_equal(inference.decode(kernel), wanted)
+  assert isinstance(found['b']['bias']['value'], np.ndarray)
+
+
+def test_axes_that_are_unknown(tmp_path):
+  path = tmp_path / 'model.bwz'
+  tensor = shared((3, 3, 8, 16))
+  coding.write(path, {'conv/w': tensor, 'b/bias': shared((16,))})
+  with said('what its 4 axes are is unknown, as it is not called kernel'):
+    found = inference.load_compressed(path)
+  np.testing.assert_array_equal(found['conv']['w'], tensor.to_array())
+  inference.load_compressed(path, forms={'conv/w': 'dense'})
+  found = inference.load_compressed(path, forms={'conv/w': 'codebook'})
+  wanted = as_matrix(tensor.to_array())
+  np.testing.assert_array_equal(inference.decode(found['conv']['w']), wanted)
+
+
+IMPOSSIBLE = {
+  'raw': ('kernel', 'codebook', 'raw', 'the file does not have it compressed'),
+  'vector': ('bias', 'codebook', 'bias', r'its shape is \(30,\)'),
+  'many': ('w', 'codebook', 'too many', 'it shares 300 weights'),
+  'far': ('w', 'sparse', 'far levels', 'its levels reach from'),
+  'groups': ('kernel', 'codebook', 'convolution by input', 'its groups are of'),
+  'books': ('w', 'sparse', 'by output', 'all weights share one codebook'),
+  'rows': ('embedding', 'sparse', 'pruned', 'no vectors to be looked up'),
+  'axes': ('embedding', 'codebook', 'convolution', 'two axes, not 4'),
+}
+
+
+@pytest.mark.parametrize('case', IMPOSSIBLE)
+def test_forms_that_cannot_be_had(case, tmp_path):
+  leaf, form, tensor, reason = IMPOSSIBLE[case]
+  path = tmp_path / 'model.bwz'
+  coding.write(path, {f'a/{leaf}': TENSORS[tensor][0]})
+  message = rf"forms\['a/{leaf}'\]='{form}': .*{reason}"
+  with pytest.raises(ValueError, match=message):
+    inference.load_compressed(path, forms={f'a/{leaf}': form})
+  with pytest.raises(ValueError, match=rf"forms\['a/{leaf}'\]='{form}': "):
+    executable(f'a/{leaf}', TENSORS[tensor][0], form=form)
 
 
 def as_levels(shape):
@@ -275,3 +363,6 @@ def test_a_mode_without_a_backend_is_refused(tmp_path, capsys):
   arguments = ['--model', str(tmp_path / 'model.bwz'), '--mode', 'int8']
   assert main(arguments) == 2
   assert "mode='int8' needs a --backend" in capsys.readouterr().err
+  for backend in ((), ('--backend', 'xla')):
+    assert main([*arguments[:2], '--kernels', 'scalar', *backend]) == 2
+    assert "'scalar' needs --backend native or auto" in capsys.readouterr().err

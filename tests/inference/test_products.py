@@ -1,15 +1,17 @@
 """Products of every form by every backend, against NumPy in float64."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from traces import Counted
 
 from bandwidth import inference
-from bandwidth.inference import native, pallas, products, xla
+from bandwidth.inference import backends, native, pallas, products, xla
 
 RNG = np.random.default_rng(1)
 # Of whole blocks and not, of one input, of more outputs than a tile has.
@@ -168,22 +170,16 @@ def test_what_pallas_kernels_cannot_do():
 
 
 def test_inside_jit_without_another_trace(backend):
-  traces = 0
   matrix = forms(256, 33)['codebook4']
-
-  @jax.jit
-  def product(x, matrix):
-    nonlocal traces
-    traces += 1
-    return inference.matmul(x, matrix, backend=backend)
-
+  counted = Counted(functools.partial(inference.matmul, backend=backend))
+  product = jax.jit(counted)
   x = jnp.ones((3, 256))
   first = product(x, matrix)
   other = inference.codebook_matrix(
     RNG.integers(0, 16, (33, 256)), RNG.normal(size=16)
   )
   product(x + 1, other)
-  assert traces == 1
+  assert counted.traces == 1
   np.testing.assert_allclose(
     first, inference.matmul(x, matrix, backend=backend), rtol=1e-6
   )
@@ -256,6 +252,22 @@ def test_what_is_not_finite_stays_so(backend, bad):
       assert np.isfinite(y[1]).all()
 
 
+def test_large_sums_of_small_products_are_finite(backend):
+  """An activation times a level is too large, times its step it is not."""
+  levels = RNG.integers(-100, 101, (5, 64))
+  levels[:, 3] = [100, -100, 0, 100, 1]
+  matrix = inference.uniform_matrix(levels, 0.001)
+  x = RNG.normal(size=(3, 64)).astype(np.float32)
+  x[1, 3] = 3e38
+  wanted = x.astype(np.float64) @ inference.decode(matrix)
+  for mode in inference.MODES:
+    y = inference.matmul(jnp.asarray(x), matrix, backend=backend, mode=mode)
+    for got, row in zip(y, wanted, strict=True):
+      assert relative(got, row) < 5e-2, mode
+  y = inference.matmul(jnp.asarray(x), matrix, backend=backend)
+  np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_empty_operands(backend):
   matrix = inference.codebook_matrix(np.zeros((0, 8), int), np.zeros(4))
   y = inference.matmul(jnp.ones((3, 8)), matrix, backend=backend)
@@ -283,18 +295,35 @@ def test_columns_that_are_too_large_are_not_followed():
 
 def test_without_a_compiler(monkeypatch):
   monkeypatch.setattr(native, 'compiler', lambda: None)
-  native.library.cache_clear()
-  products.native_problem.cache_clear()
+  cached = (native.library, backends.native_problem, backends.warn)
+  for function in cached:
+    function.cache_clear()
   matrix = forms(64, 5)['codebook4']
   try:
     with pytest.raises(ValueError, match=r"'native': .*needs a C\+\+ compiler"):
       inference.matmul(jnp.ones(64), matrix, backend='native')
-    y = inference.matmul(jnp.ones(64), matrix)
+    with pytest.warns(UserWarning, match='XLA multiplies, which is slower'):
+      y = inference.matmul(jnp.ones(64), matrix)
   finally:
-    native.library.cache_clear()
-    products.native_problem.cache_clear()
+    for function in cached:
+      function.cache_clear()
   wanted = inference.decode(matrix).sum(0)
   np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_small_numbers_are_not_lost(backend):
+  """Scales are normal numbers: rows are rounded as finely as these allow."""
+  made = forms(64, 5)
+  x = RNG.normal(size=(2, 64)) * [[1e-34], [1e-36]]
+  x = x.astype(np.float32)
+  for name in ('codebook4', 'codebook8', 'int8'):
+    wanted = x.astype(np.float64) @ inference.decode(made[name])
+    for mode in ('int16', 'int8'):
+      y = inference.matmul(
+        jnp.asarray(x), made[name], backend=backend, mode=mode
+      )
+      for got, row in zip(y, wanted, strict=True):
+        assert relative(got, row) < 5e-2, (name, mode)
 
 
 BAD = {

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from traces import Counted
 
 from bandwidth import pruning
 from bandwidth.pruning import structures
@@ -44,14 +45,15 @@ def test_prune_params_keeps_the_largest(dtype):
 
 def test_jit_equals_no_jit():
   net = network()
-  traced = jax.jit(pruning.prune_params)
+  counted = Counted(pruning.prune_params)
+  traced = jax.jit(counted)
   jax.tree.map(
     np.testing.assert_array_equal,
     tuple(pruning.prune_params(net, 0.6)),
     tuple(traced(net, 0.6)),
   )
   traced(net, 0.5)
-  assert traced._cache_size() == 1
+  assert counted.traces == 1
 
 
 def test_abstract_shapes():

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from traces import Counted
 
 from bandwidth import pruning
 from bandwidth.pruning import transforms
@@ -92,13 +93,14 @@ def test_battery(name, dtype):
   )
   state = jax.jit(tx.init)(params)
   assert signature(state) == signature(abstract)
-  step = jax.jit(tx.update)
+  update = Counted(tx.update)
+  step = jax.jit(update)
   for seed in range(5):
     updates, after = step(gradients(params, seed), state, params)
     assert signature(after) == signature(state)
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
     params, state = optax.apply_updates(params, updates), after
-  assert step._cache_size() == 1
+  assert update.traces == 1
   masks = optax.tree_utils.tree_get(state, 'masks')
   assert masks['bias'].shape == ()
   assert bool(masks['bias'])

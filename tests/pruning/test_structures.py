@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traces import Counted
 
 from bandwidth import pruning
 from bandwidth.pruning import structures
@@ -173,10 +174,11 @@ def test_channel_axis():
 @pytest.mark.parametrize('name', ALL)
 def test_structures_jit_once_for_all_sparsities(name):
   scores = jnp.asarray(np.random.default_rng(2).random((8, 6)), jnp.float32)
-  fn = jax.jit(lambda scores, sparsity: ALL[name](scores, sparsity))
+  counted = Counted(ALL[name])
+  fn = jax.jit(counted)
   np.testing.assert_array_equal(fn(scores, 0.5), ALL[name](scores, 0.5))
   fn(scores, 0.25)
-  assert fn._cache_size() == 1
+  assert counted.traces == 1
 
 
 @pytest.mark.parametrize('name', ALL)

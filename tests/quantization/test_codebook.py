@@ -61,6 +61,20 @@ def test_group_is_fitted_alone():
     np.testing.assert_array_equal(shared.decode()[:, i], alone.decode())
 
 
+@pytest.mark.parametrize('axis', [0, -1])
+def test_neighbors_share_a_row_of_centroids(axis):
+  codes = np.arange(24, dtype=np.uint8).reshape(6, 4) % 2
+  groups = {0: 3, -1: 2}[axis]
+  centroids = normal((groups, 2))
+  options = {'axis': axis, 'reserves_zero': False}
+  shared = Codebook(codes=codes, centroids=centroids, **options)
+  spread = np.repeat(centroids, 2, axis=0)
+  whole = Codebook(codes=codes, centroids=spread, **options)
+  np.testing.assert_array_equal(shared.decode(), whole.decode())
+  with pytest.raises(ValueError, match=r'\(5, 2\) must be \(a divisor of'):
+    Codebook(codes=codes, centroids=normal((5, 2)), **options)
+
+
 def test_mask_decides_who_survives():
   weights = np.float32([5.0, 1.0, 0.0, 2.0])
   mask = np.array([False, True, True, True])

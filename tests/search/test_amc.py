@@ -21,16 +21,15 @@ SMALL = {'hidden': 8, 'actor_rate': 0.01, 'critic_rate': 0.01, 'batch': 4}
 
 @functools.cache
 def compiled():
-  """A search of six episodes, three of them with learning; and its traces."""
-  traces = []
-  problem, data = toy_problem(count=traces)
+  """A search of six episodes, three of them with learning."""
+  problem, data = toy_problem()
   run = make_amc_run(problem, evaluations=EPISODES, warmup=2, **SMALL)
-  return problem, data, jax.jit(run), traces
+  return problem, data, jax.jit(run)
 
 
 @functools.cache
 def searched():
-  problem, data, run, _ = compiled()
+  problem, data, run = compiled()
   budget = jnp.int32(data.costs.budget(AMOUNT))
   return problem, data, budget, run(jax.random.key(0), data, budget)
 
@@ -111,7 +110,7 @@ def test_the_defaults_are_those_of_the_reference():
 
 
 def test_one_program_for_all_keys_and_budgets():
-  problem, data, run, traces = compiled()
+  problem, data, run = compiled()
   searched()
   keys = jax.random.split(jax.random.key(0), 3)
   amounts = [AMOUNT, 0.3 * FULL, 0.8 * FULL]
@@ -120,12 +119,11 @@ def test_one_program_for_all_keys_and_budgets():
   again = run(keys[0], data, budgets[0]).history
   jax.tree.map(np.testing.assert_array_equal, again, apart[0])
   assert not np.array_equal(apart[0].candidates, apart[1].candidates)
-  assert len(traces) == 1
-  assert run._cache_size() == 1
+  assert problem.objective.traces == 1
 
   search = make_amc(problem, evaluations=EPISODES, warmup=2, **SMALL)
   together = jax.vmap(search, (0, None, 0))(keys, data, budgets)
-  assert len(traces) == 2
+  assert problem.objective.traces == 2
   for i, history in enumerate(apart):
     np.testing.assert_array_equal(together.candidates[i], history.candidates)
     np.testing.assert_allclose(together.scores[i], history.scores, rtol=1e-6)

@@ -6,6 +6,7 @@ point writes, and head reads what wide reads.
 
 import jax
 import jax.numpy as jnp
+from traces import Counted
 
 from bandwidth.pruning import ChannelAxis, ChannelGroup
 from bandwidth.search.problem.cost import macs, tabulate
@@ -57,18 +58,17 @@ def layer_macs(a, b, c):
   ]
 
 
-def toy_problem(*, model=macs, count=None):
+def toy_problem(*, model=macs):
   """A problem whose best candidate is near the middle; counts its traces."""
   space = toy_space()
 
   def objective(middle, candidate):
-    if count is not None:
-      count.append(1)
     return -jnp.mean((candidate - middle) ** 2)
 
   costs = tabulate(space, model)
   middle = jnp.array([2.0, 2.0, 3.0])
-  return Problem(space, objective), make_data(space, costs, objective=middle)
+  problem = Problem(space, Counted(objective))
+  return problem, make_data(space, costs, objective=middle)
 
 
 def play(environment, data, budget, actions):

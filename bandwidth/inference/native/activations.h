@@ -93,23 +93,19 @@ inline Arranged<float> FloatsOf(const Rows& rows, int largest,
   return {made, nullptr, nullptr, rows.filled, rows.batch};
 }
 
-// Packs integers into words in the order in which kernels that shift codes out
-// of words meet them: that of input 16 j + l of a block lies in word l of one
-// of its registers.
-template <typename T>
-inline void PackWords(const int32_t* values, int64_t count, int bits,
+// Packs bytes into words in the order in which kernels that shift codes out of
+// words meet them: that of input 16 j + l of a block lies in word l of one of
+// its registers.
+inline void PackBytes(const int32_t* values, int64_t count, int bits,
                       uint32_t* words) {
-  constexpr int kWithin = 4 / sizeof(T);
-  constexpr uint32_t kMask = sizeof(T) == 1 ? 0xff : 0xffff;
-  const int fields = 8 * sizeof(T) / bits;
-  for (int64_t at = 0; at < count; at += kWithin * fields * kLanes) {
+  const int fields = 8 / bits;
+  for (int64_t at = 0; at < count; at += 4 * fields * kLanes) {
     for (int f = 0; f < fields; ++f) {
       const int32_t* from = values + at + f * kLanes;
       for (int l = 0; l < kLanes; ++l) {
         uint32_t word = 0;
-        for (int w = 0; w < kWithin; ++w) {
-          word |= (from[w * fields * kLanes + l] & kMask)
-                  << (8 * sizeof(T) * w);
+        for (int w = 0; w < 4; ++w) {
+          word |= (from[w * fields * kLanes + l] & 0xff) << (8 * w);
         }
         words[l] = word;
       }
@@ -146,15 +142,6 @@ inline Arranged<T> IntegersOf(const Rows& rows, int64_t runs, Scratch& scratch,
 }
 
 template <typename T>
-inline Arranged<T> IntegersOfCodes(const Rows& rows, int64_t runs, int bits,
-                                   Scratch& scratch) {
-  return IntegersOf<T>(
-      rows, runs, scratch, [&](const int32_t* from, int64_t count, T* to) {
-        PackWords<T>(from, count, bits, reinterpret_cast<uint32_t*>(to));
-      });
-}
-
-template <typename T>
 inline Arranged<T> IntegersOfLevels(const Rows& rows, int64_t runs,
                                     Scratch& scratch) {
   return IntegersOf<T>(
@@ -180,25 +167,6 @@ inline const float* BooksOf(const Codebook& m, int largest, Scratch& scratch) {
   return made;
 }
 
-// What was made of books, one for each of the last kSlots runs: where outputs
-// share them, they come again with the next output.
-template <typename Made, int kSlots>
-class Recent {
- public:
-  const Made& Of(const float* book, int64_t run) {
-    const int64_t slot = run % kSlots;
-    if (books_[slot] != book) {
-      books_[slot] = book;
-      made_[slot].Set(book);
-    }
-    return made_[slot];
-  }
-
- private:
-  const float* books_[kSlots] = {};
-  Made made_[kSlots];
-};
-
 // Rows from `row` on; where there are fewer than kRows, the last one again.
 template <int kRows, typename T>
 struct Window {
@@ -218,15 +186,24 @@ struct Number {
   static constexpr int value = kValue;
 };
 
+// Calls `f(Number<n>)`; where n is above kMost, with that.
+template <int kMost, typename F>
+inline void ByNumber(int64_t n, const F& f) {
+  if constexpr (kMost > 1) {
+    if (n < kMost) return ByNumber<kMost - 1>(n, f);
+  }
+  f(Number<kMost>{});
+}
+
 // Calls `f(Number<rows>, first row)` until all rows are done, with 1, 2, 4 or 8
 // of them, at most kMost; the last of these may be fewer.
 template <int kMost, typename F>
 inline void ByRows(int64_t batch, const F& f) {
-  for (int64_t row = 0; row < batch;) {
+  int64_t row = 0;
+  while (row < batch) {
     const int64_t left = batch - row;
     if (left == 1) {
-      f(Number<1>{}, row);
-      row += 1;
+      f(Number<1>{}, row++);
     } else if (left == 2) {
       f(Number<2>{}, row);
       row += 2;

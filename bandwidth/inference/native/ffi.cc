@@ -1,9 +1,11 @@
 // What XLA calls: checks of operands, and the choice of kernels.
 
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 #include "threads.h"
@@ -90,6 +92,39 @@ ffi::Error CodebookProduct(ffi::ThreadPool pool, Activations x,
   return ffi::Error::Success();
 }
 
+bool AllFinite(const float* values, int64_t count) {
+  uint32_t wrong = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof(bits));
+    wrong |= (bits & 0x7f800000) == 0x7f800000;
+  }
+  return !wrong;
+}
+
+// Sums of activations times levels may be too large for floats where products,
+// that is steps times these sums, are not: such rows are multiplied once more,
+// so much smaller that they are not, either.
+void MultiplyUniform(const Uniform& m, const Rows& rows, Mode mode, float* y,
+                     const Threads& threads) {
+  constexpr float kSmaller = 0x1p-64f, kLarger = 0x1p64f;
+  const auto multiply = Current().load()->uniform;
+  multiply(m, rows, mode, y, threads);
+  if (mode != Mode::kExact) return;
+  for (int64_t b = 0; b < rows.batch; ++b, y += m.outputs) {
+    if (AllFinite(y, m.outputs)) continue;
+    std::vector<float> x(rows.x + b * rows.inputs,
+                         rows.x + (b + 1) * rows.inputs);
+    for (float& value : x) value *= kSmaller;
+    std::vector<float> again(m.outputs);
+    multiply(m, {x.data(), 1, rows.inputs, rows.filled}, mode, again.data(),
+             threads);
+    for (int64_t n = 0; n < m.outputs; ++n) {
+      if (!std::isfinite(y[n])) y[n] = again[n] * kLarger;
+    }
+  }
+}
+
 ffi::Error UniformProduct(ffi::ThreadPool pool, Activations x,
                           ffi::Buffer<ffi::S8> levels,
                           ffi::Buffer<ffi::F32> step, Products y,
@@ -111,8 +146,8 @@ ffi::Error UniformProduct(ffi::ThreadPool pool, Activations x,
   }
   const Uniform matrix{levels.typed_data(), step.typed_data(), outputs,
                        {outputs / ss[0], runs, blocks / runs}};
-  Current().load()->uniform(matrix, rows, static_cast<Mode>(mode),
-                            y->typed_data(), {&pool, Divide});
+  MultiplyUniform(matrix, rows, static_cast<Mode>(mode), y->typed_data(),
+                  {&pool, Divide});
   return ffi::Error::Success();
 }
 

@@ -40,6 +40,10 @@ struct Codebook {
   int bits;              // 2, 4 or 8
   int64_t outputs;
   Groups groups;
+
+  const uint8_t* At(int64_t n, int64_t block) const {
+    return codes + (n * groups.Blocks() + block) * kBlockBytes;
+  }
 };
 
 // Integers of 8 bits, in blocks of 64.
@@ -48,6 +52,11 @@ struct Uniform {
   const float* step;     // [groups, runs]
   int64_t outputs;
   Groups groups;
+
+  const uint8_t* At(int64_t n, int64_t block) const {
+    return reinterpret_cast<const uint8_t*>(levels) +
+           (n * groups.Blocks() + block) * kBlockBytes;
+  }
 };
 
 // Weights that are not zero.

@@ -4,6 +4,7 @@
 #ifndef BANDWIDTH_INFERENCE_NATIVE_ROUNDING_H_
 #define BANDWIDTH_INFERENCE_NATIVE_ROUNDING_H_
 
+#include <cfloat>
 #include <cstdint>
 #include <cstring>
 
@@ -27,11 +28,25 @@ inline float Largest(const float* values, int64_t count) {
   return result;
 }
 
+// What is rounded to the largest integer, if not the largest magnitude: a scale
+// below the least normal number would be 0, and its inverse infinite.
+inline float Bounded(float most, int largest) {
+  const float least = largest * FLT_MIN;
+  return most < least ? least : most;
+}
+
 // The nearest integer, of halves the even one, of magnitudes below 2^22: the
 // sum has no bits for fractions. Unlike a call, it is done for many at once.
 inline float Nearest(float value) {
   constexpr float kNoFractions = 12582912.0f;  // 1.5 * 2^23
   return (value + kNoFractions) - kNoFractions;
+}
+
+// The largest integer that activations become; 0 where they stay as they are.
+inline int Largest(Mode mode) {
+  return mode == Mode::kExact ? 0
+         : mode == Mode::kInt8 ? kLargest8
+                               : kLargest16;
 }
 
 inline float Inverse(float most, int largest) {
@@ -43,7 +58,7 @@ inline float Inverse(float most, int largest) {
 template <typename T>
 inline float RoundRow(const float* x, int64_t inputs, int64_t filled,
                       int largest, T* integers) {
-  const float most = Largest(x, inputs);
+  const float most = Bounded(Largest(x, inputs), largest);
   const float inverse = Inverse(most, largest);
   const float bound = static_cast<float>(largest);
   for (int64_t k = 0; k < inputs; ++k) {
@@ -55,14 +70,16 @@ inline float RoundRow(const float* x, int64_t inputs, int64_t filled,
   return most / largest;
 }
 
-// Rounds a book to integers; returns their scale.
-template <int kEntries, typename T>
-inline float RoundBook(const float* book, int largest, T* integers) {
-  const float most = Largest(book, kEntries);
+// Rounds a book to integers, repeated until they are `places`; returns their
+// scale.
+template <typename T>
+inline float RoundBook(const float* book, int entries, int places, int largest,
+                       T* integers) {
+  const float most = Bounded(Largest(book, entries), largest);
   const float inverse = Inverse(most, largest);
-  for (int e = 0; e < kEntries; ++e) {
+  for (int e = 0; e < places; ++e) {
     integers[e] = static_cast<T>(
-        static_cast<int32_t>(Nearest(book[e] * inverse)));
+        static_cast<int32_t>(Nearest(book[e % entries] * inverse)));
   }
   return most / largest;
 }
@@ -70,7 +87,7 @@ inline float RoundBook(const float* book, int largest, T* integers) {
 // What rounding makes of numbers, as floats.
 inline void RoundFloats(const float* values, int64_t count, int largest,
                         float* rounded) {
-  const float most = Largest(values, count);
+  const float most = Bounded(Largest(values, count), largest);
   const float inverse = Inverse(most, largest);
   const float scale = most / largest;
   const float bound = static_cast<float>(largest);

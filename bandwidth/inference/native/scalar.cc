@@ -14,152 +14,123 @@ inline uint32_t Word(const uint8_t* bytes) {
   return word;
 }
 
-// Sum of book[code] * x over the inputs of a run.
-template <typename Sum, typename T>
-Sum SumOfRun(const Codebook& m, const uint8_t* words, const T* book,
-             const T* x) {
-  const int fields = 32 / m.bits;
-  const uint32_t mask = (1u << m.bits) - 1;
-  Sum sums[kLanes] = {};
-  for (int64_t block = 0; block < m.groups.run_blocks; ++block) {
-    for (int j = 0; j < fields; ++j) {
-      for (int l = 0; l < kLanes; ++l) {
-        const uint32_t code = (Word(words + 4 * l) >> (m.bits * j)) & mask;
-        sums[l] += static_cast<Sum>(book[code]) * x[j * kLanes + l];
-      }
-    }
-    words += kBlockBytes;
-    x += fields * kLanes;
-  }
-  Sum total = 0;
-  for (Sum sum : sums) total += sum;
-  return total;
-}
-
-template <typename Sum, typename T>
-Sum SumOfRun(const Uniform& m, const int8_t* levels, const T* x) {
-  Sum sums[kLanes] = {};
-  for (int64_t k = 0; k < m.groups.run_blocks * kBlockBytes; ++k) {
-    sums[k % kLanes] += static_cast<Sum>(levels[k]) * x[k];
-  }
-  Sum total = 0;
-  for (Sum sum : sums) total += sum;
-  return total;
-}
-
-// Books and scales of what T multiplies: floats as they are, with scale 1.
+// Weights that T multiplies: floats as they are, with scale 1.
 template <typename T>
-struct Books {
+struct CodeWeights {
+  const Codebook& m;
   const T* books;
-  const float* scale;
+  const float* scales;
+
+  int fields() const { return 32 / m.bits; }
+  const T* Values(int64_t at) const { return books + (at << m.bits); }
+  float Scale(int64_t at) const { return scales ? scales[at] : 1; }
+  T Weight(const T* values, const uint8_t* block, int j, int l) const {
+    return values[Word(block + 4 * l) >> (m.bits * j) & ((1u << m.bits) - 1)];
+  }
 };
 
+struct LevelWeights {
+  const Uniform& m;
+
+  int fields() const { return kBlockBytes / kLanes; }
+  int Values(int64_t) const { return 0; }
+  float Scale(int64_t at) const { return m.step[at]; }
+  int8_t Weight(int, const uint8_t* block, int j, int l) const {
+    return static_cast<int8_t>(block[j * kLanes + l]);
+  }
+};
+
+// Sum of weight * x over the inputs of a run.
+template <typename Sum, typename Weights, typename T>
+Sum SumOfRun(const Weights& weights, int64_t n, int64_t run, const T* x) {
+  const Groups& g = weights.m.groups;
+  const auto values = weights.Values(g.At(n, run));
+  const uint8_t* block = weights.m.At(n, run * g.run_blocks);
+  Sum sums[kLanes] = {};
+  for (int64_t b = 0; b < g.run_blocks; ++b, block += kBlockBytes) {
+    for (int j = 0; j < weights.fields(); ++j, x += kLanes) {
+      for (int l = 0; l < kLanes; ++l) {
+        sums[l] += static_cast<Sum>(weights.Weight(values, block, j, l)) * x[l];
+      }
+    }
+  }
+  Sum total = 0;
+  for (Sum sum : sums) total += sum;
+  return total;
+}
+
+template <typename Sum, typename Weights, typename T>
+void Product(const Weights& weights, const Arranged<T>& x, float* y,
+             const Threads& threads) {
+  const auto& m = weights.m;
+  const int64_t inputs = x.stride / m.groups.runs;
+  threads(m.outputs, 1, 8 * m.outputs * x.stride * x.batch,
+          [&](int64_t begin, int64_t end) {
+            for (int64_t n = begin; n < end; ++n) {
+              for (int64_t b = 0; b < x.batch; ++b) {
+                const float scale = x.scale ? x.scale[b] : 1;
+                float total = 0;
+                for (int64_t run = 0; run < m.groups.runs; ++run) {
+                  const Sum sum = SumOfRun<Sum>(
+                      weights, n, run, x.x + b * x.stride + run * inputs);
+                  total += static_cast<float>(sum) *
+                           weights.Scale(m.groups.At(n, run));
+                }
+                y[b * m.outputs + n] = total * scale;
+              }
+            }
+          });
+}
+
 template <typename T>
-Books<T> RoundedBooks(const Codebook& m, Scratch& scratch) {
+CodeWeights<T> Rounded(const Codebook& m, Scratch& scratch) {
   const int64_t count = m.outputs / m.groups.group * m.groups.runs;
-  const int largest = sizeof(T) == 1 ? kLargest8 : kLargestBook16;
-  T* made = scratch.Take<T>(count << m.bits);
-  float* scale = scratch.Take<float>(count);
+  const int entries = 1 << m.bits;
+  T* made = scratch.Take<T>(count * entries);
+  float* scales = scratch.Take<float>(count);
   for (int64_t i = 0; i < count; ++i) {
-    const float* book = m.book + (i << m.bits);
-    T* to = made + (i << m.bits);
-    scale[i] = m.bits == 2   ? RoundBook<4>(book, largest, to)
-               : m.bits == 4 ? RoundBook<16>(book, largest, to)
-                             : RoundBook<256>(book, largest, to);
+    scales[i] = RoundBook(m.book + i * entries, entries, entries,
+                          sizeof(T) == 1 ? kLargest8 : kLargestBook16,
+                          made + i * entries);
   }
-  return {made, scale};
+  return {m, made, scales};
 }
 
-int64_t BooksBytes(const Codebook& m) { return 2 * BookBytes(m) + 2 * 64; }
-
-template <typename Sum, typename T>
-void CodebookRange(const Codebook& m, const Books<T>& books,
-                   const Arranged<T>& x, const Range& range) {
-  const Groups& g = m.groups;
-  const int64_t inputs = g.run_blocks * kBlockBytes * 8 / m.bits;
-  for (int64_t n = range.begin; n < range.end; ++n) {
-    for (int64_t b = 0; b < x.batch; ++b) {
-      float total = 0;
-      for (int64_t run = 0; run < g.runs; ++run) {
-        const int64_t at = g.At(n, run);
-        const Sum sum = SumOfRun<Sum>(
-            m, m.codes + (n * g.runs + run) * g.run_blocks * kBlockBytes,
-            books.books + (at << m.bits), x.x + b * x.stride + run * inputs);
-        total += static_cast<float>(sum) * (books.scale ? books.scale[at] : 1);
-      }
-      range.y[b * range.stride + n] = total * (x.scale ? x.scale[b] : 1);
-    }
+// Multiplies by what `weights(T, scratch)` gives.
+template <typename F>
+void InMode(const F& weights, const Rows& rows, int64_t runs, int64_t bytes,
+            Mode mode, float* y, const Threads& threads) {
+  Scratch scratch(ArrangedBytes(rows, runs) + bytes);
+  if (mode == Mode::kInt16) {
+    const auto x = IntegersOfLevels<int16_t>(rows, runs, scratch);
+    return Product<int64_t>(weights(int16_t{}, scratch), x, y, threads);
   }
-}
-
-template <typename Sum, typename T>
-void UniformRange(const Uniform& m, const Arranged<T>& x, const Range& range) {
-  const Groups& g = m.groups;
-  const int64_t width = g.run_blocks * kBlockBytes;
-  for (int64_t n = range.begin; n < range.end; ++n) {
-    for (int64_t b = 0; b < x.batch; ++b) {
-      float total = 0;
-      for (int64_t run = 0; run < g.runs; ++run) {
-        const Sum sum =
-            SumOfRun<Sum>(m, m.levels + (n * g.runs + run) * width,
-                          x.x + b * x.stride + run * width);
-        total += static_cast<float>(sum) * m.step[g.At(n, run)];
-      }
-      range.y[b * range.stride + n] = total * (x.scale ? x.scale[b] : 1);
-    }
+  if (mode == Mode::kInt8) {
+    const auto x = IntegersOfLevels<int8_t>(rows, runs, scratch);
+    return Product<int32_t>(weights(int8_t{}, scratch), x, y, threads);
   }
-}
-
-template <typename Sum, typename T>
-void DivideCodebook(const Codebook& m, const Books<T>& books,
-                    const Arranged<T>& x, float* y, const Threads& threads) {
-  threads(m.outputs, 1, 8 * m.outputs * x.stride * x.batch,
-          [&](int64_t begin, int64_t end) {
-            CodebookRange<Sum>(m, books, x, {begin, end, y, m.outputs});
-          });
-}
-
-template <typename Sum, typename T>
-void DivideUniform(const Uniform& m, const Arranged<T>& x, float* y,
-                   const Threads& threads) {
-  threads(m.outputs, 1, 8 * m.outputs * x.stride * x.batch,
-          [&](int64_t begin, int64_t end) {
-            UniformRange<Sum>(m, x, {begin, end, y, m.outputs});
-          });
+  const auto x = FloatsOf(rows, 0, NaturalOrder(), scratch);
+  Product<float>(weights(0.0f, scratch), x, y, threads);
 }
 
 void CodebookProduct(const Codebook& m, const Rows& rows, Mode mode, float* y,
                      const Threads& threads) {
-  const int64_t runs = m.groups.runs;
-  Scratch scratch(ArrangedBytes(rows, runs) + BooksBytes(m));
-  if (mode == Mode::kInt16) {
-    const auto x = IntegersOfLevels<int16_t>(rows, runs, scratch);
-    const auto books = RoundedBooks<int16_t>(m, scratch);
-    return DivideCodebook<int64_t>(m, books, x, y, threads);
-  }
-  if (mode == Mode::kInt8) {
-    const auto x = IntegersOfLevels<int8_t>(rows, runs, scratch);
-    const auto books = RoundedBooks<int8_t>(m, scratch);
-    return DivideCodebook<int32_t>(m, books, x, y, threads);
-  }
-  const auto x = FloatsOf(rows, 0, NaturalOrder(), scratch);
-  DivideCodebook<float>(m, Books<float>{m.book, nullptr}, x, y, threads);
+  const auto weights = [&](auto zero, Scratch& scratch) {
+    using T = decltype(zero);
+    if constexpr (sizeof(T) == 4) {
+      return CodeWeights<T>{m, m.book, nullptr};
+    } else {
+      return Rounded<T>(m, scratch);
+    }
+  };
+  InMode(weights, rows, m.groups.runs, 2 * BookBytes(m) + 2 * 64, mode, y,
+         threads);
 }
 
 void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
                     const Threads& threads) {
-  const int64_t runs = m.groups.runs;
-  Scratch scratch(ArrangedBytes(rows, runs));
-  if (mode == Mode::kInt16) {
-    const auto x = IntegersOfLevels<int16_t>(rows, runs, scratch);
-    return DivideUniform<int64_t>(m, x, y, threads);
-  }
-  if (mode == Mode::kInt8) {
-    const auto x = IntegersOfLevels<int8_t>(rows, runs, scratch);
-    return DivideUniform<int32_t>(m, x, y, threads);
-  }
-  const auto x = FloatsOf(rows, 0, NaturalOrder(), scratch);
-  DivideUniform<float>(m, x, y, threads);
+  InMode([&](auto, Scratch&) { return LevelWeights{m}; }, rows, m.groups.runs,
+         0, mode, y, threads);
 }
 
 void SparseProduct(const Sparse& m, const Rows& rows, float* y,

@@ -10,6 +10,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -20,6 +21,57 @@ namespace bandwidth {
 namespace {
 
 constexpr int64_t kPanelRows = 128;
+
+template <typename V, int kMost, int kRegisters>
+struct FloatLanes {
+  using Sum = typename V::Floats;
+  using Unit = Sum;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr int kMostRows = kMost;
+  static constexpr int kSums = kRegisters;  // registers for them
+
+  static Sum Start(const int32_t*, int) { return Sum{}; }
+  static Unit LoadUnit(const int32_t* p) {
+    return V::Load(reinterpret_cast<const float*>(p));
+  }
+  static Unit Broadcast(const int32_t* p) {
+    return V::Set(*reinterpret_cast<const float*>(p));
+  }
+  static Sum MultiplyAdd(Unit weight, Unit x, Sum sum) {
+    return V::MultiplyAdd(weight, x, sum);
+  }
+  static void Add(Sum sum, float, float* to) {
+    V::Store(to, V::Load(to) + sum);
+  }
+  static void Store(Unit weights, float scale, int32_t* to) {
+    V::Store(reinterpret_cast<float*>(to), weights * V::Set(scale));
+  }
+};
+
+// Four bytes of each row; weights are offset.
+template <typename V>
+struct ByteLanes {
+  using Sum = typename V::Ints;
+  using Unit = Sum;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr int kMostRows = V::kTileRows;
+  static constexpr int kSums = V::kTileSums;
+
+  static Sum Start(const int32_t* start, int v) {
+    return V::LoadInts(start + v * kLanes);
+  }
+  static Unit LoadUnit(const int32_t* p) { return V::LoadInts(p); }
+  static Unit Broadcast(const int32_t* p) { return V::SetInts(*p); }
+  static Sum MultiplyAdd(Unit weight, Unit x, Sum sum) {
+    return V::AddBytes(sum, weight, x);
+  }
+  static void Add(Sum sum, float scale, float* to) {
+    V::Store(to, V::MultiplyAdd(V::Set(scale), V::ToFloats(sum), V::Load(to)));
+  }
+  static void Store(Unit weights, float, int32_t* to) {
+    V::StoreInts(to, weights);
+  }
+};
 
 // Activations by group of rows, [units, width] each: L::kMostRows are a group,
 // fewer the last one, filled up to whole registers with zeros.
@@ -164,7 +216,7 @@ inline void MultiplyTile(const int32_t* weights, int64_t outputs,
 // What a buffer of decoded weights holds.
 template <typename Source>
 struct TileOf {
-  static constexpr int kBlockUnits = Source::kVectors * Source::kVectorUnits;
+  static constexpr int kBlockUnits = Source::kVectors * Source::V::kLanes;
   static constexpr int kBlocks = kBlockUnits < 128 ? 128 / kBlockUnits : 1;
   static constexpr int kUnits = kBlocks * kBlockUnits;
 
@@ -172,6 +224,34 @@ struct TileOf {
     return (g.run_blocks + kBlocks - 1) / kBlocks;
   }
 };
+
+// What is to be taken away of each tile for the offset of weights.
+template <typename Source, typename L>
+void SetStart(const Groups& g, Columns<L>* x, Scratch& scratch) {
+  using V = typename Source::V;
+  using Tile = TileOf<Source>;
+  x->tiles = g.runs * Tile::OfRun(g);
+  int32_t* made = scratch.Take<int32_t>(Columns<L>::Padded(x->batch) * x->tiles);
+  x->start = made;
+  for (int64_t row = 0; row < x->batch; row += L::kMostRows) {
+    const int64_t width = x->Width(row);
+    const int32_t* in = x->x + row * x->units;
+    for (int64_t t = 0; t < x->tiles; ++t) {
+      const int64_t done = t % Tile::OfRun(g) * Tile::kBlocks;
+      const int64_t blocks =
+          std::min<int64_t>(g.run_blocks - done, Tile::kBlocks);
+      for (int64_t v = 0; v < width; v += L::kLanes) {
+        typename V::Ints sum{};
+        for (int64_t u = 0; u < blocks * Tile::kBlockUnits; ++u) {
+          sum = V::AddBytes(sum, V::Offset(), V::LoadInts(in + u * width + v));
+        }
+        V::StoreInts(made + v, V::Minus(sum));
+      }
+      made += width;
+      in += blocks * Tile::kBlockUnits * width;
+    }
+  }
+}
 
 template <typename L, typename Source>
 class TileProduct {
@@ -201,7 +281,7 @@ class TileProduct {
 
   void Outputs(int64_t n, int64_t count, int64_t row, int64_t last,
                const Range& range) {
-    const Groups& g = source_.groups();
+    const Groups& g = source_.m.groups;
     const int64_t padded = Columns<L>::Padded(last - row);
     std::memset(totals_, 0, L::kSums * padded * sizeof(float));
     int64_t tile = 0;
@@ -227,14 +307,14 @@ class TileProduct {
   void Decode(int64_t n, int64_t o, int64_t run, int64_t block,
               int64_t blocks) {
     source_.Set(table_, n + o, run);
-    if constexpr (Source::kScaled) scale_[o] = table_.scale;
+    if constexpr (Source::Table::kScaled) scale_[o] = table_.scale;
     int32_t* to = weights_ + o * Tile::kUnits;
     for (int64_t b = 0; b < blocks; ++b) {
       // The next tile jumps from output to output: too short for the machine to
       // foresee.
-      __builtin_prefetch(source_.At(n + o, block + b + Tile::kBlocks));
-      table_.Block(source_.At(n + o, block + b), [&](int j, auto weights) {
-        L::Store(weights, scale_[o], to + j * Source::kVectorUnits);
+      __builtin_prefetch(source_.m.At(n + o, block + b + Tile::kBlocks));
+      table_.Block(source_.m.At(n + o, block + b), [&](int j, auto weights) {
+        L::Store(weights, scale_[o], to + j * Source::V::kLanes);
       });
       to += Tile::kBlockUnits;
     }
@@ -249,24 +329,10 @@ class TileProduct {
         x_.start ? x_.start + row * x_.tiles + tile * width : nullptr;
     float* totals = totals_ + within * L::kSums;
     const int64_t units = blocks * Tile::kBlockUnits;
-    constexpr int kStride = Tile::kUnits;
-    switch (width / L::kLanes) {
-      case 1:
-        return MultiplyTile<L, 1, kStride>(weights_, count, in, units, start,
-                                           scale_, totals);
-      case 2:
-        return MultiplyTile<L, 2, kStride>(weights_, count, in, units, start,
-                                           scale_, totals);
-      default:
-        if constexpr (L::kMostRows > 2 * L::kLanes) {
-          if (width == 3 * L::kLanes) {
-            return MultiplyTile<L, 3, kStride>(weights_, count, in, units,
-                                               start, scale_, totals);
-          }
-          MultiplyTile<L, 4, kStride>(weights_, count, in, units, start,
-                                      scale_, totals);
-        }
-    }
+    ByNumber<L::kMostRows / L::kLanes>(width / L::kLanes, [&](auto vectors) {
+      MultiplyTile<L, vectors.value, Tile::kUnits>(weights_, count, in, units,
+                                                   start, scale_, totals);
+    });
   }
 
   const Source& source_;
@@ -327,12 +393,10 @@ void SparseColumns(const Sparse& m, const Columns<L>& x, const Range& range) {
     const int64_t left = x.batch - row;
     const int64_t rows = left < L::kMostRows ? left : L::kMostRows;
     const float* in = reinterpret_cast<const float*>(x.x) + row * x.units;
-    switch (x.Width(row) / L::kLanes) {
-      case 1: SparseGroup<L, 1>(m, in, range, row, rows); break;
-      case 2: SparseGroup<L, 2>(m, in, range, row, rows); break;
-      case 3: SparseGroup<L, 3>(m, in, range, row, rows); break;
-      default: SparseGroup<L, 4>(m, in, range, row, rows);
-    }
+    ByNumber<L::kMostRows / L::kLanes>(
+        x.Width(row) / L::kLanes, [&](auto vectors) {
+          SparseGroup<L, vectors.value>(m, in, range, row, rows);
+        });
   }
 }
 

@@ -328,7 +328,7 @@ def bit_cost_model(name: str, **arguments: Any) -> BitModel:
   Raises:
     ValueError: it is unknown, or an argument is.
   """
-  return make_named('cost', name, BIT_COSTS, **arguments)
+  return make_named('cost', name, BIT_COSTS, arguments)
 
 
 def tabulate_bits(space: Space, model: BitModel) -> Costs:

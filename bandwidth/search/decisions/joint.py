@@ -38,6 +38,7 @@ from bandwidth.search.decisions.options import (
   from_matrix,
 )
 from bandwidth.search.decisions.options import option as option_of
+from bandwidth.search.linear_algebra import cholesky
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _CODES = 2**12
@@ -203,7 +204,7 @@ def _pulls(lower: jax.Array, rows: jax.Array) -> jax.Array:
   eye = jnp.eye(count)
   gram = jnp.where(both, gram + damping * eye, eye)
   # A Cholesky factor has L L'; of the rows in reverse it is V V'.
-  upper = jnp.linalg.cholesky(gram[::-1, ::-1])[::-1, ::-1]
+  upper = cholesky(gram[::-1, ::-1])[::-1, ::-1]
   return jnp.tril(upper.T / jnp.diagonal(upper)[:, None], -1)
 
 

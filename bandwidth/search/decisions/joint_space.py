@@ -301,7 +301,7 @@ def joint_cost_model(name: str, **arguments: Any) -> JointModel:
   Raises:
     ValueError: it is unknown, or an argument is.
   """
-  return make_named('cost', name, JOINT_COSTS, **arguments)
+  return make_named('cost', name, JOINT_COSTS, arguments)
 
 
 def of_channels(model: CostModel) -> JointModel:

@@ -21,11 +21,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 
 from bandwidth import tree as tree_lib
 from bandwidth.base import Params
 from bandwidth.pruning import ChannelAxis, ChannelGroup, channel_positions
+from bandwidth.search.linear_algebra import cholesky, solve_lower
 from bandwidth.search.problem.space import Space
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -195,8 +195,8 @@ def factorize(
   # dead ones nothing, and both must be factored.
   noise = 1e-6 * jnp.trace(inputs.gram) / gram.shape[0]
   penalty = jnp.maximum(jnp.maximum(ridge * scale, noise), 1e-12)
-  lower = jnp.linalg.cholesky(gram + penalty * jnp.eye(gram.shape[0]))
-  z = solve_triangular(lower, product, lower=True)
+  lower = cholesky(gram + penalty * jnp.eye(gram.shape[0]))
+  z = solve_lower(lower, product)
   energy = jnp.maximum(jnp.sum(weights * product), 1e-30)
   explained = jnp.cumsum(jnp.sum(z**2, axis=1)) / energy
   errors = 1.0 - jnp.concatenate([jnp.zeros(1), explained])
@@ -221,9 +221,8 @@ def option(
   if refit:
     both = stays & stays.T
     lower = jnp.where(both, factor.lower, jnp.eye(count))
-    fitted = solve_triangular(
-      lower, jnp.where(stays, factor.z, 0.0), lower=True, trans=1
-    )
+    right = jnp.where(stays, factor.z, 0.0)
+    fitted = solve_lower(lower, right, transposed=True)
     fitted = jnp.where(rows == count, factor.kernel, fitted)
   else:
     fitted = jnp.where(stays, factor.kernel, 0.0)

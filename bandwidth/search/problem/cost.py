@@ -241,4 +241,4 @@ def cost_model(name: str, **arguments: Any) -> CostModel:
   Raises:
     ValueError: it is unknown, or an argument is.
   """
-  return make_named('cost', name, COSTS, **arguments)
+  return make_named('cost', name, COSTS, arguments)

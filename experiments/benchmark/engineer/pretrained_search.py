@@ -43,7 +43,7 @@ from bandwidth.search.problem.interface import (
 from bandwidth.search.searchers import SEARCHERS, SINGLE, make_searcher
 from experiments.benchmark.engineer import pictures
 from experiments.benchmark.memory.pretrained import packaged
-from experiments.compression.files import as_variables, named_arrays
+from experiments.compression.files import as_variables
 from experiments.compression.weights import read_weights
 from experiments.models.efficientnet_lite import (
   EfficientNetLite,
@@ -249,8 +249,7 @@ def measure(
   candidates = subject.candidates
   whole = masked(candidates, candidate)
   model, variables = export(candidates, candidate, whole)
-  state = {k: v for k, v in variables.items() if k != 'params'}
-  coding.write(path, named_arrays(variables['params'], state))
+  coding.save_tree(path, variables)
   params, state = as_variables(coding.read_arrays(path), str(path))
   logits = _forward(model, {'params': params, **state}, check.images)
   difference = _difference(candidates.model, whole, logits, check.images)

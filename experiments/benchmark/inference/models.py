@@ -19,7 +19,11 @@ import numpy as np
 from bandwidth import coding, inference
 from experiments.benchmark.inference import onnx_networks
 from experiments.benchmark.measuring.device_time import apart
-from experiments.inference.layer_plan import layer_calls, plan_layers
+from experiments.inference.layer_plan import (
+  flax_forms,
+  layer_calls,
+  plan_layers,
+)
 
 Outputs = Sequence[np.ndarray]
 
@@ -85,7 +89,9 @@ def network_rows(
     repeats: of which medians count; programs take turns.
     modes: of `inference.MODES`.
   """
-  loaded = inference.load_compressed(network.file)
+  with coding.open_file(network.file) as reader:
+    forms = flax_forms(reader.names)
+  loaded = inference.load_compressed(network.file, forms=forms)
   loaded = jax.tree.map(jnp.asarray, loaded)
   wanted = _outputs(network, network.model.apply, network.variables)
   columns = {

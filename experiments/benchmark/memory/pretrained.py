@@ -23,6 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import coding
+from bandwidth.quantization import (
+  Sensitivity,
+  make_rounding_plan,
+  quantize_with_feedback,
+)
 from experiments.compression.baselines import baselines
 from experiments.compression.rate import (
   PRICE,
@@ -32,11 +37,6 @@ from experiments.compression.rate import (
   meet_rate,
 )
 from experiments.compression.weights import read_weights
-from experiments.feedback import (
-  Sensitivity,
-  make_plan,
-  quantize_with_feedback,
-)
 from experiments.runtime import table
 
 Arrays = Mapping[str, np.ndarray]
@@ -88,7 +88,7 @@ def packaged(name: str, file: str | None = None) -> pathlib.Path:
 def compress_calibrated(
   arrays: Arrays, sensitivities: Mapping[str, Sensitivity], *, rate: float
 ) -> Tensors:
-  """Compresses to a rate by what errors cost; see `experiments.feedback`.
+  """Compresses to a rate by what errors cost: `quantize_with_feedback`.
 
   Args:
     arrays: by name. Large ones that calibration says nothing of, since the
@@ -96,15 +96,18 @@ def compress_calibrated(
     sensitivities: of matrices, by name.
     rate: bits of the file for each element of floating arrays.
   """
-  plans = {name: make_plan(s) for name, s in sensitivities.items()}
+  plans = {name: make_rounding_plan(s) for name, s in sensitivities.items()}
   picked = {
     name: np.linspace(0, len(arrays[name]) - 1, _SAMPLED_ROWS).astype(int)
     for name in plans
   }
 
   def quantize(scale: float) -> Tensors:
+    given = {'scale': scale, 'price': PRICE}
     return {
-      name: quantize_with_feedback(array, plans[name], scale=scale, price=PRICE)
+      name: coding.as_tensor(
+        quantize_with_feedback(array, plans[name], **given)
+      )
       if name in plans
       else _unused(array)
       for name, array in arrays.items()

@@ -31,7 +31,6 @@ from bandwidth.search.decisions.grids import (
   sample,
 )
 from bandwidth.search.problem.space import Space
-from experiments.compression.methods import as_tensor
 from experiments.models.geometry import in_plain_layers, layer_shapes
 from experiments.policy.candidates import scores
 from experiments.policy.candidates.channels import Candidates
@@ -418,7 +417,7 @@ def export_tensors(
   ):
     if quantized.weight_grids is None:
       book = quantized.books[layer][level]
-      tensor = None if book is None else as_tensor(book)
+      tensor = None if book is None else coding.as_tensor(book)
     else:
       grid = _grid_at(quantized.weight_grids, layer, level)
       tensor = _uniform_tensor(leaves[name], grid)

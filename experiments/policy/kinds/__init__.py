@@ -6,7 +6,7 @@ give a `Subject`, and whatever searches, measures and writes knows no more.
 
 from collections.abc import Mapping
 
-from bandwidth.base import unknown_name
+from bandwidth.base import check_name
 from experiments.policy.kinds import bits, channels, joint
 from experiments.policy.kinds.kind import Kind
 
@@ -23,6 +23,5 @@ def kind_of(name: str) -> Kind:
   Raises:
     ValueError: it is unknown.
   """
-  if name not in KINDS:
-    raise ValueError(unknown_name('search.decisions.name', name, KINDS))
+  check_name('search.decisions', name, KINDS)
   return KINDS[name]

@@ -6,13 +6,14 @@ fraction of what the network costs with 8 bits everywhere, in k-means mode with
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bandwidth.search.decisions.bit_options import (
+  BIT_COSTS,
   BitModel,
   authors_pins,
   bit_cost_model,
@@ -45,15 +46,28 @@ from experiments.policy.kinds.kind import (
 )
 from experiments.training.tasks import Task
 
-_KNOWN = {'mode': 'linear', 'bits': tuple(range(2, 9)), 'pins': True}
 _BUDGETED = {'linear': 8, 'kmeans': 32}
+
+
+class Options(NamedTuple):
+  """Options of the decisions.
+
+  Attributes:
+    mode: linear or kmeans.
+    bits: to choose among.
+    pins: whether first and last layer have HAQ's bits, in linear mode.
+  """
+
+  mode: str = 'linear'
+  bits: tuple[int, ...] = tuple(range(2, 9))
+  pins: bool = True
 
 
 def _options(
   given: Mapping[str, Any], task: Task
 ) -> tuple[tuple[LayerShape, ...], dict[str, Any]]:
   """Layers of the network, and arguments of `make_bit_space`."""
-  options = options_of(given, 'decisions', _KNOWN)
+  options = options_of(given, Options)
   layers = tuple(layer_shapes(task.model, task.example))
   pins = options.pop('pins') and options['mode'] == 'linear'
   options['bits'] = tuple(options['bits'])
@@ -136,4 +150,4 @@ def _policy(
   return rows
 
 
-KIND = Kind(_price, _make, 'bits')
+KIND = Kind(_price, _make, 'bits', Options, BIT_COSTS)

@@ -6,12 +6,17 @@ Channels that residual connections add are 'fixed', or one decision for each
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from bandwidth.search.problem.cost import cost_model, exact_cost, tabulate
+from bandwidth.search.problem.cost import (
+  COSTS,
+  cost_model,
+  exact_cost,
+  tabulate,
+)
 from experiments.policy.candidates.channels import (
   Candidates,
   Refit,
@@ -40,7 +45,15 @@ from experiments.training.tasks import Task
 LEVELS = ('divisor', 'smallest', 'most_levels')
 """Fields of `search` that are arguments of `candidates.network_space`."""
 
-_KNOWN = {'residual': 'fixed'}
+
+class Options(NamedTuple):
+  """Options of the decisions.
+
+  Attributes:
+    residual: fixed or group, see above.
+  """
+
+  residual: str = 'fixed'
 
 
 def _space_options(given: Mapping[str, Any], model: Any) -> dict[str, Any]:
@@ -49,9 +62,9 @@ def _space_options(given: Mapping[str, Any], model: Any) -> dict[str, Any]:
   Raises:
     ValueError: a field is unknown, or one that the network has no use for.
   """
-  residual = options_of(given, 'decisions', _KNOWN)['residual']
+  residual = options_of(given, Options)['residual']
   levels = {name: given[name] for name in LEVELS}
-  if residual == _KNOWN['residual']:
+  if residual == Options().residual:
     return levels
   layers = getattr(model, 'layers', None)
   if layers is None or 'residual' not in inspect.signature(layers).parameters:
@@ -128,4 +141,4 @@ def _policy(
   return rows
 
 
-KIND = Kind(_price, _make, 'channels kept')
+KIND = Kind(_price, _make, 'channels kept', Options, COSTS)

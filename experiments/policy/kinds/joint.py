@@ -3,12 +3,13 @@
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from bandwidth.search.decisions.joint_space import (
+  JOINT_COSTS,
   exact_joint_cost,
   joint_cost_model,
   tabulate_joint,
@@ -39,18 +40,25 @@ from experiments.training.tasks import Task
 
 FILE_BYTES = 'file_bytes'
 
-_KNOWN = {
-  # Bits a weight, about, among which the steps are.
-  'bits': (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0),
-  # By kernel, channels that are given; 'all': none is removed.
-  'kept': None,
-}
+
+class Options(NamedTuple):
+  """Options of the decisions.
+
+  Attributes:
+    bits: a weight, about, among which the steps are.
+    kept: by kernel, channels that are given; 'all': none is removed.
+  """
+
+  bits: tuple[float, ...] = (
+    *(0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0),
+  )
+  kept: Any = None
 
 
 def _check(config: Mapping[str, Any], task: Task, variables: Any) -> None:
   """Finds out what can be without weights: entropies hang on them."""
   given = config['search']
-  options_of(given, 'decisions', _KNOWN)
+  options_of(given, Options)
   joint_cost_model(**named(given, 'cost'))
   network_space(
     task.model,
@@ -69,7 +77,7 @@ def _make(
   key: jax.Array,
 ) -> Subject:
   given = config['search']
-  options = options_of(given, 'decisions', _KNOWN)
+  options = options_of(given, Options)
   joint = make_joint(
     task.model,
     variables,
@@ -173,4 +181,6 @@ def _policy(
   ]
 
 
-KIND = Kind(_check, _make, 'channels kept, bits of a weight')
+KIND = Kind(
+  _check, _make, 'channels kept, bits of a weight', Options, JOINT_COSTS
+)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from bandwidth import coding
+from bandwidth.base import make_named
 from bandwidth.search.problem.cost import Costs
 from bandwidth.search.problem.space import Space
 from experiments.compression.files import named_arrays
@@ -83,11 +84,15 @@ class Kind(NamedTuple):
     make: `(config, task, variables, batches, key) -> Subject`, where
       batches are preprocessed training images, float32 [B, N, H, W, C].
     labels: what the labels of a policy are.
+    options: a named tuple of them, with defaults.
+    costs: makers of cost models, by name.
   """
 
   price: Callable[[Mapping[str, Any], Task, Any], Priced | None]
   make: Callable[[Mapping[str, Any], Task, Any, jax.Array, jax.Array], Subject]
   labels: str
+  options: Callable[..., Any]
+  costs: Mapping[str, Callable[..., Any]]
 
 
 def arrays_of(variables: Any) -> dict[str, np.ndarray]:
@@ -109,19 +114,18 @@ def named(given: Mapping[str, Any], field: str) -> dict[str, Any]:
 
 
 def options_of(
-  given: Mapping[str, Any], field: str, known: Mapping[str, Any]
+  given: Mapping[str, Any], options: Callable[..., Any]
 ) -> dict[str, Any]:
-  """Returns the arguments of a group of fields, defaults filled in.
+  """Returns the options of the decisions of a search, defaults filled in.
+
+  Args:
+    given: the group `search` of a config.
+    options: of the kind of decisions that it names.
 
   Raises:
-    ValueError: it has no name, or a field that is not known.
+    ValueError: an option is unknown, or of another type.
   """
-  options = named(given, field)
-  name = options.pop('name')
-  for option in options:
-    if option not in known:
-      names = ', '.join(known) or 'none'
-      raise ValueError(
-        f'search.{field}.{option} is no field of {name}; known: {names}'
-      )
-  return {**known, **options}
+  arguments = named(given, 'decisions')
+  name = arguments.pop('name')
+  found = make_named('search.decisions', name, {name: options}, arguments)
+  return found._asdict()

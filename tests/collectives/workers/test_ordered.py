@@ -7,6 +7,8 @@ import pytest
 
 from bandwidth.collectives import dense_all_reduce, ordered_psum, pairwise_sum
 
+pytestmark = pytest.mark.compiler
+
 
 def rows(workers, size, seed=0):
   return np.random.default_rng(seed).normal(size=(workers, size)).astype('f4')

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bandwidth import coding, inference
+from bandwidth.quantization import Sensitivity
 from experiments.compression import networks
-from experiments.feedback import Sensitivity
 
 RNG = np.random.default_rng(0)
 

@@ -142,7 +142,7 @@ def test_penalty_is_bits_a_parameter_times_its_weight():
     ({'name': 'prune', 'sparsity': 1.5}, 'sparsity|final'),
     ({'name': 'prune', 'sparsity': 0.5, 'score': 'x'}, "score='x' is unknown"),
     ({'name': 'prune', 'sparsity': 0.5, 'until': 0}, 'until=0 is not in'),
-    ({'name': 'share', 'bit': 3}, "method='bit' is unknown"),
+    ({'name': 'share', 'bit': 3}, "method.bit is no argument of 'share'"),
     ({'name': 'share', 'rules': 5}, 'rules=5 are not pairs'),
     ({'name': 'share', 'rules': (('.*', 99),)}, 'bits=99'),
     ({'name': 'rate', 'weight': -1.0}, 'weight=-1.0 is negative'),

@@ -11,7 +11,7 @@ import pytest
 
 from bandwidth import coding
 from experiments import evaluate as evaluate_module
-from experiments.compression.training import tables
+from experiments.compression.tables import run_tables
 from experiments.compression.weights import read_weights
 from experiments.config import resolve
 from experiments.runtime.startup import InputError
@@ -153,7 +153,7 @@ def test_malformed_models_are_one_line(content, message, tmp_path, capsys):
 
 def test_tables_have_the_rows_of_the_paper(whole):
   workdir, report = whole
-  text = tables(report, str(workdir))
+  text = run_tables(report, str(workdir))
   for name in ('| P |', '| P+Q |', '| P+Q+H |', '| 4-bit k-means + zstd 19 |'):
     assert name in text
   assert '| params/Dense_0/kernel | 12,544 |' in text

@@ -142,7 +142,10 @@ def test_channels_are_constructor_arguments():
   ('config', 'message'),
   [
     ({'name': 'lenet30'}, "model.name='lenet30' is unknown.*'lenet300'"),
-    ({'name': 'lenet5', 'chanels': 3}, "model='chanels' is unknown.*channels"),
+    (
+      {'name': 'lenet5', 'chanels': 3},
+      "model.chanels is no argument .*'channels'",
+    ),
     ({'name': 'resnet20', 'depth': 21}, 'depth=21 is not 6n'),
     ({'name': 'resnet20', 'inner_channels': (1,)}, 'has not 9 entries'),
   ],

@@ -136,11 +136,11 @@ def test_kernels_have_no_more_values_than_their_bits_allow(searched):
         'cost': {'name': 'file_bytes'},
         'searcher': {'name': 'cma'},
       },
-      "searcher='cma'",
+      "searcher.name='cma'",
     ),
     (
       {'decisions': {'name': 'joint'}, 'cost': {'name': 'file_byte'}},
-      "cost='file_byte'",
+      "cost.name='file_byte'",
     ),
     (
       {

@@ -36,7 +36,7 @@ with socket.create_server((address, 5000)) as s:
 """
 HOLD = """
 import subprocess, sys, time
-from experiments.links import shaped_links
+from experiments.runtime.links import shaped_links
 with shaped_links(1, None) as links:
   child = subprocess.Popen([*links.prefixes[0], 'sleep', '600'])
   time.sleep(0.2)

@@ -265,7 +265,7 @@ def test_bad_input_leaves_nothing_behind(corpus, tmp_path, fields, message):
     ({'hidden': 0}, r'model\.hidden=0 is less than 1'),
     ({'layers': 0}, r'model\.layers=0 is less than 1'),
     ({'dropout': 1.0}, r'model\.dropout=1\.0 is not in \[0, 1\)'),
-    ({'hiden': 3}, "model='hiden' is unknown.*'hidden'"),
+    ({'hiden': 3}, "model.hiden is no argument .*'hidden'"),
   ],
 )
 def test_bad_arguments_of_the_network(arguments, message):

@@ -28,6 +28,8 @@ from experiments.training.workers import (
   make_workers,
 )
 
+pytestmark = pytest.mark.compiler
+
 WORKERS = 8
 
 

@@ -158,7 +158,7 @@ def test_launch_reports_one_error_and_ends(
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (('--config.bach_size=1',), 'Did you mean "batch_size"'),
+    (('--config.bach_size=1',), 'did you mean batch_size?'),
     (('--config.workers=64',), '--config.cpu_devices=64 makes virtual CPU'),
     (('--distributed',), 'Give --coordinator'),
   ],

@@ -40,14 +40,17 @@ def test_lengths_in_steps_and_epochs():
     ({'stage_order': ('a',)}, r"stage_order=\['a'\] does not name"),
     ({'stages': {'train': {}}}, 'one must be positive'),
     ({'stages': {'train': {'steps': 1, 'epochs': 1}}}, 'one must be positive'),
-    ({'stages': {'train': {'step': 1}}}, 'unknown step'),
+    (
+      {'stages': {'train': {'step': 1}}},
+      'no field stages.train.step; did you mean stages.train.steps',
+    ),
     (
       {'stages': {'train': {'steps': 1, 'reducer': {'name': 'dens'}}}},
       "reducer.name='dens' is unknown",
     ),
     (
       {'reducer': {'name': 'dense_all_reduce', 'dtpe': 1}},
-      "reducer='dtpe' is unknown; known: dtype",
+      "reducer.dtpe is no argument of 'dense_all_reduce'; known: dtype",
     ),
   ],
 )

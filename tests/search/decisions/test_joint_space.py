@@ -388,11 +388,11 @@ def with_choices(decision, own):
     ),
     (
       lambda: joint_cost_model('file_byte'),
-      "cost='file_byte' is unknown; .*Did you mean 'file_bytes'",
+      "cost.name='file_byte' is unknown; .*Did you mean 'file_bytes'",
     ),
     (
       lambda: joint_cost_model('memory', bits=3),
-      "cost memory: got an unexpected keyword argument 'bits'",
+      "cost.bits is no argument of 'memory'",
     ),
   ],
 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import chain, costs_in_numpy, group, random_costs
+from traces import Counted
 
 from bandwidth.search.problem.budget import (
   check_budget,
@@ -108,8 +109,8 @@ MODELS = {
 WIDTHS, COUNTS = SPACE.widths(), SPACE.counts()
 
 
-@jax.jit
-def choose(costs, actions, orders, budgets):
+@Counted
+def choices(costs, actions, orders, budgets):
   """Candidates by `fit`, by a sequence of `wall`s, and those `fill`ed."""
   widths, counts = jnp.asarray(WIDTHS), jnp.asarray(COUNTS)
 
@@ -125,6 +126,9 @@ def choose(costs, actions, orders, budgets):
     return fitted, walled, fill(costs, counts, walled, budget)
 
   return jax.vmap(one)(actions, orders, budgets)
+
+
+choose = jax.jit(choices)
 
 
 def exact_costs(model, candidates):
@@ -182,7 +186,7 @@ def test_no_violations(name, tmp_path):
     for i in np.argsort(-used[-1])[:20]:
       assert exact_cost(SPACE, model, candidates[i]) == exact[i] <= amounts[i]
   # One program serves all cost models.
-  assert choose._cache_size() == 1
+  assert choices.traces == 1
   # Budgets are used, not only kept.
   fitted, walled, filled = found
   assert (filled >= walled).all()

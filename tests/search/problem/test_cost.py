@@ -263,13 +263,13 @@ def test_models_by_name():
   [
     (
       functools.partial(cost_model, 'flops'),
-      "cost='flops' is unknown; known: energy, fitted_latency, latency_table",
+      "cost.name='flops' is unknown; known: energy, fitted_latency, latency",
     ),
     (
       functools.partial(cost_model, 'macs', bits=8),
-      'cost macs: .*unexpected keyword argument',
+      "cost.bits is no argument of 'macs'; known: none",
     ),
-    (functools.partial(cost_model, 'roofline'), 'cost roofline: .*missing'),
+    (functools.partial(cost_model, 'roofline'), "cost: 'roofline' needs macs_"),
     (
       functools.partial(roofline, macs_per_second=0.0, bytes_per_second=1.0),
       'macs_per_second=0.0 is not positive',

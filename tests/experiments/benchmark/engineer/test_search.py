@@ -53,7 +53,7 @@ def test_cells_without_fine_tuning_have_no_such_columns():
     (['--seeds', '0'], 'seeds=0 is not positive'),
     (['--budgets', '0.5', '1.5'], 'budgets=1.5 is not in (0, 1]'),
     (['--steps', '-1'], 'steps=-1 is negative'),
-    (['--networks', 'nothing'], "config='nothing' is no file"),
+    (['--networks', 'nothing'], "config='nothing' is unknown"),
     (['--searchers', 'cmaes'], "searchers='cmaes' is unknown"),
   ],
 )

@@ -44,7 +44,7 @@ def test_ways_are_compared_at_equal_bytes(tmp_path, capsys, monkeypatch):
     (['--budgets', '2'], 'budgets=2.0 is not in (0, 1]'),
     (['--pruned', '0'], 'pruned=0.0 is not in (0, 1]'),
     (['--evaluations', '3'], 'evaluations=3 are less than two for each'),
-    (['--networks', 'nothing'], "config='nothing' is no file"),
+    (['--networks', 'nothing'], "config='nothing' is unknown"),
   ],
 )
 def test_bad_arguments(arguments, message, capsys, tmp_path):

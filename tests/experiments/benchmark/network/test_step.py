@@ -23,7 +23,7 @@ def test_rows_are_beside_the_momentum_update(tmp_path, capsys):
   [
     (['--batch', '0'], 'batch=0 is not positive'),
     (['--density', '2'], 'density=2.0 is not in (0, 1]'),
-    (['--network', 'lenet5', '--dtype', 'bfloat16'], "model='dtype' is unkn"),
+    (['--network', 'lenet5', '--dtype', 'bfloat16'], 'model.dtype is no arg'),
   ],
 )
 def test_bad_arguments_are_one_line(arguments, message, capsys):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from traces import Counted
 
 from bandwidth import tree
 from bandwidth.search.problem import cost
@@ -218,7 +219,8 @@ def test_objective_is_that_of_the_masked_network(lenet5):
   data = score_data(lenet5, examples)
   rng = np.random.default_rng(7)
   candidates = rng.integers(0, lenet5.space.counts(), (6, 3)).astype(np.int32)
-  measure = jax.jit(make_measure(lenet5))
+  counted = Counted(make_measure(lenet5))
+  measure = jax.jit(counted)
   apply = jax.jit(LENET.apply)
   for candidate in candidates[:2]:
     logits = np.asarray(apply(masked(lenet5, candidate), images), np.float64)
@@ -228,30 +230,23 @@ def test_objective_is_that_of_the_masked_network(lenet5):
     found = measure(data, candidate)
     np.testing.assert_allclose(found['loss'], loss, rtol=1e-4)
     np.testing.assert_allclose(found['accuracy'], accuracy, rtol=1e-6)
-  assert measure._cache_size() == 1
+  assert counted.traces == 1
   check_scores(lenet5, data, candidates, measure)
 
 
 def check_scores(lenet5, data, candidates, measure):
   """An objective is traced once for all candidates of a search."""
-  traces = 0
   signs = {'accuracy': 1, 'loss': -1}
   for score, sign in signs.items():
-    objective = make_objective(lenet5, score)
-
-    def counted(data, candidate, objective=objective):
-      nonlocal traces
-      traces += 1
-      return objective(data, candidate)
-
+    objective = Counted(make_objective(lenet5, score))
     space = lenet5.space
     searched = make_data(space, cost.tabulate(space, cost.macs), objective=data)
     history = evaluate(
-      Problem(space, counted), searched, jnp.asarray(candidates)
+      Problem(space, objective), searched, jnp.asarray(candidates)
     )
+    assert objective.traces == 1
     expected = [sign * measure(data, each)[score] for each in candidates]
     np.testing.assert_allclose(history.scores, expected, rtol=1e-5)
-  assert traces == len(signs)
 
 
 def test_unknown_score(lenet5):

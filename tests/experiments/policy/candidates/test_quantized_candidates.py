@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from traces import Counted
 
 from bandwidth import coding, quantization, tree
 from bandwidth.search.decisions.bit_options import (
@@ -62,18 +63,17 @@ def quantized(mode, clip='mse'):
 
 @functools.cache
 def program(mode, clip='mse'):
-  """`(data, candidate, images) -> (kernels, logits)`, and how often traced."""
-  found, traces = quantized(mode, clip), []
+  """`(candidate, images) -> (variables, logits)`; and what counts traces."""
+  found = quantized(mode, clip)
 
-  @jax.jit
+  @Counted
   def evaluate(data, candidate, images):
-    traces.append(1)
     variables = with_bits(found, data, candidate)
     with rounding_inputs(found, data, candidate):
       return variables, found.model.apply(variables, images)
 
   data = score_data(found, None)
-  return lambda *rest: evaluate(data, *rest), traces
+  return functools.partial(jax.jit(evaluate), data), evaluate
 
 
 def kernels_of(variables):
@@ -192,7 +192,7 @@ def test_samples():
 @pytest.mark.parametrize('mode', ['linear', 'kmeans'])
 def test_weights_have_few_values(mode):
   found = quantized(mode)
-  evaluate, traces = program(mode)
+  evaluate, counted = program(mode)
   _, images, _ = network()
   rng = np.random.default_rng(3)
   for _ in range(4):
@@ -202,7 +202,7 @@ def test_weights_have_few_values(mode):
     for layer, kernel in enumerate(kernels_of(variables)):
       bits = found.space.levels[found.space.reads[layer]][levels[layer]]
       assert 1 < len(np.unique(kernel)) <= 2**bits
-  assert len(traces) == 1
+  assert counted.traces == 1
 
 
 def test_linear_weights_are_those_of_the_paper():
@@ -234,7 +234,7 @@ def forward_in_numpy(kernels, biases, images, bits, tops):
 
 def test_inputs_are_rounded():
   found = quantized('linear', 'max')
-  evaluate, traces = program('linear', 'max')
+  evaluate, counted = program('linear', 'max')
   original, images, _ = network()
   leaves = dict(tree.named_leaves(original))
   biases = [np.asarray(leaves[f'params/Dense_{i}/bias']) for i in range(3)]
@@ -253,7 +253,7 @@ def test_inputs_are_rounded():
     differences = np.abs(np.asarray(logits) - expected)
     assert np.median(differences) < 1e-5
     assert (differences > 1e-4).mean() < 0.05
-  assert len(traces) == 1
+  assert counted.traces == 1
 
 
 def test_images_have_both_signs():
@@ -316,20 +316,19 @@ def test_scores():
   labels = labels.at[2, 20:].set(-1)
   data = score_data(found, Examples(images, labels))
   objectives = {x: make_objective(found, x) for x in ('accuracy', 'loss')}
-  measure, traces = make_measure(found), []
+  measure = make_measure(found)
 
-  @jax.jit
+  @Counted
   def all_of(data, candidates):
     def one(candidate):
-      traces.append(1)
       scores = {x: f(data, candidate) for x, f in objectives.items()}
       return scores, measure(data, candidate)
 
     return jax.lax.map(one, candidates)
 
   candidates = jnp.stack([levels_for(found, bits) for bits in (2, 8)])
-  scores, measured = all_of(data, candidates)
-  assert len(traces) == 1
+  scores, measured = jax.jit(all_of)(data, candidates)
+  assert all_of.traces == 1
   np.testing.assert_array_equal(scores['accuracy'], measured['accuracy'])
   np.testing.assert_array_equal(scores['loss'], -measured['loss'])
   evaluate, _ = program('linear')

@@ -1,17 +1,27 @@
-"""Shares the weights of a matrix, codes and codebooks in turns.
+r"""Shares the weights of a matrix, codes and codebooks in turns.
 
 Codes of a few bits run faster than entropy-coded levels, and a codebook for
 each row makes up for much of what the fixed number of levels costs. Codes are
 chosen column by column, later columns making up for earlier (`feedback`). With
-codes given, the cost (w - P c) H (w - P c)ᵀ of a row w is a quadratic function
-of its codebook c, P picking an entry for each column, so that the best codebook
-solves Pᵀ H P c = Pᵀ H wᵀ. Each turn of both lowers the cost a little more.
+codes given, the cost of a row w is a quadratic function of its codebook c,
+
+.. math:: (w - c P') H (w - c P')', \quad P_{jk} = [\mathrm{code}_j = k],
+
+so that the best codebook solves :math:`P' H P c' = P' H w'`. Each turn of both
+lowers the cost a little more.
 """
 
 import numpy as np
 
-from bandwidth import coding, quantization
-from experiments.feedback import Sensitivity, damped, feed_back, make_plan
+from bandwidth.quantization import kmeans
+from bandwidth.quantization.codebook import Codebook, Sharing, fit_codebook
+from bandwidth.quantization.feedback import (
+  RoundingPlan,
+  Sensitivity,
+  damped,
+  feed_back,
+  make_rounding_plan,
+)
 
 # Rows whose codebooks are solved for at a time.
 _ROWS = 48
@@ -27,11 +37,11 @@ def share_with_feedback(
   together: int = 1,
   rounds: int = 8,
   largest: int | None = None,
-) -> coding.CodebookTensor:
+) -> Codebook:
   """Shares the weights of rows so that the matrix costs little.
 
   Args:
-    weights: float [rows, columns].
+    weights: float [rows, columns]: a row for each output of a layer.
     sensitivity: of the matrix; its `rows` weigh rows that share a codebook.
     entries: of a codebook, at most 256.
     together: neighboring rows that share a codebook; it divides the rows.
@@ -41,22 +51,36 @@ def share_with_feedback(
       (`inference.rounding`). Rounded later they cost far more. None: any.
 
   Returns:
-    Codes with a codebook of each group of rows, [rows / together, 1, entries].
+    Codes, with centroids of each group of rows: float32 [rows / together,
+    entries] along axis 0. Zero is not reserved.
 
   Raises:
     ValueError: shapes disagree, a weight is not finite, or a number is out of
       range.
+
+  Source: the codes are of GPTQ (Frantar et al., arXiv 2210.17323), the
+  centroids a weighted least-squares fit.
+
+  >>> hessian = np.array([[2.0, 1.0], [1.0, 2.0]])
+  >>> weights = np.float32([[0.5, -1.0], [3.0, 3.0]])
+  >>> found = share_with_feedback(
+  ...   weights, Sensitivity(hessian, np.ones(2)), entries=2
+  ... )
+  >>> found.codes.tolist(), found.centroids.round(3)
+  ([[1, 0], [0, 0]], array([[-1. ,  0.5],
+         [ 3. ,  0. ]], dtype=float32))
   """
-  _check(weights, sensitivity, entries, together)
+  weights = np.asarray(weights)
+  plan = make_rounding_plan(sensitivity)
+  _check(weights, plan, entries, together)
   if rounds < 1:
     raise ValueError(f'rounds={rounds} is not positive')
   if largest is not None and largest < 1:
     raise ValueError(f'largest={largest} is not positive')
-  plan = make_plan(sensitivity)
   ordered = np.asarray(weights, np.float32)[:, plan.order]
   hessian = damped(np.asarray(sensitivity.hessian, np.float64))
   hessian = hessian[np.ix_(plan.order, plan.order)].astype(np.float32)
-  share = sensitivity.rows if together > 1 else np.ones(len(weights))
+  share = plan.rows if together > 1 else np.ones(len(weights))
   importance = share[:, None] * np.sqrt(plan.cost / plan.cost.mean())
   books = _first_books(ordered, importance, entries, together)
   least = np.full(len(books), np.inf)
@@ -71,14 +95,19 @@ def share_with_feedback(
     best_codes = np.where(of_row, codes, best_codes)
     books = np.sort(books, axis=1)
   back = np.argsort(plan.order)
-  return coding.CodebookTensor(best_codes[:, back], best_books[:, None])
+  return Codebook(
+    codes=best_codes[:, back],
+    centroids=best_books.astype(np.float32),
+    axis=0,
+    reserves_zero=False,
+  )
 
 
 def _check(
-  weights: np.ndarray, sensitivity: Sensitivity, entries: int, together: int
+  weights: np.ndarray, plan: RoundingPlan, entries: int, together: int
 ) -> None:
   """Raises ValueError where a matrix is not shared so."""
-  wanted = (sensitivity.rows.size, len(sensitivity.hessian))
+  wanted = (plan.rows.size, plan.cost.size)
   if weights.shape != wanted:
     raise ValueError(f'weights.shape={weights.shape} must be {wanted}')
   if not 1 <= entries <= 256:
@@ -92,21 +121,21 @@ def _first_books(
 ) -> np.ndarray:
   """Codebooks without regard to what columns have to do with each other."""
   groups = len(ordered) // together
-  found = quantization.fit_codebook(
+  found = fit_codebook(
     ordered.reshape(groups, -1),
-    quantization.Sharing(entries=entries, axis=0, reserve_zero=False),
+    Sharing(entries=entries, axis=0, reserve_zero=False),
     importance=importance.astype(np.float32).reshape(groups, -1),
-    solver=quantization.lloyd(init=_between),
+    solver=kmeans.lloyd(init=_between),
   ).centroids
   # Entries that no weight needs repeat the last.
   missing = entries - found.shape[1]
   return np.pad(found, ((0, 0), (0, missing)), mode='edge')
 
 
-def _between(sample: quantization.kmeans.Sample, clusters: int) -> np.ndarray:
+def _between(sample: kmeans.Sample, clusters: int) -> np.ndarray:
   """Starts halfway: evenly spread misses the middle, by density the ends."""
-  even = quantization.linear_init(sample, clusters)
-  return (even + quantization.density_init(sample, clusters)) / 2
+  even = kmeans.linear_init(sample, clusters)
+  return (even + kmeans.density_init(sample, clusters)) / 2
 
 
 def _codes(

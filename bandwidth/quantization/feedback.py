@@ -1,10 +1,17 @@
-"""Quantizes a matrix column by column, later columns making up for earlier.
+r"""Quantizes a matrix column by column, later columns making up for earlier.
 
-The output error of a layer with inputs x is tr(E H Eᵀ), H = E[x xᵀ], and not
-|E|². With H⁻¹ = Uᵀ U, U upper triangular, rounding column j by e_j and
-subtracting e_j U_jk / U_jj from each later column k leaves Σ_j d_j |e_j|² with
-d_j = 1 / U_jj² (Frantar et al., GPTQ, arXiv 2210.17323). Steps in proportion to
-U_jj then make all columns cost alike, which is what an entropy coder wants.
+The output error of a layer with inputs x is not :math:`|E|^2` but
+
+.. math:: \operatorname{tr}(E H E'), \quad H = \mathbb{E}[x x'].
+
+With :math:`H^{-1} = U' U`, U upper triangular, rounding column j by
+:math:`e_j` and subtracting :math:`e_j U_{jk} / U_{jj}` from each later column k
+leaves
+
+.. math:: \sum_j d_j |e_j|^2, \quad d_j = 1 / U_{jj}^2
+
+(Frantar et al., GPTQ, arXiv 2210.17323). Steps in proportion to :math:`U_{jj}`
+then make all columns cost alike, which is what an entropy coder wants.
 """
 
 from collections.abc import Callable
@@ -12,19 +19,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bandwidth import coding
+from bandwidth.quantization.uniform import UniformLevels
 
 _DAMPING = 0.01
 _BLOCK = 64
 _HIGHEST = 1023
+# Sums in float32 are symmetric to less.
+_ASYMMETRY = 1e-3
 
 
 class Sensitivity(NamedTuple):
   """What an error E of a matrix costs: Σ_i rows_i · E_i H E_iᵀ.
 
   Attributes:
-    hessian: [columns, columns], symmetric and positive semidefinite.
-    rows: [rows], positive.
+    hessian: H, float [columns, columns], symmetric and positive semidefinite:
+      the mean of x xᵀ over inputs x of the layer.
+    rows: float [rows], positive: what an error of each output counts.
     by_row: whether each row has its own step, or each column.
   """
 
@@ -33,7 +43,7 @@ class Sensitivity(NamedTuple):
   by_row: bool = False
 
 
-class Plan(NamedTuple):
+class RoundingPlan(NamedTuple):
   """What there is to know of a matrix before its scale.
 
   Attributes:
@@ -53,36 +63,55 @@ class Plan(NamedTuple):
   level: float
   by_row: bool
 
-  def of_rows(self, picked: np.ndarray) -> 'Plan':
+  def of_rows(self, picked: np.ndarray) -> 'RoundingPlan':
     """Returns the plan of some rows, whose steps are those of the whole."""
     return self._replace(rows=self.rows[picked])
 
 
-def make_plan(sensitivity: Sensitivity) -> Plan:
-  """Factorizes the Hessian of a matrix.
+def make_rounding_plan(sensitivity: Sensitivity) -> RoundingPlan:
+  """Factorizes the Hessian of a matrix, on the host in float64.
+
+  A hundredth of the mean of its diagonal is added to it, so that no direction
+  of weights is free.
+
+  Args:
+    sensitivity: of the matrix.
 
   Raises:
-    ValueError: the Hessian is not square, or rows are not positive.
+    ValueError: the Hessian is not square, finite, symmetric or positive
+      semidefinite, or rows are not positive.
   """
   hessian = np.asarray(sensitivity.hessian, np.float64)
-  columns = len(hessian)
-  if hessian.shape != (columns, columns):
-    raise ValueError(f'hessian.shape={hessian.shape} is not square')
-  if not (sensitivity.rows > 0).all():
-    raise ValueError('rows must be positive')
+  rows = np.asarray(sensitivity.rows)
+  _check_sensitivity(hessian, rows)
   hessian = damped(hessian)
   order = np.argsort(-np.diag(hessian), kind='stable')
-  inverse = np.linalg.inv(hessian[np.ix_(order, order)])
-  upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
+  try:
+    inverse = np.linalg.inv(hessian[np.ix_(order, order)])
+    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
+  except np.linalg.LinAlgError:
+    raise ValueError('hessian is not positive semidefinite') from None
   diagonal = np.diag(upper)
-  return Plan(
+  return RoundingPlan(
     order=order,
     cost=1 / diagonal**2,
     pull=(upper / diagonal[:, None]).astype(np.float32),
-    rows=sensitivity.rows,
-    level=float(np.exp(np.log(sensitivity.rows).mean())),
+    rows=rows,
+    level=float(np.exp(np.log(rows).mean())),
     by_row=sensitivity.by_row,
   )
+
+
+def _check_sensitivity(hessian: np.ndarray, rows: np.ndarray) -> None:
+  if hessian.ndim != 2 or len(hessian) != hessian.shape[1]:
+    raise ValueError(f'hessian.shape={hessian.shape} is not square')
+  if not np.isfinite(hessian).all():
+    raise ValueError('hessian must be finite')
+  largest = np.abs(hessian).max(initial=0)
+  if np.abs(hessian - hessian.T).max(initial=0) > _ASYMMETRY * largest:
+    raise ValueError('hessian is not symmetric')
+  if rows.ndim != 1 or not ((rows > 0) & (rows < np.inf)).all():
+    raise ValueError('rows must be positive and finite, along one axis')
 
 
 def damped(hessian: np.ndarray) -> np.ndarray:
@@ -93,26 +122,44 @@ def damped(hessian: np.ndarray) -> np.ndarray:
 
 
 def quantize_with_feedback(
-  weights: np.ndarray, plan: Plan, *, scale: float, price: float
-) -> coding.UniformTensor:
-  """Quantizes a matrix so that its cost plus λ · bits is small.
+  weights: np.ndarray, plan: RoundingPlan, *, scale: float, price: float
+) -> UniformLevels:
+  r"""Quantizes a matrix so that its cost plus a price of its bits is small.
+
+  .. math:: \min_L \sum_i r_i E_i H E_i' + \lambda \, \mathrm{bits}(L),
+    \quad E = W - L \Delta
 
   It goes over the matrix twice: with the bits that levels take after the first
   time, the second chooses among the neighbors of a weight and zero.
 
   Args:
-    weights: float [rows, columns].
+    weights: W, float [rows, columns]: a row for each output of a layer.
     plan: of the matrix.
-    scale: of the steps, the same for all matrices of a network.
-    price: λ / scale².
+    scale: of the steps, positive, the same for all matrices of a network.
+    price: λ / scale², not negative; 0 is GPTQ with steps of these columns.
 
   Returns:
-    Levels, with a step for each row or each column. Steps are powers of √2 in
-    eight bits of mantissa, so that they take next to nothing.
+    Levels, int32, with a step for each row or each column (axis 0 or 1). Steps
+    are powers of √2 in eight bits of mantissa, so that they take next to
+    nothing in a file.
 
   Raises:
-    ValueError: shapes disagree, or a weight is not finite.
+    ValueError: shapes disagree, a weight is not finite, or a number is out of
+      range.
+
+  Source: Frantar et al., GPTQ, arXiv 2210.17323, algorithm 1; the price is of
+  Lagrangian rate-distortion optimization.
+
+  The second weight makes up for the first, whose input is nearly the same:
+
+  >>> hessian = np.array([[2.0, 1.9], [1.9, 2.0]])
+  >>> plan = make_rounding_plan(Sensitivity(hessian, np.ones(1)))
+  >>> weights = np.float32([[0.7, 1.2]])
+  >>> found = quantize_with_feedback(weights, plan, scale=1.0, price=0.0)
+  >>> found.levels, found.decode().round(2)
+  (array([[0, 3]], dtype=int32), array([[0.  , 2.12]], dtype=float32))
   """
+  weights = np.asarray(weights)
   if weights.shape != (plan.rows.size, plan.cost.size):
     raise ValueError(
       f'weights.shape={weights.shape} must be '
@@ -120,6 +167,10 @@ def quantize_with_feedback(
     )
   if not np.isfinite(weights).all():
     raise ValueError('weights must be finite')
+  if not 0 < scale < np.inf:
+    raise ValueError(f'scale={scale} must be finite and positive')
+  if not 0 <= price < np.inf:
+    raise ValueError(f'price={price} must be finite and not negative')
   size = np.abs(weights)
   if plan.by_row:
     shared = float(np.exp(np.log(plan.cost).mean()))
@@ -133,8 +184,11 @@ def quantize_with_feedback(
   levels = _sweep(ordered, steps, plan.pull, ratio, None)
   levels = _sweep(ordered, steps, plan.pull, ratio, price * _bits(levels))
   back = np.argsort(plan.order)
-  grid = steps if plan.by_row else steps[0, back]
-  return coding.UniformTensor(levels[:, back].astype(np.int32), grid)
+  return UniformLevels(
+    levels=levels[:, back].astype(np.int32),
+    step=steps[:, 0] if plan.by_row else steps[0, back],
+    axis=0 if plan.by_row else 1,
+  )
 
 
 def _steps(steps: np.ndarray, largest: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from experiments.feedback import (
+from bandwidth.quantization import (
   Sensitivity,
-  make_plan,
+  make_rounding_plan,
   quantize_with_feedback,
 )
 
@@ -44,7 +44,7 @@ def transcription(weights, hessian, steps):
 
 def test_without_a_price_against_a_transcription(problem):
   weights, hessian, _ = problem
-  plan = make_plan(Sensitivity(hessian, np.ones(150)))
+  plan = make_rounding_plan(Sensitivity(hessian, np.ones(150)))
   found = quantize_with_feedback(weights, plan, scale=0.1, price=0.0)
   expected = transcription(weights, hessian, found.step)
   # Ties and float32 may turn a level; what follows it then differs too.
@@ -54,18 +54,18 @@ def test_without_a_price_against_a_transcription(problem):
 @pytest.mark.parametrize('by_row', [False, True])
 def test_costs_less_than_rounding_to_the_same_steps(problem, by_row):
   weights, hessian, rows = problem
-  plan = make_plan(Sensitivity(hessian, rows, by_row))
+  plan = make_rounding_plan(Sensitivity(hessian, rows, by_row))
   found = quantize_with_feedback(weights, plan, scale=0.1, price=0.0)
-  steps = np.broadcast_to(found.step, weights.shape)
+  steps = found.step[:, None] if by_row else found.step
   rounded = np.rint(weights / steps) * steps
   plain = cost(weights - rounded, hessian, rows)
-  ours = cost(weights - found.to_array(), hessian, rows)
+  ours = cost(weights - found.decode(), hessian, rows)
   assert ours < 0.7 * plain
 
 
 def test_price_buys_smaller_levels(problem):
   weights, hessian, rows = problem
-  plan = make_plan(Sensitivity(hessian, rows))
+  plan = make_rounding_plan(Sensitivity(hessian, rows))
   sizes = [
     np.abs(
       quantize_with_feedback(weights, plan, scale=1.0, price=price).levels
@@ -77,7 +77,7 @@ def test_price_buys_smaller_levels(problem):
 
 def test_rows_are_quantized_alone(problem):
   weights, hessian, rows = problem
-  plan = make_plan(Sensitivity(hessian, rows))
+  plan = make_rounding_plan(Sensitivity(hessian, rows))
   picked = np.array([3, 70, 149])
   whole = quantize_with_feedback(weights, plan, scale=0.1, price=0.0)
   part = quantize_with_feedback(
@@ -90,7 +90,7 @@ def test_rows_are_quantized_alone(problem):
 def test_steps_are_powers_of_the_root_of_two(problem):
   weights, hessian, rows = problem
   for by_row in (False, True):
-    plan = make_plan(Sensitivity(hessian, rows, by_row))
+    plan = make_rounding_plan(Sensitivity(hessian, rows, by_row))
     step = quantize_with_feedback(weights, plan, scale=0.1, price=0.1).step
     twice = 2 * np.log2(step)
     np.testing.assert_allclose(twice, np.rint(twice), atol=1e-2)
@@ -101,9 +101,26 @@ def test_steps_are_powers_of_the_root_of_two(problem):
 def test_bad_arguments(problem):
   weights, hessian, rows = problem
   with pytest.raises(ValueError, match='is not square'):
-    make_plan(Sensitivity(hessian[:3], rows))
+    make_rounding_plan(Sensitivity(hessian[:3], rows))
   with pytest.raises(ValueError, match='rows must be positive'):
-    make_plan(Sensitivity(hessian, 0 * rows))
-  plan = make_plan(Sensitivity(hessian, rows))
+    make_rounding_plan(Sensitivity(hessian, 0 * rows))
+  for bad, message in (
+    (np.nan * hessian, 'must be finite'),
+    (np.triu(hessian), 'is not symmetric'),
+    (-hessian, 'is not positive semidefinite'),
+  ):
+    with pytest.raises(ValueError, match=f'hessian {message}'):
+      make_rounding_plan(Sensitivity(bad, rows))
+  plan = make_rounding_plan(Sensitivity(hessian, rows))
   with pytest.raises(ValueError, match=r'weights.shape=\(2, 24\) must be'):
     quantize_with_feedback(weights[:2], plan, scale=0.1, price=0.1)
+  with pytest.raises(ValueError, match='weights must be finite'):
+    quantize_with_feedback(np.nan * weights, plan, scale=0.1, price=0.1)
+  with pytest.raises(
+    ValueError, match=r'scale=0\.0 must be finite and positive'
+  ):
+    quantize_with_feedback(weights, plan, scale=0.0, price=0.1)
+  with pytest.raises(
+    ValueError, match=r'price=-1\.0 must be finite and not neg'
+  ):
+    quantize_with_feedback(weights, plan, scale=0.1, price=-1.0)

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from bandwidth import quantization
-from experiments.feedback import Sensitivity
-from experiments.shared_feedback import share_with_feedback
+from bandwidth.quantization import Sensitivity, share_with_feedback
 
 
 def cost(error, hessian, rows):
@@ -24,12 +23,12 @@ def problem():
 def test_costs_less_than_nearest_values(problem):
   weights, hessian, rows = problem
   found = share_with_feedback(weights, Sensitivity(hessian, rows), entries=4)
-  assert found.codebook.shape == (60, 1, 4)
+  assert found.centroids.shape == (60, 4)
   sharing = quantization.Sharing(entries=4, axis=0, reserve_zero=False)
   nearest = quantization.fit_codebook(
     weights, sharing, solver=quantization.exact_kmeans()
   ).decode()
-  ours = cost(weights - found.to_array(), hessian, np.ones(60))
+  ours = cost(weights - found.decode(), hessian, np.ones(60))
   assert ours < 0.6 * cost(weights - nearest, hessian, np.ones(60))
 
 
@@ -40,9 +39,7 @@ def test_codebooks_are_the_best_of_their_codes(problem):
   )
   damped = hessian + 0.01 * np.trace(hessian) / 24 * np.eye(24)
   root = np.linalg.cholesky(damped).T
-  for w, codes, book in zip(
-    weights, found.codes, found.codebook[:, 0], strict=True
-  ):
+  for w, codes, book in zip(weights, found.codes, found.centroids, strict=True):
     picks = np.eye(4)[codes]
     best = np.linalg.lstsq(root @ picks, root @ w, rcond=None)[0]
     # What no weight uses may be anything.
@@ -58,8 +55,8 @@ def test_rows_that_share_a_codebook_count_by_their_weight(problem):
     found = share_with_feedback(
       weights, Sensitivity(hessian, rows), entries=4, together=3
     )
-    assert found.codebook.shape == (20, 1, 4)
-    error = weights - found.to_array()
+    assert found.centroids.shape == (20, 4)
+    error = weights - found.decode()
     return np.einsum('ij,jk,ik->i', error, hessian, error)
 
   heavy = errors(rows)[::3].sum()
@@ -76,20 +73,20 @@ def test_codebooks_of_integers(problem):
   )
 
   def rounded(tensor):
-    scale = np.abs(tensor.codebook).max(-1, keepdims=True) / 20
-    return np.rint(tensor.codebook / scale) * scale
+    scale = np.abs(tensor.centroids).max(-1, keepdims=True) / 20
+    return np.rint(tensor.centroids / scale) * scale
 
-  np.testing.assert_allclose(whole.codebook, rounded(whole), rtol=1e-5)
-  later = np.take_along_axis(rounded(plain)[:, 0], plain.codes.astype(int), 1)
+  np.testing.assert_allclose(whole.centroids, rounded(whole), rtol=1e-5)
+  later = np.take_along_axis(rounded(plain), plain.codes.astype(int), 1)
   ones = np.ones(60)
-  ours = cost(weights - whole.to_array(), hessian, ones)
+  ours = cost(weights - whole.decode(), hessian, ones)
   assert ours < 0.9 * cost(weights - later, hessian, ones)
 
 
 def test_few_values_are_kept_as_they_are():
   weights = np.array([[0.5, -1.0, 0.5, 2.0], [3.0, 3.0, 1.0, 1.0]], np.float32)
   found = share_with_feedback(weights, Sensitivity(np.eye(4), np.ones(2)))
-  np.testing.assert_allclose(found.to_array(), weights, atol=1e-5)
+  np.testing.assert_allclose(found.decode(), weights, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""Trees of parameters in one file: written with their codebooks, and read."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from bandwidth import tree
+from bandwidth.base import Masks, Params, unknown_name
+from bandwidth.coding import tensors
+from bandwidth.coding.container import write
+from bandwidth.coding.ledger import Ledger
+from bandwidth.coding.reader import read_arrays
+
+
+def save_tree(
+  path: str | os.PathLike[str],
+  params: Params,
+  codebooks: Mapping[str, tensors.Storable] | None = None,
+  *,
+  masks: Masks | None = None,
+  metadata: Mapping[str, Any] | None = None,
+  coder: str = 'auto',
+) -> Ledger:
+  """Writes a tree of parameters, and returns where its bytes went.
+
+  Arrays with a codebook are stored as its codes, and come back as their values
+  in the dtype of the parameter; all others are kept bit for bit. Names join the
+  keys by slashes: `Conv_0/kernel`, and for the first of a list `0`.
+
+  Args:
+    path: where to; written aside first, then renamed.
+    params: any pytree of arrays. None and empty containers hold no array, and
+      only `load_tree` with `like` brings them back.
+    codebooks: by name, what `bandwidth.quantization` makes of parameters:
+      `Codebook`s, as of `share_params`, `read_codebooks` and
+      `ternary_params`, `UniformLevels`, or tensors of a file.
+    masks: of the shape of `params`, see `base.Masks`; weights where it is False
+      are stored as zeros, and have to be zeros in a codebook. None: all stay.
+    metadata: see `write`.
+    coder: see `write`.
+
+  Raises:
+    ValueError: two arrays have one name, a name is the beginning of another's
+      (`{'a': x, 'a/b': y}`), a leaf is no array; a codebook is of no parameter,
+      of another shape, or of other values where a mask prunes; or as `write`.
+    OSError: the file can't be written; the old one stands.
+
+  >>> import pathlib, tempfile
+  >>> from bandwidth import quantization
+  >>> params = {'a': {'bias': np.float32([3]), 'kernel': np.float32([1, 2])}}
+  >>> rules = [('.*/kernel', 1), ('.*', None)]
+  >>> shared = quantization.share_params(params, rules)
+  >>> path = pathlib.Path(tempfile.mkdtemp()) / 'model.bwz'
+  >>> ledger = save_tree(path, shared.params, shared.codebooks)
+  >>> ledger.total == path.stat().st_size
+  True
+  >>> load_tree(path)['a']['kernel']
+  array([1.5, 1.5], dtype=float32)
+  """
+  leaves = _named_arrays('params', params)
+  tree.nested(leaves.items())
+  codebooks = codebooks or {}
+  for name in codebooks:
+    if name not in leaves:
+      raise ValueError(unknown_name('codebooks', name, leaves))
+  pruned = {} if masks is None else _pruned(params, masks)
+  made: dict[str, tensors.Storable] = {}
+  for name, leaf in leaves.items():
+    where = pruned.get(name)
+    if name in codebooks:
+      made[name] = _checked(name, codebooks[name], leaf, where)
+    elif where is not None:
+      made[name] = np.where(where, np.zeros((), leaf.dtype), leaf)
+    else:
+      made[name] = leaf
+  return write(path, made, metadata=metadata, coder=coder)
+
+
+def _named_arrays(argument: str, given: Any) -> dict[str, np.ndarray]:
+  """Leaves on the host by name, no two alike."""
+  found: dict[str, np.ndarray] = {}
+  for name, leaf in tree.named_leaves(given):
+    if name in found:
+      raise ValueError(f'{argument}: two arrays have the name {name!r}')
+    try:
+      found[name] = np.asarray(jax.device_get(leaf))
+    except TypeError as error:
+      raise ValueError(f'{argument}: {name} is no array: {error}') from None
+  return found
+
+
+def _pruned(params: Params, masks: Masks) -> dict[str, np.ndarray]:
+  """Where weights are to be zeros, of the parameters that lose some."""
+  kept = _named_arrays('masks', masks)
+  leaves = dict(tree.named_leaves(params))
+  if strange := kept.keys() ^ leaves.keys():
+    raise ValueError(f'masks are not shaped as params: see {min(strange)!r}')
+  found = {}
+  for name, mask in kept.items():
+    shape = np.shape(leaves[name])
+    if mask.dtype != bool or mask.shape not in ((), shape):
+      raise ValueError(
+        f'masks: {name} is {mask.dtype} {mask.shape}, not bool {shape}'
+      )
+    if not mask.all():
+      found[name] = np.broadcast_to(~mask, shape)
+  return found
+
+
+def _checked(
+  name: str,
+  codebook: tensors.Storable,
+  leaf: np.ndarray,
+  pruned: np.ndarray | None,
+) -> tensors.Tensor:
+  """The tensor of a parameter that has a codebook."""
+  try:
+    tensor = tensors.as_tensor(codebook, dtype=leaf.dtype.name)
+  except ValueError as error:
+    raise ValueError(f'codebooks: {name}: {error}') from None
+  if tensor.shape != leaf.shape:
+    raise ValueError(
+      f'codebooks: {name} has shape {tensor.shape}, the parameter {leaf.shape}'
+    )
+  if pruned is not None and tensor.to_array()[pruned].any():
+    raise ValueError(f'codebooks: {name} is not zero where its mask prunes')
+  return tensor
+
+
+def load_tree(
+  path: str | os.PathLike[str], *, like: Params | None = None
+) -> Any:
+  """Reads all arrays of a file as a tree.
+
+  Args:
+    path: of the file.
+    like: a tree of arrays, or of their shapes, of the same names. None: nested
+      dictionaries, one level a slash.
+
+  Returns:
+    NumPy arrays in the dtypes of the file, shaped as `like`.
+
+  Raises:
+    ValueError: as `open_file`; a name continues another tensor's; or `like` has
+      other names or shapes.
+    OSError: the file can't be read.
+  """
+  arrays = read_arrays(path)
+  if like is None:
+    return tree.nested(arrays.items())
+  wanted = tree.names(like)
+  if len(set(wanted)) < len(wanted):
+    raise ValueError('like: two arrays have one name')
+  if strange := set(wanted) ^ arrays.keys():
+    name = min(strange)
+    where = 'not in the file' if name in wanted else 'in the file alone'
+    raise ValueError(f'like: {name!r} is {where}')
+
+  def found(name: str, leaf: Any) -> np.ndarray:
+    if np.shape(leaf) != arrays[name].shape:
+      raise ValueError(
+        f'like: {name} has shape {np.shape(leaf)}, in the file '
+        f'{arrays[name].shape}'
+      )
+    return arrays[name]
+
+  return tree.map_named(found, like)

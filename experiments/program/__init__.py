@@ -1,0 +1,1 @@
+"""What a program with a config does around its work: flags, errors."""
