@@ -34,14 +34,13 @@ from bandwidth.inference.products import matmul
 from bandwidth.inference.rounding import MODES
 
 if TYPE_CHECKING:
-  from bandwidth.inference.linen import CompressedNetwork
+  from bandwidth.inference.linen import CompressedNetwork as CompressedNetwork
 
 __all__ = [
   'BACKENDS',
   'MODES',
   'Choice',
   'CodebookMatrix',
-  'CompressedNetwork',
   'Matrix',
   'Plan',
   'SparseMatrix',

@@ -1,10 +1,12 @@
 """Arrays of parameters from the matrices that run instead of them."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bandwidth.inference.loading import EMBEDDING, kind_of
 from bandwidth.inference.matrices import (
   Matrix,
   SparseMatrix,
@@ -19,9 +21,7 @@ def has_rows(name: str) -> bool:
   >>> has_rows('words/embedding'), has_rows('words/kernel')
   (True, False)
   """
-  *parents, last = name.split('/')
-  # What Flax NNX calls the array of a parameter.
-  return (parents[-1] if last == 'value' and parents else last) == 'embedding'
+  return kind_of(name) == EMBEDDING
 
 
 def fits(name: str, matrix: tuple[int, int], shape: tuple[int, ...]) -> bool:
@@ -48,9 +48,7 @@ def array_of(
   Returns:
     float32, or of the array's dtype.
   """
-  rows = (_rows(matrix) if is_matrix(matrix) else jnp.asarray(matrix).T)[
-    outputs
-  ]
+  rows = _rows(matrix)[outputs]
   if has_rows(name):
     return rows
   *taps, inputs, count = shape
@@ -58,9 +56,11 @@ def array_of(
   return jnp.moveaxis(rows.reshape(count, inputs, *taps), (0, 1), (-1, -2))
 
 
-def _rows(matrix: Matrix) -> jax.Array:
+def _rows(matrix: Any) -> jax.Array:
   """The transposed matrix, [N, K]."""
   inputs, outputs = matrix.shape
+  if not is_matrix(matrix):
+    return jnp.asarray(matrix).T
   if not isinstance(matrix, SparseMatrix):
     return rows_of(matrix, jnp.arange(outputs))
   counts = jnp.diff(jnp.asarray(matrix.starts))

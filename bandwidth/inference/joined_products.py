@@ -10,17 +10,19 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import tree
+from bandwidth.inference.layers import rounded
 from bandwidth.inference.matrices import (
   CodebookMatrix,
   is_matrix,
 )
+from bandwidth.inference.products import matmul
 
 _TOGETHER = (CodebookMatrix, jax.Array, np.ndarray)
 
@@ -45,6 +47,28 @@ class Part:
   group: str
   begin: int
   end: int
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['leaf'],
+  meta_fields=['backend', 'mode'],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Codes:
+  """A parameter that a layer runs from, as it goes through Flax.
+
+  Who multiplies is part of its type: Flax keeps what `nn.jit` has traced.
+
+  Attributes:
+    leaf: a matrix, or a `Part`.
+    backend: of `inference.BACKENDS`.
+    mode: of `inference.MODES`.
+  """
+
+  leaf: Any
+  backend: str
+  mode: str
 
 
 def join_kernels(params: Any, reads: Sequence[tuple[str, Any]]) -> Any:
@@ -114,3 +138,49 @@ def _beside(matrices: Sequence[Any]) -> Any:
     shape=(first.shape[0], sum(m.shape[1] for m in matrices)),
     bits=first.bits,
   )
+
+
+class Products(NamedTuple):
+  """Products of one call of a network.
+
+  Attributes:
+    reads: names of kernels and what they multiply, in the order of calls.
+    joined: by name of the group: what was multiplied, by what, the product.
+  """
+
+  reads: list[tuple[str, Any]]
+  joined: dict[str, tuple[Any, Any, jax.Array]]
+
+  def multiply(
+    self, name: str, codes: Codes, x: jax.Array, kernel: Any
+  ) -> jax.Array:
+    """Multiplies by a matrix, or by its `Part` of one.
+
+    Args:
+      name: of the kernel.
+      codes: who multiplies.
+      x: [..., K], of a dtype that weights are rounded to as well.
+      kernel: a matrix, or a `Part`.
+
+    Raises:
+      ValueError: the layer that has the joined matrix was not called before.
+    """
+    self.reads.append((name, x))
+
+    def times(matrix: Any) -> jax.Array:
+      matrix = rounded(matrix, x.dtype)
+      return matmul(x, matrix, backend=codes.backend, mode=codes.mode)
+
+    if not isinstance(kernel, Part):
+      return times(kernel)
+    if kernel.whole is not None:
+      self.joined[kernel.group] = x, kernel.whole, times(kernel.whole)
+    if kernel.group not in self.joined:
+      raise ValueError(
+        f'{name} was joined with {kernel.group}, which this call does not '
+        'reach before it: join for this call'
+      )
+    multiplied, whole, y = self.joined[kernel.group]
+    if multiplied is not x:
+      y = times(whole)
+    return y[..., kernel.begin : kernel.end]

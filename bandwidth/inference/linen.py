@@ -14,12 +14,11 @@ import numpy as np
 
 from bandwidth.base import unknown_name
 from bandwidth.inference import decoding, layers
-from bandwidth.inference.joined_products import Part, join_kernels
-from bandwidth.inference.products import BACKENDS, matmul
+from bandwidth.inference.backends import BACKENDS
+from bandwidth.inference.joined_products import Codes, Products, join_kernels
 from bandwidth.inference.reads import layer_call, reads_of, traced_anew
 from bandwidth.inference.rounding import MODES
 from bandwidth.inference.variables import (
-  Codes,
   Given,
   Packed,
   Path,
@@ -71,7 +70,7 @@ class CompressedNetwork:
   ...   _ = coding.write(path, {'params/Dense_0/kernel': kernel})
   ...   variables = inference.load_compressed(path)
   >>> network = inference.CompressedNetwork(Network())
-  >>> jax.jit(network.apply)(variables, jnp.array([1.0, 2.0, 4.0])).tolist()
+  >>> jax.jit(network.apply)(variables, np.float32([1, 2, 4])).tolist()
   [0.0, 1.5]
 
   Attributes:
@@ -178,8 +177,8 @@ class CompressedNetwork:
       variables = replaced(
         variables, functools.partial(self._form, plan, packed)
       )
-    own = _Call(reads, arrays, {})
-    with nn.intercept_methods(functools.partial(_run_layer, own)):
+    run = functools.partial(_run_layer, arrays, Products(reads, {}))
+    with nn.intercept_methods(run):
       return self.model.apply(variables, *args, **options)
 
   def _form(
@@ -377,47 +376,9 @@ class _Note:
     return layer_call('/'.join(path), run, kernel, inputs, own)
 
 
-class _Call(NamedTuple):
-  """What layers of one call of a network tell each other.
-
-  Attributes:
-    reads: names of kernels and what they multiply.
-    arrays: parameters that are not compressed, by path.
-    products: of joined kernels, by name of the group: what was multiplied, the
-      joined matrix, and the product.
-  """
-
-  reads: list[tuple[str, Any]]
-  arrays: dict[Path, Any]
-  products: dict[str, tuple[Any, Any, jax.Array]]
-
-  def multiply(
-    self, name: str, codes: Codes, x: jax.Array, kernel: Any
-  ) -> jax.Array:
-    """Multiplies by a matrix, or by its `Part` of one."""
-    self.reads.append((name, x))
-
-    def times(matrix: Any) -> jax.Array:
-      matrix = layers.rounded(matrix, x.dtype)
-      return matmul(x, matrix, backend=codes.backend, mode=codes.mode)
-
-    if not isinstance(kernel, Part):
-      return times(kernel)
-    if kernel.whole is not None:
-      self.products[kernel.group] = x, kernel.whole, times(kernel.whole)
-    if kernel.group not in self.products:
-      raise ValueError(
-        f'{name} was joined with {kernel.group}, which this call does not '
-        'reach before it: join for this call'
-      )
-    multiplied, whole, y = self.products[kernel.group]
-    if multiplied is not x:
-      y = times(whole)
-    return y[..., kernel.begin : kernel.end]
-
-
 def _run_layer(
-  own: _Call,
+  arrays: Mapping[Path, Any],
+  products: Products,
   call: Callable[..., Any],
   args: tuple[Any, ...],
   kwargs: dict[str, Any],
@@ -441,12 +402,12 @@ def _run_layer(
     if layer is None:
       return call(*args, **kwargs)
     (inputs,) = (*args, *kwargs.values())
-    multiply = functools.partial(own.multiply, '/'.join(path), kernel)
+    multiply = functools.partial(products.multiply, '/'.join(path), kernel)
     return layer.run(module, kernel.leaf, inputs, _bias(module), multiply)
-  if type(module) is nn.Dense and kernel is own.arrays.get(('params', *path)):
+  if type(module) is nn.Dense and kernel is arrays.get(('params', *path)):
     (inputs,) = (*args, *kwargs.values())
     if not layers.DENSE.refusal(module, kernel, inputs, _bias(module)):
-      own.reads.append(('/'.join(path), inputs))
+      products.reads.append(('/'.join(path), inputs))
   return call(*args, **kwargs)
 
 

@@ -44,7 +44,7 @@ def layer_call(
     *rest: nested arrays.
   """
   operands = 1 + len(jax.tree.leaves(rest))
-  run.__name__ = f'{_MARK}{operands} {kernel.shape} {name}'
+  run.__name__ = _mark_of(kernel.shape, operands, 1) + name
   return jax.jit(run)(kernel, *rest)
 
 
@@ -99,35 +99,45 @@ class _Found(NamedTuple):
 
 def _follow(jaxpr: Any, names: Mapping[Any, Any], found: _Found) -> None:
   """Adds the readers in a program of what its variables are, by name."""
-
-  def named(variables: Iterable[Any]) -> list[Any]:
-    return [
+  results = _variables(jaxpr.outvars)
+  found.others.update(names[each] for each in results if each in names)
+  needed = set(results)
+  for step in reversed(jaxpr.eqns):
+    if not step.effects and needed.isdisjoint(step.outvars):
+      continue
+    needed.update(_variables(step.invars))
+    operands = [
       None if isinstance(each, core.Literal) else names.get(each)
-      for each in variables
+      for each in step.invars
     ]
-
-  for step in jaxpr.eqns:
-    operands = named(step.invars)
     mark = str(step.params.get('name', ''))
     if mark.startswith(_MARK):
-      whole = f'{_MARK}{len(step.invars)} {_shape(step.invars)} '
-      if mark.startswith(whole) and operands[0] is not None:
+      if operands[0] is not None and mark.startswith(_mark_of_step(step)):
         found.layers.setdefault(mark, set()).add(operands[0])
         operands[0] = None
       else:
         found.odd.add(mark)
-    for inner, variables, begin in _inside(step):
-      end = begin + len(variables)
-      own = dict(zip(variables, operands[begin:end], strict=True))
-      _follow(inner, {v: n for v, n in own.items() if n is not None}, found)
-    for _, variables, begin in _inside(step)[:1]:
-      operands[begin : begin + len(variables)] = [None] * len(variables)
+    inside = _inside(step)
+    for inner, variables, begin in inside:
+      own = zip(variables, operands[begin:], strict=False)
+      _follow(inner, {v: n for v, n in own if n is not None}, found)
+    if inside:
+      _, variables, begin = inside[0]
+      del operands[begin : begin + len(variables)]
     found.others.update(name for name in operands if name is not None)
-  found.others.update(n for n in named(jaxpr.outvars) if n is not None)
 
 
-def _shape(variables: list[Any]) -> tuple[int, ...]:
-  return variables[0].aval.shape if variables else ()
+def _variables(given: Iterable[Any]) -> list[Any]:
+  return [each for each in given if not isinstance(each, core.Literal)]
+
+
+def _mark_of(shape: tuple[int, ...], operands: int, results: int) -> str:
+  return f'{_MARK}{shape}, {operands} to {results}: '
+
+
+def _mark_of_step(step: Any) -> str:
+  shape = step.invars[0].aval.shape
+  return _mark_of(shape, len(step.invars), len(step.outvars))
 
 
 def _inside(step: Any) -> list[tuple[Any, list[Any], int]]:

@@ -3,8 +3,6 @@
 What is said of them is by path: the names of the dictionaries that they are in.
 """
 
-import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,28 +12,6 @@ from bandwidth.inference.joined_products import Part
 from bandwidth.inference.matrices import is_matrix
 
 Path = tuple[str, ...]
-
-
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['leaf'],
-  meta_fields=['backend', 'mode'],
-)
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Codes:
-  """A parameter that a layer runs from, as it goes through Flax.
-
-  Who multiplies is part of its type: Flax keeps what `nn.jit` has traced.
-
-  Attributes:
-    leaf: a matrix, or a `Part`.
-    backend: of `inference.BACKENDS`.
-    mode: of `inference.MODES`.
-  """
-
-  leaf: Any
-  backend: str
-  mode: str
 
 
 class Packed(NamedTuple):
