@@ -68,7 +68,7 @@ void FloatProduct(const Source& source, const Rows& rows, int largest,
   DivideTiles(source, columns, work, y, threads);
 }
 
-// `arrange(scratch)` gives rows as integers.
+// `arrange(integers, count, to)` brings those of a row in order.
 template <typename Source, typename F>
 void ByteProduct(const Source& source, const Rows& rows, const F& arrange,
                  float* y, const Threads& threads) {
@@ -81,7 +81,7 @@ void ByteProduct(const Source& source, const Rows& rows, const F& arrange,
   const bool few = V::kOffset == 0 || batch <= V::kFewRows;
   Scratch scratch(ArrangedBytes(rows, g.runs) +
                   (few ? 0 : ColumnBytes<L>(batch, rows.filled / 4, tiles)));
-  const Arranged<int8_t> x = arrange(scratch);
+  const Arranged<int8_t> x = IntegersOf<int8_t>(rows, g.runs, scratch, arrange);
   if constexpr (V::kOffset == 0) {
     DivideRows<V::kFewRows>(source, x, work, y, threads);
   } else {
@@ -98,7 +98,7 @@ template <typename Source, typename F>
 void WordProduct(const Source& source, const Rows& rows, const F& arrange,
                  float* y, const Threads& threads) {
   Scratch scratch(ArrangedBytes(rows, source.m.groups.runs));
-  const Arranged<int16_t> x = arrange(scratch);
+  const Arranged<int16_t> x = IntegersOf<int16_t>(rows, source.m.groups.runs, scratch, arrange);
   DivideRows<4>(source, x, source.m.outputs * rows.filled * rows.batch, y,
                 threads);
 }
@@ -106,27 +106,16 @@ void WordProduct(const Source& source, const Rows& rows, const F& arrange,
 template <typename V, int kBits>
 void CodebookBits(const Codebook& m, const Rows& rows, Mode mode, float* y,
                   const Threads& threads) {
-  const int64_t runs = m.groups.runs;
   if constexpr (kBits < 8 || V::kLooksUp256) {
     if (mode == Mode::kInt8) {
-      const auto arrange = [&](Scratch& scratch) {
-        return IntegersOf<int8_t>(
-            rows, runs, scratch, [](const int32_t* x, int64_t n, int8_t* to) {
-              PackBytes(x, n, kBits, reinterpret_cast<uint32_t*>(to));
-            });
-      };
-      return ByteProduct(Codes<V, kBits, int8_t>{m}, rows, arrange, y,
+      const Codes<V, kBits, int8_t> source{m};
+      return ByteProduct(source, rows, Lookup<V, kBits, int8_t>::Arrange, y,
                          threads);
     }
     if (mode == Mode::kInt16 && rows.batch <= kFewCodeRows) {
-      using Source = Codes<V, kBits, int16_t>;
-      const auto arrange = [&](Scratch& scratch) {
-        return IntegersOf<int16_t>(
-            rows, runs, scratch, [](const int32_t* x, int64_t n, int16_t* to) {
-              Reorder(x, n, Lookup<V, kBits, int16_t>::kOrder, to);
-            });
-      };
-      return WordProduct(Source{m}, rows, arrange, y, threads);
+      const Codes<V, kBits, int16_t> source{m};
+      return WordProduct(source, rows, Lookup<V, kBits, int16_t>::Arrange, y,
+                         threads);
     }
   }
   const int largest = Largest(mode);
@@ -152,19 +141,13 @@ void CodebookProduct(const Codebook& m, const Rows& rows, Mode mode, float* y,
 template <typename V>
 void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
                     const Threads& threads) {
-  const int64_t runs = m.groups.runs;
   const Levels<V, float> source{m};
   if (mode == Mode::kInt8) {
-    const auto arrange = [&](Scratch& scratch) {
-      return IntegersOfLevels<int8_t>(rows, runs, scratch);
-    };
-    return ByteProduct(Levels<V, int8_t>{m}, rows, arrange, y, threads);
+    const Levels<V, int8_t> source{m};
+    return ByteProduct(source, rows, Narrow<int8_t>, y, threads);
   }
   if (mode == Mode::kInt16 && rows.batch <= V::kFewLevelRows) {
-    const auto arrange = [&](Scratch& scratch) {
-      return IntegersOfLevels<int16_t>(rows, runs, scratch);
-    };
-    return WordProduct(source, rows, arrange, y, threads);
+    return WordProduct(source, rows, Narrow<int16_t>, y, threads);
   }
   Scratch scratch(FloatBytes<V>(rows));
   static constexpr Order kOrder = NaturalOrder();

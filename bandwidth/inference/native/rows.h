@@ -71,7 +71,7 @@ inline void FloatOutputs(const Source& source,
 }
 
 template <int kRows, typename Source>
-void ProductRows(const Source& source, const Arranged<float>& x, int64_t first,
+[[gnu::noinline]] void ProductRows(const Source& source, const Arranged<float>& x, int64_t first,
                  const Range& range) {
   const Window<kRows, float> rows(x, first);
   int64_t n = range.begin;
@@ -105,7 +105,7 @@ inline void IntegerRows(const Source& source, const Window<kRows, T>& rows,
 }
 
 template <int kRows, typename V, int kBits>
-void ProductRows(const Codes<V, kBits, int16_t>& source,
+[[gnu::noinline]] void ProductRows(const Codes<V, kBits, int16_t>& source,
                  const Arranged<int16_t>& x, int64_t first,
                  const Range& range) {
   using Source = Codes<V, kBits, int16_t>;
@@ -142,7 +142,7 @@ void ProductRows(const Codes<V, kBits, int16_t>& source,
 }
 
 template <int kRows, typename V>
-void ProductRows(const Levels<V, float>& source, const Arranged<int16_t>& x,
+[[gnu::noinline]] void ProductRows(const Levels<V, float>& source, const Arranged<int16_t>& x,
                  int64_t first, const Range& range) {
   using Ints = typename V::Ints;
   const int64_t blocks = source.m.groups.run_blocks;
@@ -152,7 +152,10 @@ void ProductRows(const Levels<V, float>& source, const Arranged<int16_t>& x,
     const uint8_t* levels = source.m.At(n, run * blocks);
     int64_t at = run * blocks * kBlockBytes;
     for (int64_t block = 0; block < blocks; block += V::kLevelBlocks) {
-      const int64_t last = std::min<int64_t>(block + V::kLevelBlocks, blocks);
+      const int64_t last =
+          V::kLevelBlocks == 1
+              ? block + 1
+              : std::min<int64_t>(block + V::kLevelBlocks, blocks);
       Ints sums[kRows][V::kLevelChains] = {};
       for (int64_t i = block; i < last; ++i) {
 #pragma GCC unroll 4
@@ -181,7 +184,7 @@ void ProductRows(const Levels<V, float>& source, const Arranged<int16_t>& x,
 }
 
 template <int kRows, typename Source>
-void ProductRows(const Source& source, const Arranged<int8_t>& x,
+[[gnu::noinline]] void ProductRows(const Source& source, const Arranged<int8_t>& x,
                  int64_t first, const Range& range) {
   using V = typename Source::V;
   using Ints = typename V::Ints;

@@ -33,27 +33,22 @@ class BookTable {
   float scale;  // of integers
 
   void Set(const float* book, int64_t run) {
-    Made& made = made_[kSlots > 1 ? run % kSlots : 0];
-    if (kSlots == 0 || made.book != book) {
-      made.book = book;
-      if constexpr (kScaled) {
-        constexpr int kEntries = 1 << kBits, kPlaces = std::max(kEntries, 16);
-        alignas(64) T integers[kPlaces];
-        made.scale =
-            RoundBook(book, kEntries, kPlaces,
-                      sizeof(T) == 1 ? kLargest8 : kLargestBook16, integers);
-        made.lookup.Set(integers);
-      } else {
-        made.lookup.Set(book);
+    if constexpr (kSlots == 0) {
+      scale = lookup_.Set(book);
+    } else {
+      Made& made = made_[run % kSlots];
+      if (made.book != book) {
+        made.book = book;
+        made.scale = made.lookup.Set(book);
       }
+      scale = made.scale;
+      lookup_ = made.lookup;
     }
-    if constexpr (kScaled) scale = made.scale;
-    now_ = &made.lookup;
   }
 
   template <typename F>
   void Block(const uint8_t* codes, F&& each) const {
-    now_->Block(codes, each);
+    lookup_.Block(codes, each);
   }
 
  private:
@@ -67,7 +62,31 @@ class BookTable {
   };
 
   Made made_[std::max(kSlots, 1)];
-  const Found* now_;
+  Found lookup_;
+};
+
+// A book of 256 is too large to be copied.
+template <typename V, typename T>
+class BookTable<V, 8, T> {
+ public:
+  static constexpr bool kScaled = sizeof(T) < sizeof(float);
+
+  float scale;
+
+  void Set(const float* book, int64_t) {
+    if (book == book_) return;
+    book_ = book;
+    scale = lookup_.Set(book);
+  }
+
+  template <typename F>
+  void Block(const uint8_t* codes, F&& each) const {
+    lookup_.Block(codes, each);
+  }
+
+ private:
+  const float* book_ = nullptr;
+  Lookup<V, 8, T> lookup_;
 };
 
 template <typename Registers, int kBits, typename T>

@@ -344,7 +344,7 @@ class TileProduct {
 };
 
 template <typename L, int kVectors>
-void SparseGroup(const Sparse& m, const float* x, const Range& range,
+[[gnu::noinline]] void SparseGroup(const Sparse& m, const float* x, const Range& range,
                  int64_t row, int64_t rows) {
   constexpr int64_t kWidth = kVectors * L::kLanes;
   constexpr int64_t kOutputs = 16;
