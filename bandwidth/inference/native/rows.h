@@ -13,19 +13,31 @@
 namespace bandwidth {
 namespace {
 
+// Compilers keep what is cleared one by one in registers.
+template <typename T>
+inline void Clear(T& value) {
+  value = T{};
+}
+template <typename T, int kCount>
+inline void Clear(T (&values)[kCount]) {
+  for (T& value : values) Clear(value);
+}
+
 // Rows of kOutputs outputs from n on. Two of them read activations once: many
 // rows do not stay in the first cache.
 template <int kRows, int kOutputs, typename Source>
-inline void FloatOutputs(const Source& source,
-                         const Window<kRows, float>& rows,
-                         typename Source::Table (&tables)[kOutputs], int64_t n,
-                         const Range& range) {
+[[gnu::always_inline]] inline void FloatOutputs(
+    const Source& source, const Window<kRows, float>& rows,
+    typename Source::Table (&tables)[kOutputs], int64_t n,
+    const Range& range) {
   using V = typename Source::V;
   using Floats = typename V::Floats;
   constexpr int kChains = kOutputs == 1 ? V::FloatChains(kRows) : 1;
   constexpr int kLast = kOutputs - 1;
   const Groups& g = source.m.groups;
-  Floats totals[kOutputs][kRows] = {}, sums[kOutputs][kRows][kChains] = {};
+  Floats totals[kOutputs][kRows], sums[kOutputs][kRows][kChains];
+  Clear(totals);
+  Clear(sums);
   int64_t block = 0;
   for (int64_t run = 0; run < g.runs; ++run) {
     for (int o = 0; o < kOutputs; ++o) source.Set(tables[o], n + o, run);
@@ -87,12 +99,14 @@ template <int kRows, typename Source>
 
 // Of integers: `add(table, n, run, totals)` adds what a run comes to.
 template <int kRows, typename T, typename Source, typename F>
-inline void IntegerRows(const Source& source, const Window<kRows, T>& rows,
-                        const float* scale, const Range& range, const F& add) {
+[[gnu::always_inline]] inline void IntegerRows(
+    const Source& source, const Window<kRows, T>& rows, const float* scale,
+    const Range& range, const F& add) {
   using V = typename Source::V;
   typename Source::Table table;
   for (int64_t n = range.begin; n < range.end; ++n) {
-    typename V::Floats totals[kRows] = {};
+    typename V::Floats totals[kRows];
+    Clear(totals);
     for (int64_t run = 0; run < source.m.groups.runs; ++run) {
       source.Set(table, n, run);
       add(table, n, run, totals);
@@ -116,7 +130,8 @@ template <int kRows, typename V, int kBits>
   const Window<kRows, int16_t> rows(x, first);
   const auto add = [&](const typename Source::Table& table, int64_t n,
                        int64_t run, Floats(&totals)[kRows]) {
-    Floats sums[kRows][kChains] = {};
+    Floats sums[kRows][kChains];
+    Clear(sums);
     const uint8_t* codes = source.m.At(n, run * blocks);
     int64_t at = run * blocks * Source::kVectors * V::kLanes * 2;
     for (int64_t block = 0; block < blocks; ++block) {
@@ -156,7 +171,8 @@ template <int kRows, typename V>
           V::kLevelBlocks == 1
               ? block + 1
               : std::min<int64_t>(block + V::kLevelBlocks, blocks);
-      Ints sums[kRows][V::kLevelChains] = {};
+      Ints sums[kRows][V::kLevelChains];
+      Clear(sums);
       for (int64_t i = block; i < last; ++i) {
 #pragma GCC unroll 4
         for (int h = 0; h < kBlockBytes / (2 * V::kLanes); ++h) {
@@ -200,7 +216,8 @@ template <int kRows, typename Source>
       V::kOffset && g.run_blocks * Source::kVectors > 16;
   const auto add = [&](const typename Source::Table& table, int64_t n,
                        int64_t run, typename V::Floats(&totals)[kRows]) {
-    Ints sums[kRows][kChains] = {};
+    Ints sums[kRows][kChains];
+    Clear(sums);
     // What the offset of weights adds is taken away.
     if constexpr (V::kOffset != 0) {
       for (int b = 0; b < kRows; ++b) {
