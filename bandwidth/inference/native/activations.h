@@ -182,6 +182,16 @@ struct Window {
   }
 };
 
+// Compilers keep what is cleared one by one in registers.
+template <typename T>
+inline void Clear(T& value) {
+  value = T{};
+}
+template <typename T, int kCount>
+inline void Clear(T (&values)[kCount]) {
+  for (T& value : values) Clear(value);
+}
+
 template <int kValue>
 struct Number {
   static constexpr int value = kValue;

@@ -31,7 +31,6 @@ struct Eight {
   static constexpr int kPairedRows = 8;  // from so many on, two outputs at once
   static constexpr int kTileSums = 12;   // registers for sums of many rows
   static constexpr int kTileRows = 16;
-  static constexpr int kSparseRows = 32;
   static constexpr int kFloatWork = 2;
   static constexpr bool kLooksUp256 = false;  // integers of 8 bits
 
@@ -235,6 +234,7 @@ template <>
 class Lookup<Eight, 8, float> {
  public:
   static constexpr int kVectors = 8;
+  static constexpr int kSlots = 1;
   static constexpr Order kOrder = NaturalOrder();
 
   float Set(const float* book) {

@@ -33,7 +33,6 @@ struct Sixteen {
   static constexpr int kPairedRows = 4;
   static constexpr int kTileSums = 24;
   static constexpr int kTileRows = 64;
-  static constexpr int kSparseRows = 64;
   static constexpr int kFloatWork = 1;
   static constexpr bool kLooksUp256 = true;
 
@@ -83,8 +82,10 @@ struct Sixteen {
   static Ints AddBytes(Ints sum, Ints weights, Ints x) {
     return _mm512_dpbusd_epi32(sum, weights, x);
   }
-  static Ints SetInts(int32_t value) { return _mm512_set1_epi32(value); }
-  static void StoreInts(int32_t* p, Ints v) { _mm512_storeu_si512(p, v); }
+  static Ints MultiplyAdd(Floats weights, Floats x, Ints sum) {
+    return AddBytes(sum, _mm512_castps_si512(weights), _mm512_castps_si512(x));
+  }
+  static void Store(void* p, Ints v) { _mm512_storeu_si512(p, v); }
   static Ints Minus(Ints v) { return _mm512_sub_epi32(Ints{}, v); }
   // The first of a register, of which all others are zero.
   static Ints First(int32_t value) {
@@ -99,7 +100,7 @@ template <int kBits, typename T>
 class Lookup<Sixteen, kBits, T> {
  public:
   static constexpr int kVectors = 8 * sizeof(T) / kBits;
-  static constexpr int kSlots = sizeof(T) == 4 ? 0 : 32;
+  static constexpr int kSlots = sizeof(T) == 4 ? 1 : 32;
   static constexpr Order kOrder = NaturalOrder();  // of floats
 
   static void Arrange(const int32_t* values, int64_t count, T* to) {
@@ -157,6 +158,7 @@ template <typename T>
 class Lookup<Sixteen, 8, T> {
  public:
   static constexpr int kVectors = sizeof(T);
+  static constexpr int kSlots = 1;
   static constexpr Order kOrder = NaturalOrder();
 
   static void Arrange(const int32_t* values, int64_t count, T* to) {

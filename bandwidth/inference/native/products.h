@@ -16,9 +16,6 @@
 namespace bandwidth {
 namespace {
 
-template <typename V>
-using TileFloats = FloatLanes<V, V::kTileRows, V::kTileSums>;
-
 // More rows of words than these are multiplied as floats.
 constexpr int64_t kFewCodeRows = 4;
 
@@ -36,19 +33,19 @@ void DivideRows(const Source& source, const Arranged<T>& x, int64_t work,
   });
 }
 
-template <typename L, typename Source>
-void DivideTiles(const Source& source, const Columns<L>& x, int64_t work,
-                 float* y, const Threads& threads) {
+template <typename Source>
+void DivideTiles(const Source& source, const Columns& x, int64_t work, float* y,
+                 const Threads& threads) {
   const int64_t outputs = source.m.outputs;
-  threads(outputs, L::kSums, work, [&](int64_t begin, int64_t end) {
-    TileProduct<L, Source>(source, x)({begin, end, y, outputs});
+  threads(outputs, Source::V::kTileSums, work, [&](int64_t begin, int64_t end) {
+    TileProduct<Source>(source, x)({begin, end, y, outputs});
   });
 }
 
 template <typename V>
 int64_t FloatBytes(const Rows& rows) {
   return ArrangedBytes(rows, 1) +
-         ColumnBytes<TileFloats<V>>(rows.batch, rows.filled, 0);
+         ColumnBytes<V>(rows.batch, rows.filled);
 }
 
 template <typename Source>
@@ -63,8 +60,8 @@ void FloatProduct(const Source& source, const Rows& rows, int largest,
   if (batch <= V::kFewRows) {
     return DivideRows<V::kFewRows>(source, x, work, y, threads);
   }
-  const auto columns = ColumnsOf<TileFloats<V>>(x.x, x.stride, rows.filled,
-                                                batch, scratch, threads);
+  const Columns columns = ColumnsOf<V>(x.x, x.stride, rows.filled, batch,
+                                       V::kTileRows, scratch, threads);
   DivideTiles(source, columns, work, y, threads);
 }
 
@@ -73,23 +70,23 @@ template <typename Source, typename F>
 void ByteProduct(const Source& source, const Rows& rows, const F& arrange,
                  float* y, const Threads& threads) {
   using V = typename Source::V;
-  using L = ByteLanes<V>;
   const Groups& g = source.m.groups;
   const int64_t batch = rows.batch;
   const int64_t work = source.m.outputs * rows.filled * batch;
   const int64_t tiles = g.runs * TileOf<Source>::OfRun(g);
   const bool few = V::kOffset == 0 || batch <= V::kFewRows;
   Scratch scratch(ArrangedBytes(rows, g.runs) +
-                  (few ? 0 : ColumnBytes<L>(batch, rows.filled / 4, tiles)));
+                  (few ? 0 : ColumnBytes<V>(batch, rows.filled / 4, tiles)));
   const Arranged<int8_t> x = IntegersOf<int8_t>(rows, g.runs, scratch, arrange);
   if constexpr (V::kOffset == 0) {
     DivideRows<V::kFewRows>(source, x, work, y, threads);
   } else {
     if (few) return DivideRows<V::kFewRows>(source, x, work / 2, y, threads);
-    auto columns = ColumnsOf<L>(x.x, x.stride / 4, rows.filled / 4, batch,
-                                scratch, threads);
+    Columns columns = ColumnsOf<V>(x.x, x.stride / 4, rows.filled / 4, batch,
+                                   V::kTileRows, scratch, threads);
     columns.scale = x.scale;
-    SetStart<Source>(g, &columns, scratch);
+    columns.tiles = tiles;
+    columns.start = StartOf<V, Source>(g, columns, scratch);
     DivideTiles(source, columns, work / 2, y, threads);
   }
 }
@@ -157,13 +154,12 @@ void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
 template <typename V>
 void SparseBatch(const Sparse& m, const Rows& rows, float* y,
                  const Threads& threads) {
-  using L = FloatLanes<V, V::kSparseRows, V::kTileSums>;
-  Scratch scratch(ColumnBytes<L>(rows.batch, rows.inputs, 0));
-  const auto x = ColumnsOf<L>(rows.x, rows.inputs, rows.inputs, rows.batch,
-                              scratch, threads);
+  Scratch scratch(ColumnBytes<V>(rows.batch, rows.inputs));
+  const Columns x = ColumnsOf<V>(rows.x, rows.inputs, rows.inputs, rows.batch,
+                                 4 * V::kLanes, scratch, threads);
   threads(m.outputs, 1, 4 * m.nonzeros * rows.batch,
           [&](int64_t begin, int64_t end) {
-            SparseColumns<L>(m, x, {begin, end, y, m.outputs});
+            SparseColumns<V>(m, x, {begin, end, y, m.outputs});
           });
 }
 

@@ -13,16 +13,6 @@
 namespace bandwidth {
 namespace {
 
-// Compilers keep what is cleared one by one in registers.
-template <typename T>
-inline void Clear(T& value) {
-  value = T{};
-}
-template <typename T, int kCount>
-inline void Clear(T (&values)[kCount]) {
-  for (T& value : values) Clear(value);
-}
-
 // Rows of kOutputs outputs from n on. Two of them read activations once: many
 // rows do not stay in the first cache.
 template <int kRows, int kOutputs, typename Source>

@@ -33,22 +33,18 @@ class BookTable {
   float scale;  // of integers
 
   void Set(const float* book, int64_t run) {
-    if constexpr (kSlots == 0) {
-      scale = lookup_.Set(book);
-    } else {
-      Made& made = made_[run % kSlots];
-      if (made.book != book) {
-        made.book = book;
-        made.scale = made.lookup.Set(book);
-      }
-      scale = made.scale;
-      lookup_ = made.lookup;
+    Made& made = made_[run % kSlots];
+    if (made.book != book) {
+      made.book = book;
+      made.scale = made.lookup.Set(book);
     }
+    scale = made.scale;
+    if (kSlots > 1) now_ = made.lookup;
   }
 
   template <typename F>
   void Block(const uint8_t* codes, F&& each) const {
-    lookup_.Block(codes, each);
+    (kSlots > 1 ? now_ : made_[0].lookup).Block(codes, each);
   }
 
  private:
@@ -61,38 +57,15 @@ class BookTable {
     Found lookup;
   };
 
-  Made made_[std::max(kSlots, 1)];
-  Found lookup_;
-};
-
-// A book of 256 is too large to be copied.
-template <typename V, typename T>
-class BookTable<V, 8, T> {
- public:
-  static constexpr bool kScaled = sizeof(T) < sizeof(float);
-
-  float scale;
-
-  void Set(const float* book, int64_t) {
-    if (book == book_) return;
-    book_ = book;
-    scale = lookup_.Set(book);
-  }
-
-  template <typename F>
-  void Block(const uint8_t* codes, F&& each) const {
-    lookup_.Block(codes, each);
-  }
-
- private:
-  const float* book_ = nullptr;
-  Lookup<V, 8, T> lookup_;
+  Made made_[kSlots];
+  Found now_;
 };
 
 template <typename Registers, int kBits, typename T>
 struct Codes {
   using V = Registers;
   using Table = BookTable<V, kBits, T>;
+  static constexpr bool kOfBytes = sizeof(T) == 1;
   static constexpr int kVectors = Lookup<V, kBits, T>::kVectors;
   const Codebook& m;
 
@@ -124,6 +97,7 @@ template <typename Registers, typename T>
 struct Levels {
   using V = Registers;
   using Table = LevelTable<V, T>;
+  static constexpr bool kOfBytes = sizeof(T) == 1;
   static constexpr int kVectors = kBlockBytes * sizeof(T) / V::kBytes;
   const Uniform& m;
 
