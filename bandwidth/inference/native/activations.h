@@ -93,25 +93,35 @@ inline Arranged<float> FloatsOf(const Rows& rows, int largest,
   return {made, nullptr, nullptr, rows.filled, rows.batch};
 }
 
-// Packs bytes into words in the order in which kernels that shift codes out of
-// words meet them: that of input 16 j + l of a block lies in word l of one of
-// its registers.
-inline void PackBytes(const int32_t* values, int64_t count, int bits,
-                      uint32_t* words) {
-  const int fields = 8 / bits;
-  for (int64_t at = 0; at < count; at += 4 * fields * kLanes) {
-    for (int f = 0; f < fields; ++f) {
+// Packs integers into words in the order in which kernels that shift codes out
+// of words meet them: that of input 16 j + l of a block lies in word l of one
+// of its registers.
+template <int kBits, typename T>
+inline void PackWords(const int32_t* values, int64_t count, T* packed) {
+  constexpr int kWithin = 4 / sizeof(T);
+  constexpr int kFields = 8 * sizeof(T) / kBits;
+  constexpr uint32_t kMask = sizeof(T) == 1 ? 0xff : 0xffff;
+  uint32_t* words = reinterpret_cast<uint32_t*>(packed);
+  for (int64_t at = 0; at < count; at += kWithin * kFields * kLanes) {
+    for (int f = 0; f < kFields; ++f) {
       const int32_t* from = values + at + f * kLanes;
       for (int l = 0; l < kLanes; ++l) {
         uint32_t word = 0;
-        for (int w = 0; w < 4; ++w) {
-          word |= (from[w * fields * kLanes + l] & 0xff) << (8 * w);
+        for (int w = 0; w < kWithin; ++w) {
+          word |= (from[w * kFields * kLanes + l] & kMask)
+                  << (8 * sizeof(T) * w);
         }
         words[l] = word;
       }
       words += kLanes;
     }
   }
+}
+
+// The order as it is.
+template <typename T>
+inline void Narrow(const int32_t* values, int64_t count, T* to) {
+  for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(values[k]);
 }
 
 template <typename T>
@@ -139,15 +149,6 @@ inline Arranged<T> IntegersOf(const Rows& rows, int64_t runs, Scratch& scratch,
     pack(integers, rows.filled, made + b * rows.filled);
   }
   return {made, scale, sums, rows.filled, rows.batch};
-}
-
-template <typename T>
-inline Arranged<T> IntegersOfLevels(const Rows& rows, int64_t runs,
-                                    Scratch& scratch) {
-  return IntegersOf<T>(
-      rows, runs, scratch, [](const int32_t* from, int64_t count, T* to) {
-        for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(from[k]);
-      });
 }
 
 inline int64_t BookBytes(const Codebook& m) {
@@ -180,6 +181,16 @@ struct Window {
     }
   }
 };
+
+// Compilers keep what is cleared one by one in registers.
+template <typename T>
+inline void Clear(T& value) {
+  value = T{};
+}
+template <typename T, int kCount>
+inline void Clear(T (&values)[kCount]) {
+  for (T& value : values) Clear(value);
+}
 
 template <int kValue>
 struct Number {

@@ -31,7 +31,6 @@ struct Eight {
   static constexpr int kPairedRows = 8;  // from so many on, two outputs at once
   static constexpr int kTileSums = 12;   // registers for sums of many rows
   static constexpr int kTileRows = 16;
-  static constexpr int kSparseRows = 32;
   static constexpr int kFloatWork = 2;
   static constexpr bool kLooksUp256 = false;  // integers of 8 bits
 
@@ -124,15 +123,34 @@ class Lookup<Eight, kBits, T> {
   static constexpr int kSlots = sizeof(T) == 4 ? 16 : 32;
   static constexpr Order kOrder = PlaneOrder<kBits, 4 / sizeof(T)>();
 
-  void Set(const T* book) {
-    // Floats are not repeated until they are 16.
-    constexpr int kEntries = sizeof(T) == 4 ? 1 << kBits : 16;
-    __m128i parts[kPlanes];
+  static void Arrange(const int32_t* values, int64_t count, T* to) {
+    if constexpr (kPlanes == 1) return PackWords<kBits>(values, count, to);
+    Reorder(values, count, kOrder, to);
+  }
+
+  float Set(const float* book) {
+    constexpr int kEntries = 1 << kBits;  // repeated until they are 16
+    __m128i parts[4];
+    float scale = 1;
+    if constexpr (kPlanes == 4) {
+      for (int q = 0; q < 4; ++q) {
+        parts[q] = _mm_castps_si128(_mm_loadu_ps(book + 4 * q % kEntries));
+      }
+    } else {
+      constexpr int kLargest = kPlanes == 1 ? kLargest8 : kLargestBook16;
+      const float most = Largest(book, kEntries);
+      const __m128 inverse = _mm_set1_ps(Inverse(most, kLargest));
+      for (int q = 0; q < 4; ++q) {
+        parts[q] = _mm_cvtps_epi32(
+            _mm_mul_ps(_mm_loadu_ps(book + 4 * q % kEntries), inverse));
+      }
+      parts[0] = _mm_packs_epi32(parts[0], parts[1]);
+      parts[1] = _mm_packs_epi32(parts[2], parts[3]);
+      if (kPlanes == 1) parts[0] = _mm_packs_epi16(parts[0], parts[1]);
+      scale = most / kLargest;
+    }
     for (int p = 0; p < kPlanes; ++p) {
-      parts[p] = _mm_shuffle_epi8(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(
-              book + 16 / kPlanes * p % kEntries)),
-          ByByte());
+      parts[p] = _mm_shuffle_epi8(parts[p], ByByte());
     }
     if constexpr (kPlanes == 1) {
       tables_[0] = _mm256_broadcastsi128_si256(parts[0]);
@@ -144,6 +162,7 @@ class Lookup<Eight, kBits, T> {
       SetPair(2, _mm_unpackhi_epi32(parts[0], parts[1]),
               _mm_unpackhi_epi32(parts[2], parts[3]));
     }
+    return scale;
   }
 
   template <typename F>
@@ -215,10 +234,13 @@ template <>
 class Lookup<Eight, 8, float> {
  public:
   static constexpr int kVectors = 8;
-  static constexpr int kSlots = 0;
+  static constexpr int kSlots = 1;
   static constexpr Order kOrder = NaturalOrder();
 
-  void Set(const float* book) { book_ = book; }
+  float Set(const float* book) {
+    book_ = book;
+    return 1;
+  }
 
   template <typename F>
   void Block(const uint8_t* codes, F&& each) const {

@@ -12,6 +12,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "activations.h"
 #include "kernels.h"
@@ -32,7 +33,6 @@ struct Sixteen {
   static constexpr int kPairedRows = 4;
   static constexpr int kTileSums = 24;
   static constexpr int kTileRows = 64;
-  static constexpr int kSparseRows = 64;
   static constexpr int kFloatWork = 1;
   static constexpr bool kLooksUp256 = true;
 
@@ -82,8 +82,10 @@ struct Sixteen {
   static Ints AddBytes(Ints sum, Ints weights, Ints x) {
     return _mm512_dpbusd_epi32(sum, weights, x);
   }
-  static Ints SetInts(int32_t value) { return _mm512_set1_epi32(value); }
-  static void StoreInts(int32_t* p, Ints v) { _mm512_storeu_si512(p, v); }
+  static Ints MultiplyAdd(Floats weights, Floats x, Ints sum) {
+    return AddBytes(sum, _mm512_castps_si512(weights), _mm512_castps_si512(x));
+  }
+  static void Store(void* p, Ints v) { _mm512_storeu_si512(p, v); }
   static Ints Minus(Ints v) { return _mm512_sub_epi32(Ints{}, v); }
   // The first of a register, of which all others are zero.
   static Ints First(int32_t value) {
@@ -94,39 +96,35 @@ struct Sixteen {
   }
 };
 
-// The order in which shifts of words of 32 bits give what is kTogether in one.
-template <int kBits, int kTogether>
-constexpr Order WordOrder() {
-  constexpr int kFields = 32 / kBits / kTogether;
-  Order order{};
-  for (int field = 0; field < kFields; ++field) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      for (int w = 0; w < kTogether; ++w) {
-        order.at[order.block++] = (field + w * kFields) * kLanes + lane;
-      }
-    }
-  }
-  return order;
-}
-
 template <int kBits, typename T>
 class Lookup<Sixteen, kBits, T> {
  public:
   static constexpr int kVectors = 8 * sizeof(T) / kBits;
-  static constexpr int kSlots = sizeof(T) == 4 ? 0 : 32;
-  static constexpr Order kOrder = WordOrder<kBits, 4 / sizeof(T)>();
+  static constexpr int kSlots = sizeof(T) == 4 ? 1 : 32;
+  static constexpr Order kOrder = NaturalOrder();  // of floats
 
-  void Set(const T* book) {
-    if constexpr (sizeof(T) == 4 && kBits == 4) {
-      table_ = Sixteen::LoadInts(book);
-    } else if constexpr (sizeof(T) == 2) {
-      table_ = _mm512_broadcast_i64x4(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(book)));
-    } else {
-      table_ = _mm512_broadcast_i32x4(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(book)));
-    }
-    if constexpr (sizeof(T) == 1) table_ = Sixteen::Bytes(table_);
+  static void Arrange(const int32_t* values, int64_t count, T* to) {
+    PackWords<kBits>(values, count, to);
+  }
+
+  float Set(const float* book) {
+    const __m512 values = kBits == 2
+                              ? _mm512_broadcast_f32x4(_mm_loadu_ps(book))
+                              : _mm512_loadu_ps(book);
+    table_ = _mm512_castps_si512(values);
+    if constexpr (sizeof(T) == 4) return 1;
+    constexpr int kLargest = sizeof(T) == 1 ? kLargest8 : kLargestBook16;
+    const int32_t bits = _mm512_reduce_max_epi32(
+        _mm512_and_si512(table_, _mm512_set1_epi32(0x7fffffff)));
+    float most;
+    std::memcpy(&most, &bits, sizeof(most));
+    const __m512i integers = _mm512_cvtps_epi32(
+        _mm512_mul_ps(values, _mm512_set1_ps(Inverse(most, kLargest))));
+    table_ = sizeof(T) == 2
+                 ? _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(integers))
+                 : Sixteen::Bytes(_mm512_broadcast_i32x4(
+                       _mm512_cvtepi32_epi8(integers)));
+    return most / kLargest;
   }
 
   template <typename F>
@@ -161,12 +159,24 @@ class Lookup<Sixteen, 8, T> {
  public:
   static constexpr int kVectors = sizeof(T);
   static constexpr int kSlots = 1;
-  static constexpr Order kOrder = WordOrder<8, 4 / sizeof(T)>();
+  static constexpr Order kOrder = NaturalOrder();
 
-  void Set(const T* book) {
+  static void Arrange(const int32_t* values, int64_t count, T* to) {
+    PackWords<8>(values, count, to);
+  }
+
+  float Set(const float* book) {
+    alignas(64) T integers[kLargestBook];
+    float scale = 1;
+    if constexpr (kPlanes == 4) {
+      std::memcpy(integers, book, sizeof(integers));
+    } else {
+      scale = RoundBook(book, kLargestBook,
+                        kPlanes == 1 ? kLargest8 : kLargestBook16, integers);
+    }
     alignas(64) uint8_t bytes[kPlanes][kLargestBook];
     for (int e = 0; e < kLargestBook; e += 64 / kPlanes) {
-      const __m512i values = Sixteen::LoadInts(book + e);
+      const __m512i values = Sixteen::LoadInts(integers + e);
       for (int p = 0; p < kPlanes; ++p) {
         if constexpr (kPlanes == 4) {
           _mm_store_si128(
@@ -186,15 +196,21 @@ class Lookup<Sixteen, 8, T> {
         tables_[p][q] = Sixteen::LoadInts(bytes[p] + 64 * q);
       }
     }
+    return scale;
   }
 
   template <typename F>
   void Block(const uint8_t* codes, F&& each) const {
-    __m512i bytes[kPlanes];
-    Find(Sixteen::LoadInts(codes), bytes);
+    const __m512i index = Sixteen::LoadInts(codes);
     if constexpr (kPlanes == 1) {
-      each(0, bytes[0]);
+      const __m512i(&t)[4] = tables_[0];
+      each(0, _mm512_mask_blend_epi8(
+                  _mm512_movepi8_mask(index),
+                  _mm512_permutex2var_epi8(t[0], index, t[1]),
+                  _mm512_permutex2var_epi8(t[2], index, t[3])));
     } else {
+      __m512i bytes[kPlanes];
+      Find(index, bytes);
       const __m512i even = EvenBytes(bytes[0], bytes[1]);
       const __m512i odd = OddBytes(bytes[0], bytes[1]);
       if constexpr (kPlanes == 2) {

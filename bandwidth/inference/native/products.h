@@ -16,9 +16,6 @@
 namespace bandwidth {
 namespace {
 
-template <typename V>
-using TileFloats = FloatLanes<V, V::kTileRows, V::kTileSums>;
-
 // More rows of words than these are multiplied as floats.
 constexpr int64_t kFewCodeRows = 4;
 
@@ -36,19 +33,19 @@ void DivideRows(const Source& source, const Arranged<T>& x, int64_t work,
   });
 }
 
-template <typename L, typename Source>
-void DivideTiles(const Source& source, const Columns<L>& x, int64_t work,
-                 float* y, const Threads& threads) {
+template <typename Source>
+void DivideTiles(const Source& source, const Columns& x, int64_t work, float* y,
+                 const Threads& threads) {
   const int64_t outputs = source.m.outputs;
-  threads(outputs, L::kSums, work, [&](int64_t begin, int64_t end) {
-    TileProduct<L, Source>(source, x)({begin, end, y, outputs});
+  threads(outputs, Source::V::kTileSums, work, [&](int64_t begin, int64_t end) {
+    TileProduct<Source>(source, x)({begin, end, y, outputs});
   });
 }
 
 template <typename V>
 int64_t FloatBytes(const Rows& rows) {
   return ArrangedBytes(rows, 1) +
-         ColumnBytes<TileFloats<V>>(rows.batch, rows.filled, 0);
+         ColumnBytes<V>(rows.batch, rows.filled);
 }
 
 template <typename Source>
@@ -63,33 +60,33 @@ void FloatProduct(const Source& source, const Rows& rows, int largest,
   if (batch <= V::kFewRows) {
     return DivideRows<V::kFewRows>(source, x, work, y, threads);
   }
-  const auto columns = ColumnsOf<TileFloats<V>>(x.x, x.stride, rows.filled,
-                                                batch, scratch, threads);
+  const Columns columns = ColumnsOf<V>(x.x, x.stride, rows.filled, batch,
+                                       V::kTileRows, scratch, threads);
   DivideTiles(source, columns, work, y, threads);
 }
 
-// `arrange(scratch)` gives rows as integers.
+// `arrange(integers, count, to)` brings those of a row in order.
 template <typename Source, typename F>
 void ByteProduct(const Source& source, const Rows& rows, const F& arrange,
                  float* y, const Threads& threads) {
   using V = typename Source::V;
-  using L = ByteLanes<V>;
   const Groups& g = source.m.groups;
   const int64_t batch = rows.batch;
   const int64_t work = source.m.outputs * rows.filled * batch;
   const int64_t tiles = g.runs * TileOf<Source>::OfRun(g);
   const bool few = V::kOffset == 0 || batch <= V::kFewRows;
   Scratch scratch(ArrangedBytes(rows, g.runs) +
-                  (few ? 0 : ColumnBytes<L>(batch, rows.filled / 4, tiles)));
-  const Arranged<int8_t> x = arrange(scratch);
+                  (few ? 0 : ColumnBytes<V>(batch, rows.filled / 4, tiles)));
+  const Arranged<int8_t> x = IntegersOf<int8_t>(rows, g.runs, scratch, arrange);
   if constexpr (V::kOffset == 0) {
     DivideRows<V::kFewRows>(source, x, work, y, threads);
   } else {
     if (few) return DivideRows<V::kFewRows>(source, x, work / 2, y, threads);
-    auto columns = ColumnsOf<L>(x.x, x.stride / 4, rows.filled / 4, batch,
-                                scratch, threads);
+    Columns columns = ColumnsOf<V>(x.x, x.stride / 4, rows.filled / 4, batch,
+                                   V::kTileRows, scratch, threads);
     columns.scale = x.scale;
-    SetStart<Source>(g, &columns, scratch);
+    columns.tiles = tiles;
+    columns.start = StartOf<V, Source>(g, columns, scratch);
     DivideTiles(source, columns, work / 2, y, threads);
   }
 }
@@ -98,7 +95,7 @@ template <typename Source, typename F>
 void WordProduct(const Source& source, const Rows& rows, const F& arrange,
                  float* y, const Threads& threads) {
   Scratch scratch(ArrangedBytes(rows, source.m.groups.runs));
-  const Arranged<int16_t> x = arrange(scratch);
+  const Arranged<int16_t> x = IntegersOf<int16_t>(rows, source.m.groups.runs, scratch, arrange);
   DivideRows<4>(source, x, source.m.outputs * rows.filled * rows.batch, y,
                 threads);
 }
@@ -106,27 +103,16 @@ void WordProduct(const Source& source, const Rows& rows, const F& arrange,
 template <typename V, int kBits>
 void CodebookBits(const Codebook& m, const Rows& rows, Mode mode, float* y,
                   const Threads& threads) {
-  const int64_t runs = m.groups.runs;
   if constexpr (kBits < 8 || V::kLooksUp256) {
     if (mode == Mode::kInt8) {
-      const auto arrange = [&](Scratch& scratch) {
-        return IntegersOf<int8_t>(
-            rows, runs, scratch, [](const int32_t* x, int64_t n, int8_t* to) {
-              PackBytes(x, n, kBits, reinterpret_cast<uint32_t*>(to));
-            });
-      };
-      return ByteProduct(Codes<V, kBits, int8_t>{m}, rows, arrange, y,
+      const Codes<V, kBits, int8_t> source{m};
+      return ByteProduct(source, rows, Lookup<V, kBits, int8_t>::Arrange, y,
                          threads);
     }
     if (mode == Mode::kInt16 && rows.batch <= kFewCodeRows) {
-      using Source = Codes<V, kBits, int16_t>;
-      const auto arrange = [&](Scratch& scratch) {
-        return IntegersOf<int16_t>(
-            rows, runs, scratch, [](const int32_t* x, int64_t n, int16_t* to) {
-              Reorder(x, n, Lookup<V, kBits, int16_t>::kOrder, to);
-            });
-      };
-      return WordProduct(Source{m}, rows, arrange, y, threads);
+      const Codes<V, kBits, int16_t> source{m};
+      return WordProduct(source, rows, Lookup<V, kBits, int16_t>::Arrange, y,
+                         threads);
     }
   }
   const int largest = Largest(mode);
@@ -152,19 +138,13 @@ void CodebookProduct(const Codebook& m, const Rows& rows, Mode mode, float* y,
 template <typename V>
 void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
                     const Threads& threads) {
-  const int64_t runs = m.groups.runs;
   const Levels<V, float> source{m};
   if (mode == Mode::kInt8) {
-    const auto arrange = [&](Scratch& scratch) {
-      return IntegersOfLevels<int8_t>(rows, runs, scratch);
-    };
-    return ByteProduct(Levels<V, int8_t>{m}, rows, arrange, y, threads);
+    const Levels<V, int8_t> source{m};
+    return ByteProduct(source, rows, Narrow<int8_t>, y, threads);
   }
   if (mode == Mode::kInt16 && rows.batch <= V::kFewLevelRows) {
-    const auto arrange = [&](Scratch& scratch) {
-      return IntegersOfLevels<int16_t>(rows, runs, scratch);
-    };
-    return WordProduct(source, rows, arrange, y, threads);
+    return WordProduct(source, rows, Narrow<int16_t>, y, threads);
   }
   Scratch scratch(FloatBytes<V>(rows));
   static constexpr Order kOrder = NaturalOrder();
@@ -174,13 +154,12 @@ void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
 template <typename V>
 void SparseBatch(const Sparse& m, const Rows& rows, float* y,
                  const Threads& threads) {
-  using L = FloatLanes<V, V::kSparseRows, V::kTileSums>;
-  Scratch scratch(ColumnBytes<L>(rows.batch, rows.inputs, 0));
-  const auto x = ColumnsOf<L>(rows.x, rows.inputs, rows.inputs, rows.batch,
-                              scratch, threads);
+  Scratch scratch(ColumnBytes<V>(rows.batch, rows.inputs));
+  const Columns x = ColumnsOf<V>(rows.x, rows.inputs, rows.inputs, rows.batch,
+                                 4 * V::kLanes, scratch, threads);
   threads(m.outputs, 1, 4 * m.nonzeros * rows.batch,
           [&](int64_t begin, int64_t end) {
-            SparseColumns<L>(m, x, {begin, end, y, m.outputs});
+            SparseColumns<V>(m, x, {begin, end, y, m.outputs});
           });
 }
 

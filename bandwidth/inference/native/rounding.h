@@ -70,16 +70,15 @@ inline float RoundRow(const float* x, int64_t inputs, int64_t filled,
   return most / largest;
 }
 
-// Rounds a book to integers, repeated until they are `places`; returns their
-// scale.
+// Rounds a book to integers; returns their scale.
 template <typename T>
-inline float RoundBook(const float* book, int entries, int places, int largest,
+inline float RoundBook(const float* book, int entries, int largest,
                        T* integers) {
   const float most = Bounded(Largest(book, entries), largest);
   const float inverse = Inverse(most, largest);
-  for (int e = 0; e < places; ++e) {
+  for (int e = 0; e < entries; ++e) {
     integers[e] = static_cast<T>(
-        static_cast<int32_t>(Nearest(book[e % entries] * inverse)));
+        static_cast<int32_t>(Nearest(book[e] * inverse)));
   }
   return most / largest;
 }

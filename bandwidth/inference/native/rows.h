@@ -16,16 +16,18 @@ namespace {
 // Rows of kOutputs outputs from n on. Two of them read activations once: many
 // rows do not stay in the first cache.
 template <int kRows, int kOutputs, typename Source>
-inline void FloatOutputs(const Source& source,
-                         const Window<kRows, float>& rows,
-                         typename Source::Table (&tables)[kOutputs], int64_t n,
-                         const Range& range) {
+[[gnu::always_inline]] inline void FloatOutputs(
+    const Source& source, const Window<kRows, float>& rows,
+    typename Source::Table (&tables)[kOutputs], int64_t n,
+    const Range& range) {
   using V = typename Source::V;
   using Floats = typename V::Floats;
   constexpr int kChains = kOutputs == 1 ? V::FloatChains(kRows) : 1;
   constexpr int kLast = kOutputs - 1;
   const Groups& g = source.m.groups;
-  Floats totals[kOutputs][kRows] = {}, sums[kOutputs][kRows][kChains] = {};
+  Floats totals[kOutputs][kRows], sums[kOutputs][kRows][kChains];
+  Clear(totals);
+  Clear(sums);
   int64_t block = 0;
   for (int64_t run = 0; run < g.runs; ++run) {
     for (int o = 0; o < kOutputs; ++o) source.Set(tables[o], n + o, run);
@@ -71,7 +73,7 @@ inline void FloatOutputs(const Source& source,
 }
 
 template <int kRows, typename Source>
-void ProductRows(const Source& source, const Arranged<float>& x, int64_t first,
+[[gnu::noinline]] void ProductRows(const Source& source, const Arranged<float>& x, int64_t first,
                  const Range& range) {
   const Window<kRows, float> rows(x, first);
   int64_t n = range.begin;
@@ -87,12 +89,14 @@ void ProductRows(const Source& source, const Arranged<float>& x, int64_t first,
 
 // Of integers: `add(table, n, run, totals)` adds what a run comes to.
 template <int kRows, typename T, typename Source, typename F>
-inline void IntegerRows(const Source& source, const Window<kRows, T>& rows,
-                        const float* scale, const Range& range, const F& add) {
+[[gnu::always_inline]] inline void IntegerRows(
+    const Source& source, const Window<kRows, T>& rows, const float* scale,
+    const Range& range, const F& add) {
   using V = typename Source::V;
   typename Source::Table table;
   for (int64_t n = range.begin; n < range.end; ++n) {
-    typename V::Floats totals[kRows] = {};
+    typename V::Floats totals[kRows];
+    Clear(totals);
     for (int64_t run = 0; run < source.m.groups.runs; ++run) {
       source.Set(table, n, run);
       add(table, n, run, totals);
@@ -105,7 +109,7 @@ inline void IntegerRows(const Source& source, const Window<kRows, T>& rows,
 }
 
 template <int kRows, typename V, int kBits>
-void ProductRows(const Codes<V, kBits, int16_t>& source,
+[[gnu::noinline]] void ProductRows(const Codes<V, kBits, int16_t>& source,
                  const Arranged<int16_t>& x, int64_t first,
                  const Range& range) {
   using Source = Codes<V, kBits, int16_t>;
@@ -116,7 +120,8 @@ void ProductRows(const Codes<V, kBits, int16_t>& source,
   const Window<kRows, int16_t> rows(x, first);
   const auto add = [&](const typename Source::Table& table, int64_t n,
                        int64_t run, Floats(&totals)[kRows]) {
-    Floats sums[kRows][kChains] = {};
+    Floats sums[kRows][kChains];
+    Clear(sums);
     const uint8_t* codes = source.m.At(n, run * blocks);
     int64_t at = run * blocks * Source::kVectors * V::kLanes * 2;
     for (int64_t block = 0; block < blocks; ++block) {
@@ -142,7 +147,7 @@ void ProductRows(const Codes<V, kBits, int16_t>& source,
 }
 
 template <int kRows, typename V>
-void ProductRows(const Levels<V, float>& source, const Arranged<int16_t>& x,
+[[gnu::noinline]] void ProductRows(const Levels<V, float>& source, const Arranged<int16_t>& x,
                  int64_t first, const Range& range) {
   using Ints = typename V::Ints;
   const int64_t blocks = source.m.groups.run_blocks;
@@ -152,8 +157,12 @@ void ProductRows(const Levels<V, float>& source, const Arranged<int16_t>& x,
     const uint8_t* levels = source.m.At(n, run * blocks);
     int64_t at = run * blocks * kBlockBytes;
     for (int64_t block = 0; block < blocks; block += V::kLevelBlocks) {
-      const int64_t last = std::min<int64_t>(block + V::kLevelBlocks, blocks);
-      Ints sums[kRows][V::kLevelChains] = {};
+      const int64_t last =
+          V::kLevelBlocks == 1
+              ? block + 1
+              : std::min<int64_t>(block + V::kLevelBlocks, blocks);
+      Ints sums[kRows][V::kLevelChains];
+      Clear(sums);
       for (int64_t i = block; i < last; ++i) {
 #pragma GCC unroll 4
         for (int h = 0; h < kBlockBytes / (2 * V::kLanes); ++h) {
@@ -181,7 +190,7 @@ void ProductRows(const Levels<V, float>& source, const Arranged<int16_t>& x,
 }
 
 template <int kRows, typename Source>
-void ProductRows(const Source& source, const Arranged<int8_t>& x,
+[[gnu::noinline]] void ProductRows(const Source& source, const Arranged<int8_t>& x,
                  int64_t first, const Range& range) {
   using V = typename Source::V;
   using Ints = typename V::Ints;
@@ -197,7 +206,8 @@ void ProductRows(const Source& source, const Arranged<int8_t>& x,
       V::kOffset && g.run_blocks * Source::kVectors > 16;
   const auto add = [&](const typename Source::Table& table, int64_t n,
                        int64_t run, typename V::Floats(&totals)[kRows]) {
-    Ints sums[kRows][kChains] = {};
+    Ints sums[kRows][kChains];
+    Clear(sums);
     // What the offset of weights adds is taken away.
     if constexpr (V::kOffset != 0) {
       for (int b = 0; b < kRows; ++b) {

@@ -89,7 +89,7 @@ CodeWeights<T> Rounded(const Codebook& m, Scratch& scratch) {
   T* made = scratch.Take<T>(count * entries);
   float* scales = scratch.Take<float>(count);
   for (int64_t i = 0; i < count; ++i) {
-    scales[i] = RoundBook(m.book + i * entries, entries, entries,
+    scales[i] = RoundBook(m.book + i * entries, entries,
                           sizeof(T) == 1 ? kLargest8 : kLargestBook16,
                           made + i * entries);
   }
@@ -102,11 +102,11 @@ void InMode(const F& weights, const Rows& rows, int64_t runs, int64_t bytes,
             Mode mode, float* y, const Threads& threads) {
   Scratch scratch(ArrangedBytes(rows, runs) + bytes);
   if (mode == Mode::kInt16) {
-    const auto x = IntegersOfLevels<int16_t>(rows, runs, scratch);
+    const auto x = IntegersOf<int16_t>(rows, runs, scratch, Narrow<int16_t>);
     return Product<int64_t>(weights(int16_t{}, scratch), x, y, threads);
   }
   if (mode == Mode::kInt8) {
-    const auto x = IntegersOfLevels<int8_t>(rows, runs, scratch);
+    const auto x = IntegersOf<int8_t>(rows, runs, scratch, Narrow<int8_t>);
     return Product<int32_t>(weights(int8_t{}, scratch), x, y, threads);
   }
   const auto x = FloatsOf(rows, 0, NaturalOrder(), scratch);

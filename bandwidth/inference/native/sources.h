@@ -33,27 +33,18 @@ class BookTable {
   float scale;  // of integers
 
   void Set(const float* book, int64_t run) {
-    Made& made = made_[kSlots > 1 ? run % kSlots : 0];
-    if (kSlots == 0 || made.book != book) {
+    Made& made = made_[run % kSlots];
+    if (made.book != book) {
       made.book = book;
-      if constexpr (kScaled) {
-        constexpr int kEntries = 1 << kBits, kPlaces = std::max(kEntries, 16);
-        alignas(64) T integers[kPlaces];
-        made.scale =
-            RoundBook(book, kEntries, kPlaces,
-                      sizeof(T) == 1 ? kLargest8 : kLargestBook16, integers);
-        made.lookup.Set(integers);
-      } else {
-        made.lookup.Set(book);
-      }
+      made.scale = made.lookup.Set(book);
     }
-    if constexpr (kScaled) scale = made.scale;
-    now_ = &made.lookup;
+    scale = made.scale;
+    if (kSlots > 1) now_ = made.lookup;
   }
 
   template <typename F>
   void Block(const uint8_t* codes, F&& each) const {
-    now_->Block(codes, each);
+    (kSlots > 1 ? now_ : made_[0].lookup).Block(codes, each);
   }
 
  private:
@@ -66,14 +57,15 @@ class BookTable {
     Found lookup;
   };
 
-  Made made_[std::max(kSlots, 1)];
-  const Found* now_;
+  Made made_[kSlots];
+  Found now_;
 };
 
 template <typename Registers, int kBits, typename T>
 struct Codes {
   using V = Registers;
   using Table = BookTable<V, kBits, T>;
+  static constexpr bool kOfBytes = sizeof(T) == 1;
   static constexpr int kVectors = Lookup<V, kBits, T>::kVectors;
   const Codebook& m;
 
@@ -105,6 +97,7 @@ template <typename Registers, typename T>
 struct Levels {
   using V = Registers;
   using Table = LevelTable<V, T>;
+  static constexpr bool kOfBytes = sizeof(T) == 1;
   static constexpr int kVectors = kBlockBytes * sizeof(T) / V::kBytes;
   const Uniform& m;
 
