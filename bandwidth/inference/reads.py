@@ -147,14 +147,26 @@ def _inside(step: Any) -> list[tuple[Any, list[Any], int]]:
   any more. Other steps are not looked into.
   """
   kind, given = step.primitive.name, step.params
-  if kind in ('jit', 'pjit'):
-    inner = given['jaxpr'].jaxpr
-    return [(inner, inner.invars, 0)]
-  if kind in ('checkpoint', 'remat2'):
-    return [(given['jaxpr'], given['jaxpr'].invars, 0)]
   if kind == 'cond':
-    return [(each.jaxpr, each.jaxpr.invars, 1) for each in given['branches']]
-  if kind == 'scan':
-    inner = given['jaxpr'].jaxpr
-    return [(inner, inner.invars[: given['num_consts']], 0)]
-  return []
+    inner = [_open(branch) for branch in given['branches']]
+    return [(each, each.invars, 1) for each in inner]
+  if kind not in ('jit', 'pjit', 'checkpoint', 'remat2', 'scan'):
+    return []
+  inner = _open(given['jaxpr'])
+  count = _constants(given) if kind == 'scan' else len(inner.invars)
+  return [(inner, inner.invars[:count], 0)]
+
+
+def _open(jaxpr: Any) -> Any:
+  """A program without its constants, which some steps have with it."""
+  return getattr(jaxpr, 'jaxpr', jaxpr)
+
+
+def _constants(scan: Mapping[str, Any]) -> int:
+  """How many operands are the same in each round; none where that is unknown.
+
+  JAX says how many, or since 0.12 gives all operands as a tree.
+  """
+  if 'ft_in' in scan:
+    return len(list(scan['ft_in'].unpack()[0]))
+  return scan.get('num_consts', 0)
