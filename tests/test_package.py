@@ -17,7 +17,7 @@ FOREIGN = (
 
 
 # Offered by `bandwidth.inference`, which does not import it by itself.
-LINEN = ROOT / 'bandwidth' / 'inference' / 'linen.py'
+LINEN = ROOT / 'bandwidth' / 'inference' / 'networks' / 'linen.py'
 
 
 def run(code):

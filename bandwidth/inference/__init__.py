@@ -34,7 +34,9 @@ from bandwidth.inference.products import matmul
 from bandwidth.inference.rounding import MODES
 
 if TYPE_CHECKING:
-  from bandwidth.inference.linen import CompressedNetwork as CompressedNetwork
+  from bandwidth.inference.networks.linen import (
+    CompressedNetwork as CompressedNetwork,
+  )
 
 __all__ = [
   'BACKENDS',
@@ -64,7 +66,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
   if name == 'CompressedNetwork':
-    from bandwidth.inference.linen import CompressedNetwork
+    from bandwidth.inference.networks.linen import CompressedNetwork
 
     return CompressedNetwork
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import tree
-from bandwidth.inference.layers import rounded
 from bandwidth.inference.matrices import (
   CodebookMatrix,
   is_matrix,
 )
+from bandwidth.inference.networks.layers import rounded
 from bandwidth.inference.products import matmul
 
 _TOGETHER = (CodebookMatrix, jax.Array, np.ndarray)

@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from bandwidth import coding, inference, tree
-from bandwidth.inference.joined_products import Part
 from bandwidth.inference.loading import executable
+from bandwidth.inference.networks.joined_products import Part
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.normal(KEY, (2, 6, 6, 4))

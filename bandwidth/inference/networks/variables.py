@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bandwidth.inference.joined_products import Part
 from bandwidth.inference.matrices import is_matrix
+from bandwidth.inference.networks.joined_products import Part
 
 Path = tuple[str, ...]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bandwidth import inference, tree
-from bandwidth.inference.joined_products import Part
+from bandwidth.inference.networks.joined_products import Part
 from experiments.models.minilm import MiniLM
 
 RNG = np.random.default_rng(0)

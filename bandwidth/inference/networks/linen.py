@@ -13,12 +13,15 @@ import jax
 import numpy as np
 
 from bandwidth.base import unknown_name
-from bandwidth.inference import decoding, layers
 from bandwidth.inference.backends import BACKENDS
-from bandwidth.inference.joined_products import Codes, Products, join_kernels
-from bandwidth.inference.reads import layer_call, reads_of, traced_anew
-from bandwidth.inference.rounding import MODES
-from bandwidth.inference.variables import (
+from bandwidth.inference.networks import decoding, layers
+from bandwidth.inference.networks.joined_products import (
+  Codes,
+  Products,
+  join_kernels,
+)
+from bandwidth.inference.networks.reads import layer_call, reads_of, traced_anew
+from bandwidth.inference.networks.variables import (
   Given,
   Packed,
   Path,
@@ -28,6 +31,7 @@ from bandwidth.inference.variables import (
   split,
   without,
 )
+from bandwidth.inference.rounding import MODES
 
 try:
   import flax.linen as nn
