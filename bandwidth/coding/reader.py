@@ -307,10 +307,20 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return {name: reader.array(name) for name in reader}
 
 
-def load_tree(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """Reads all arrays of a file as nested dictionaries, one level a slash.
+def load_tree(path: str | os.PathLike[str], like: Any = None) -> Any:
+  """Reads all arrays of a file as a tree.
+
+  Args:
+    path: of a .bwz file.
+    like: a tree of the structure to return, as `bandwidth.tree.names` names its
+      leaves; they may be abstract. None: nested dictionaries, one level a
+      slash.
 
   Raises:
-    ValueError: as `open_file`, or a name that continues another tensor's.
+    ValueError: as `open_file`; a name that continues another tensor's, or is
+      not among those of `like`.
   """
-  return tree.nested(read_arrays(path).items())
+  arrays = read_arrays(path)
+  if like is None:
+    return tree.nested(arrays.items())
+  return tree.fill(like, arrays)

@@ -26,7 +26,6 @@ from bandwidth.collectives import (
   accounting,
   deep_gradient_compression,
 )
-from bandwidth.collectives.choice import wire_bytes_of
 from bandwidth.collectives.exchange import gather_message
 from bandwidth.collectives.units import plan_units
 from experiments.benchmark import table
@@ -125,7 +124,7 @@ def _growth_rows(
       reducer = deep_gradient_compression(
         'data', density=density, exchange=exchange, workers=workers
       )
-      sent = wire_bytes_of(reducer, params, workers)
+      sent = reducer.wire_bytes(params, workers)
       compiled = None
       if workers <= compile_up_to:
         compiled = compiled_bytes(reducer, params, workers)

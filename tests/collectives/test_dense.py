@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bandwidth.collectives import accounting, dense_all_reduce, pack
+from bandwidth.collectives import accounting, dense_all_reduce
+from bandwidth.collectives.message import pack
 
 
 def reduce_over(grads, dtype, axis='data'):

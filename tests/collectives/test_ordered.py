@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandwidth.collectives import dense_all_reduce, ordered_psum, pairwise_sum
+from bandwidth.collectives import dense_all_reduce
+from bandwidth.collectives.ordered import ordered_psum, pairwise_sum
 
 
 def rows(workers, size, seed=0):
