@@ -4,8 +4,8 @@ import difflib
 import inspect
 import numbers
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 Params = Any
 """A pytree of arrays: the parameters of a network, or their gradients."""
@@ -19,13 +19,72 @@ AxisName = str | tuple[str, ...] | None
 collective."""
 
 
+class Init(Protocol):
+  """Makes the state of one worker, without a worker axis."""
+
+  def __call__(self, params: Params, /) -> Any:
+    """Returns the state; `params` may be abstract under `jax.eval_shape`."""
+
+
+class Reduce(Protocol):
+  """Averages the gradients of the workers."""
+
+  def __call__(
+    self, grads: Params, state: Any, params: Params = None
+  ) -> tuple[Params, Any]:
+    """Returns `(mean_grads, state)`; `params` are those the gradients are of.
+
+    Raises:
+      ValueError: a gradient is not floating-point, or the axis is not bound, or
+        bound by `jax.shard_map` with `check_vma=True`.
+    """
+
+
+class WireBytes(Protocol):
+  """Bytes that a worker sends in one call of `reduce`, in closed form."""
+
+  def __call__(self, params: Params, workers: int | Sequence[int]) -> int:
+    """Returns the bytes.
+
+    Args:
+      params: a tree; leaves may be `jax.ShapeDtypeStruct`s.
+      workers: their number, or the sizes of the axes, the slowest link first.
+
+    Raises:
+      ValueError: `workers` is no positive integer, or no such integers.
+    """
+
+
+class Flush(Protocol):
+  """Averages densely what is still pending in the workers' residuals."""
+
+  def __call__(self, state: Any, params: Params) -> tuple[Params, Any]:
+    """Returns `(mean_grads, state)`; nothing is pending in the new state."""
+
+
+class Resplit(Protocol):
+  """Deals the state of other workers out to those of a reducer, on the host."""
+
+  def __call__(
+    self, state: Any, params: Params, *, workers: int | Sequence[int]
+  ) -> Any:
+    """Returns the state of all workers of this reducer, along the first axis.
+
+    Args:
+      state: of all old workers, along the first axis.
+      params: of one worker.
+      workers: the old ones' number, or the sizes of their axes.
+    """
+
+
 class GradientReducer(NamedTuple):
   """Pure functions that average gradients over workers.
 
   A reducer is no `optax.GradientTransformation`, because its state differs from
   worker to worker (residuals, local momentum) while the state of an optimizer
   is the same on all. A train state therefore holds them apart: `opt_state`
-  replicated, `reducer_state` sharded along the axis of the workers.
+  replicated, `reducer_state` sharded along the axis of the workers, see
+  `bandwidth.collectives.stack_states`.
 
   Attributes:
     init: `params -> state`. The state of one worker, without a device axis.
@@ -34,23 +93,26 @@ class GradientReducer(NamedTuple):
       (with `check_vma=False`) or `jax.vmap`, over the axis that the factory
       was given. `mean_grads` is the same on all workers.
     wire_bytes: `(params, workers) -> int`, bytes that a worker sends in a call
-      of `reduce`, in closed form. `workers` are the sizes of the axes.
+      of `reduce`, in closed form.
     flush: `(state, params) -> (mean_grads, state)`, called as `reduce` is:
       averages densely what is still pending in the workers' residuals, and
       leaves none. None: nothing is ever pending.
     resplit: `(state, params, workers) -> state` on the host: deals the state of
-      other workers, which lie along the first axis, out to the workers that
-      this reducer was made for, so that the pending update is conserved;
-      `workers` are the sizes of the axes that the state comes from. None:
-      the state's shapes don't depend on the number of workers, and
-      `bandwidth.collectives.resplit_workers` will do.
+      other workers out to the workers that this reducer was made for, so that
+      the pending update is conserved. None: the state's shapes don't depend on
+      the number of workers, and `bandwidth.collectives.resplit_workers` will
+      do.
+    momentum: of the local momentum that `reduce` applies; 0: none. Where there
+      is one, the optimizer behind must have none of its own, see
+      `bandwidth.collectives.check_momentum`.
   """
 
-  init: Callable[[Params], Any]
-  reduce: Callable[..., tuple[Params, Any]]
-  wire_bytes: Callable[..., int] | None = None
-  flush: Callable[..., tuple[Params, Any]] | None = None
-  resplit: Callable[..., Any] | None = None
+  init: Init
+  reduce: Reduce
+  wire_bytes: WireBytes
+  flush: Flush | None = None
+  resplit: Resplit | None = None
+  momentum: float = 0.0
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:

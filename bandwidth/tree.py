@@ -1,13 +1,17 @@
 """Parameter names, rules over them, and sizes of trees.
 
-A parameter's name is its path in the tree, joined by slashes: `Conv_0/kernel`.
+A parameter's name is its path in the tree, joined by slashes: `Conv_0/kernel`,
+keys of dictionaries, attributes of dataclasses, indices of sequences and of
+nodes that have no names for their parts. `None` and empty containers have no
+leaves, hence no names, and stay where they are.
+
 Rules are ordered pairs (regular expression, value); the first expression that
 matches the whole name gives the value.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -28,19 +32,73 @@ def path_name(path: Sequence[Any]) -> str:
   return '/'.join(_key_name(key) for key in path)
 
 
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+def named_leaves(
+  tree: Any, *, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
   """Returns the leaves with their names, in the order of `jax.tree.leaves`.
 
-  >>> named_leaves({'Dense_0': {'bias': 1, 'kernel': 2}})
+  An attribute `value` that is all there is to a node is left out: the kernel of
+  an `nnx.State` is 'layer/kernel', as that of a dictionary.
+
+  Args:
+    tree: any pytree.
+    is_leaf: as that of `jax.tree.leaves`.
+
+  Raises:
+    ValueError: two leaves have the same name.
+
+  >>> named_leaves({'Dense_0': {'bias': 1, 'kernel': 2, 'scale': None}})
   [('Dense_0/bias', 1), ('Dense_0/kernel', 2)]
   """
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return [(path_name(path), leaf) for path, leaf in leaves]
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  paths = [path for path, _ in leaves]
+  found = [
+    path_name(path[:-1] if _wraps_one_value(paths, i) else path)
+    for i, path in enumerate(paths)
+  ]
+  if len(set(found)) < len(found):
+    twice = next(name for name in found if found.count(name) > 1)
+    raise ValueError(f'tree: two leaves have the name {twice!r}')
+  return [(name, leaf) for name, (_, leaf) in zip(found, leaves, strict=True)]
+
+
+def _wraps_one_value(paths: list[tuple[Any, ...]], place: int) -> bool:
+  """Whether a leaf is the attribute `value`, and nothing lies beside it."""
+  path = paths[place]
+  if not path or getattr(path[-1], 'name', None) != 'value':
+    return False
+  beside = paths[max(place - 1, 0) : place] + paths[place + 1 : place + 2]
+  return all(other[: len(path) - 1] != path[:-1] for other in beside)
 
 
 def names(tree: Any) -> list[str]:
   """Returns the names of the leaves, in the order of `jax.tree.leaves`."""
   return [name for name, _ in named_leaves(tree)]
+
+
+def fill(like: Any, named: Mapping[str, Any]) -> Any:
+  """Returns named leaves in the structure of a tree: undoes `named_leaves`.
+
+  Args:
+    like: a tree whose leaves have these names; what they are doesn't matter.
+    named: leaves by name.
+
+  Raises:
+    ValueError: a leaf of `like` has no value, or a value no leaf; all are
+      listed.
+
+  >>> fill(({'w': 0}, None), {'0/w': 5})
+  ({'w': 5}, None)
+  """
+  wanted = names(like)
+  for kind, missing in (
+    ('have no value', set(wanted) - set(named)),
+    ('are no leaves of the tree', set(named) - set(wanted)),
+  ):
+    if missing:
+      raise ValueError(f'named: {", ".join(sorted(missing))} {kind}')
+  structure = jax.tree.structure(like)
+  return jax.tree.unflatten(structure, [named[name] for name in wanted])
 
 
 def nested(named: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -69,14 +127,25 @@ def nested(named: Iterable[tuple[str, Any]]) -> dict[str, Any]:
   return root
 
 
-def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def map_named(
+  fn: Callable[..., Any],
+  tree: Any,
+  *rest: Any,
+  is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
   """Maps `fn(name, leaf, *rest_leaves)` over trees of one structure.
 
   >>> map_named(lambda name, x: f'{name}={x}', {'a': 1, 'b': [2]})
   {'a': 'a=1', 'b': ['b/0=2']}
   """
-  return jax.tree_util.tree_map_with_path(
-    lambda path, *leaves: fn(path_name(path), *leaves), tree, *rest
+  structure = jax.tree.structure(tree, is_leaf=is_leaf)
+  leaves = zip(
+    named_leaves(tree, is_leaf=is_leaf),
+    *(structure.flatten_up_to(other) for other in rest),
+    strict=True,
+  )
+  return jax.tree.unflatten(
+    structure, [fn(name, leaf, *others) for (name, leaf), *others in leaves]
   )
 
 

@@ -240,7 +240,7 @@ def _aligned(
       AlignedState(new.as_trees(structure), state.step + 1),
     )
 
-  def wire_bytes(params: Params, *, workers: int | Sequence[int]) -> int:
+  def wire_bytes(params: Params, workers: int | Sequence[int]) -> int:
     units = plan_units(params, scope=scope)
     counts = units.counts(density)
     values = jax.ShapeDtypeStruct((sum(counts),), jnp.float32)
@@ -252,7 +252,9 @@ def _aligned(
     mean, kept = flush_kept(state.kept, params, axes)
     return mean, state._replace(kept=kept)
 
-  return GradientReducer(init, reduce, wire_bytes, flush)
+  return GradientReducer(
+    init, reduce, wire_bytes, flush, momentum=memory.momentum
+  )
 
 
 def _by_widths(

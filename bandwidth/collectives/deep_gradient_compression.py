@@ -1,5 +1,6 @@
 """Deep Gradient Compression (Lin et al. 2018, arXiv 1712.01887)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,13 +11,14 @@ from bandwidth.base import AxisName, GradientReducer, Params
 from bandwidth.collectives.hierarchical import hierarchical
 from bandwidth.collectives.sparse import sparse_all_reduce
 from bandwidth.collectives.sparsity.memory import momentum_correction
-from bandwidth.collectives.workers.axes import axis_names
+from bandwidth.collectives.workers.axes import axis_names, axis_sizes
 from bandwidth.collectives.workers.ordered import (
   axis_size,
   fixed_order_sum,
   rounded,
   same_on_all,
 )
+from bandwidth.collectives.workers.resplit import flush_of, resplit_of
 
 WARM_UP_DENSITIES = (0.25, 0.0625, 0.015625, 0.004)
 """Of the epochs before the final density, one each (section 3.3)."""
@@ -79,8 +81,8 @@ def deep_gradient_compression(
     scope: likewise.
     dense_rules: likewise. The paper's byte counts leave biases and norms dense.
     forward: likewise.
-    workers: number, or sizes of the axes; needed by 'owner_sharded' and for two
-      axes.
+    workers: number, or sizes of the axes; needed by 'owner_sharded', for two
+      axes, and by `resplit`.
 
   Returns:
     A reducer with the state `DeepGradientCompressionState`.
@@ -119,15 +121,20 @@ def deep_gradient_compression(
   axes = axis_names(axis_name)
   if len(axes) > 1:
     sizes = () if isinstance(workers, int) else workers
-    inner = hierarchical(axes, between, workers=sizes)
+    inner, count = hierarchical(axes, between, workers=sizes), math.prod(sizes)
   else:
     count = workers if isinstance(workers, int) else workers[0]
     inner = between(axes[0] if axes else None, count)
   parts = _Parts(
-    inner, axes, clip_norm, _Decay(weight_decay, momentum, nesterov)
+    inner, axes, count, clip_norm, _Decay(weight_decay, momentum, nesterov)
   )
   return GradientReducer(
-    parts.init, parts.reduce, inner.wire_bytes, parts.flush, parts.resplit
+    parts.init,
+    parts.reduce,
+    inner.wire_bytes,
+    parts.flush,
+    parts.resplit,
+    momentum,
   )
 
 
@@ -136,6 +143,7 @@ class _Parts(NamedTuple):
 
   inner: GradientReducer
   axes: tuple[str, ...]  # the slow one first
+  workers: int  # 0: not known
   clip_norm: float
   decay: '_Decay'
 
@@ -161,8 +169,7 @@ class _Parts(NamedTuple):
   def flush(
     self, state: DeepGradientCompressionState, params: Params
   ) -> tuple[Params, DeepGradientCompressionState]:
-    flush: Any = self.inner.flush
-    mean, sparse = flush(state.sparse, params)
+    mean, sparse = flush_of(self.inner)(state.sparse, params)
     return mean, state._replace(sparse=sparse)
 
   def resplit(
@@ -172,18 +179,18 @@ class _Parts(NamedTuple):
     *,
     workers: int | Sequence[int],
   ) -> DeepGradientCompressionState:
-    sizes = (workers,) if isinstance(workers, int) else tuple(workers)
+    sizes = axis_sizes(workers)
     if len(sizes) != max(len(self.axes), 1):
       raise ValueError(
         f'workers={sizes}: the state of {len(sizes)} axes cannot be dealt out '
         f'to the {len(self.axes)} axes {self.axes}'
       )
-    resplit: Any = self.inner.resplit
+    resplit = resplit_of(self.inner, self.workers)
     sparse = resplit(state.sparse, params, workers=workers)
-    count = jax.tree.leaves(sparse)[0].shape[0]
     # The same on all workers.
     decay = jax.tree.map(
-      lambda leaf: leaf[:1].repeat(count, axis=0), jax.device_get(state.decay)
+      lambda leaf: leaf[:1].repeat(self.workers, axis=0),
+      jax.device_get(state.decay),
     )
     return DeepGradientCompressionState(sparse, decay)
 

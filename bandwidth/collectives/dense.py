@@ -17,7 +17,12 @@ from bandwidth.collectives.traffic.closed_forms import (
   all_to_all_bytes,
 )
 from bandwidth.collectives.wire.message import pack
-from bandwidth.collectives.workers.ordered import ordered_psum, pairwise_sum
+from bandwidth.collectives.workers.axes import axis_names, axis_sizes
+from bandwidth.collectives.workers.ordered import (
+  axis_size,
+  ordered_psum,
+  pairwise_sum,
+)
 
 WIRE_DTYPES = ('float32', 'bfloat16', 'float16')
 
@@ -43,7 +48,8 @@ def dense_all_reduce(
     A reducer. `mean_grads` has the dtypes of `grads`.
 
   Raises:
-    ValueError: `dtype` is none of the three.
+    ValueError: `dtype` is none of the three; at `reduce`, a gradient is not
+      floating-point or an axis not bound.
 
   >>> reducer = dense_all_reduce('data')
   >>> grads = jnp.array([[1.0, 2.0], [3.0, 6.0]])
@@ -52,7 +58,7 @@ def dense_all_reduce(
          [2., 4.]], dtype=float32)
   """
   on_wire = wire_dtype(dtype)
-  axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
+  axes = axis_names(axis_name)
 
   def init(params: Params) -> tuple[()]:
     del params
@@ -62,11 +68,12 @@ def dense_all_reduce(
     grads: Params, state: tuple[()], params: Params = None
   ) -> tuple[Params, tuple[()]]:
     del params
+    workers = axis_size(axes)
     packed = pack(grads)
     mean = packed.vector
     if axes and mean.size:
       mean = (
-        ordered_psum(mean, axes) / lax.axis_size(axes)
+        ordered_psum(mean, axes) / workers
         if on_wire == jnp.float32
         else _two_phase_mean(mean, axes, on_wire)
       )
@@ -95,8 +102,8 @@ def wire_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 def dense_wire_bytes(
   params: Params,
-  *,
   workers: int | Sequence[int],
+  *,
   dtype: DTypeLike = jnp.float32,
 ) -> int:
   """Returns the bytes that a worker sends in a step of `dense_all_reduce`.
@@ -119,9 +126,7 @@ def dense_wire_bytes(
   >>> dense_wire_bytes({'w': jnp.zeros(10)}, workers=4, dtype=jnp.bfloat16)
   36
   """
-  sizes = (workers,) if isinstance(workers, int) else tuple(workers)
-  if any(p < 1 for p in sizes):
-    raise ValueError(f'workers={workers} is not positive')
+  sizes = axis_sizes(workers)
   dtype = jnp.dtype(dtype)
   if dtype.name not in WIRE_DTYPES:
     raise ValueError(unknown_name('dtype', dtype.name, WIRE_DTYPES))

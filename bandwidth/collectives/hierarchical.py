@@ -23,8 +23,9 @@ from bandwidth.collectives.traffic.closed_forms import (
   all_reduce_bytes,
 )
 from bandwidth.collectives.wire.message import pack
+from bandwidth.collectives.workers.axes import axis_sizes
 from bandwidth.collectives.workers.ordered import axis_size, ordered_psum
-from bandwidth.collectives.workers.resplit import resplit_workers
+from bandwidth.collectives.workers.resplit import flush_of, resplit_of
 
 
 def hierarchical(
@@ -75,25 +76,35 @@ def hierarchical(
     return _gathered(stripes, plan, fast, grads), state
 
   def flush(state: Any, params: Params) -> tuple[Params, Any]:
-    if inner.flush is None:
-      return jax.tree.map(jnp.zeros_like, params), state
     plan = _plan(params, sizes[1])
     mine = _stripes(params, plan, lax.axis_index(fast))
-    stripes, state = inner.flush(state, mine)
+    stripes, state = flush_of(inner)(state, mine)
     return _gathered(stripes, plan, fast, params), state
 
-  def wire_bytes(params: Params, *, workers: Sequence[int]) -> int:
-    return hierarchical_wire_bytes(inner, params, workers=workers)
+  def wire_bytes(params: Params, workers: int | Sequence[int]) -> int:
+    return hierarchical_wire_bytes(inner, params, workers)
 
-  def resplit(state: Any, params: Params, *, workers: Sequence[int]) -> Any:
-    dealt = _between_groups(inner, state, params, workers, sizes[0])
-    if tuple(workers)[1] != sizes[1]:
-      dealt = _restriped(dealt, init(params), params, workers, sizes)
+  def resplit(
+    state: Any, params: Params, *, workers: int | Sequence[int]
+  ) -> Any:
+    old = _two_sizes(workers)
+    dealt = _between_groups(inner, state, params, old, sizes[0])
+    if old[1] != sizes[1]:
+      dealt = _restriped(dealt, init(params), params, old, sizes)
     return jax.tree.map(
       lambda leaf: np.reshape(leaf, (-1, *np.shape(leaf)[2:])), dealt
     )
 
-  return GradientReducer(init, reduce, wire_bytes, flush, resplit)
+  return GradientReducer(
+    init, reduce, wire_bytes, flush, resplit, inner.momentum
+  )
+
+
+def _two_sizes(workers: int | Sequence[int]) -> tuple[int, int]:
+  sizes = axis_sizes(workers)
+  if len(sizes) != 2:
+    raise ValueError(f'workers={workers}: sizes of two axes are needed')
+  return sizes[0], sizes[1]
 
 
 def _between_groups(
@@ -114,9 +125,7 @@ def _between_groups(
       ],
       state,
     )
-    if inner.resplit is None:
-      return resplit_workers(mine, groups)
-    return inner.resplit(mine, like, workers=slow)
+    return resplit_of(inner, groups)(mine, like, workers=slow)
 
   return jax.tree.map(
     lambda *parts: np.stack(jax.device_get(parts), axis=1),
@@ -232,7 +241,7 @@ def _gathered(
 
 
 def hierarchical_wire_bytes(
-  between: GradientReducer, params: Params, *, workers: Sequence[int]
+  between: GradientReducer, params: Params, workers: int | Sequence[int]
 ) -> int:
   """Returns the bytes that a worker sends, over both links together.
 
@@ -243,12 +252,13 @@ def hierarchical_wire_bytes(
     between: the reducer of the slow axis.
     params: a tree; leaves may be abstract.
     workers: sizes of the slow and the fast axis.
+
+  Raises:
+    ValueError: `workers` are not two positive integers.
   """
-  slow, fast = workers
+  slow, fast = _two_sizes(workers)
   plan = _plan(params, fast)
   inside = all_reduce_bytes(4 * tree.size(params), fast)
   inside += all_gather_bytes(4 * sum(plan.local_sizes), fast)
-  if between.wire_bytes is None:
-    return inside
   stripes = stripe_shapes(params, fast)
-  return inside + between.wire_bytes(stripes, workers=slow)
+  return inside + between.wire_bytes(stripes, slow)

@@ -95,7 +95,7 @@ def power_sgd(
       tuple(residual), tuple(q)
     )
 
-  def wire_bytes(params: Params, *, workers: int | Sequence[int]) -> int:
+  def wire_bytes(params: Params, workers: int | Sequence[int]) -> int:
     sent = 0
     leaves = jax.tree.leaves(params)
     for leaf, shape in zip(leaves, _matrix_shapes(params, rank), strict=True):

@@ -6,6 +6,7 @@ each decodes the messages of all, one worker's after another's. Traffic grows
 with the number of workers; where there are many, see `two_phase_quantized`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from bandwidth import tree
-from bandwidth.base import AxisName, GradientReducer, Params
+from bandwidth.base import AxisName, GradientReducer, Params, WireBytes
 from bandwidth.collectives.traffic.closed_forms import (
   all_gather_bytes,
   all_reduce_bytes,
@@ -114,7 +115,7 @@ def qsgd(
     )
     return total / gathered.shape[0]
 
-  def wire_bytes(params: Params, *, workers: int | Sequence[int]) -> int:
+  def wire_bytes(params: Params, workers: int | Sequence[int]) -> int:
     n = tree.size(params)
     message = packed_size(n, bits) + 4 * -(-n // bucket)
     return all_gather_bytes(message, count_workers(workers))
@@ -178,9 +179,9 @@ def terngrad(
     )
     return scale * (signs.astype(jnp.float32) / workers)
 
-  def wire_bytes(params: Params, *, workers: int | Sequence[int]) -> int:
+  def wire_bytes(params: Params, workers: int | Sequence[int]) -> int:
     count = count_workers(workers)
-    layers = sum(leaf.size > 0 for leaf in jax.tree.leaves(params))
+    layers = sum(math.prod(leaf.shape) > 0 for leaf in jax.tree.leaves(params))
     digits = trits_size(tree.size(params))
     return all_reduce_bytes(4 * layers, count) + all_gather_bytes(digits, count)
 
@@ -190,7 +191,7 @@ def terngrad(
 def _random_reducer(
   axes: tuple[str, ...],
   exchange: Callable[..., jax.Array],
-  wire_bytes: Callable[..., int],
+  wire_bytes: WireBytes,
   seed: int,
 ) -> GradientReducer:
   """A reducer of `(vector, sizes of its leaves, key) -> mean vector`."""

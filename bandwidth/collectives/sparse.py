@@ -53,7 +53,8 @@ class SparseOptions(NamedTuple):
     scope: 'layer' or 'global', see `plan_units`.
     dense_rules: which parameters are not sparsified.
     forward: see `owner_messages`.
-    workers: of the axis; 0: not known, which 'owner_sharded' can't do with.
+    workers: of the axis; 0: not known, which 'owner_sharded' and `resplit`
+      can't do with.
   """
 
   density: float
@@ -144,7 +145,7 @@ def sparse_all_reduce(
       same message, biases and norms, say.
     forward: of 'owner_sharded': entries that an owner sends to all, by those
       that one worker sends to it.
-    workers: their number, which 'owner_sharded' needs.
+    workers: their number, which 'owner_sharded' and `resplit` need.
 
   Returns:
     A reducer with the state `SparseState`.
@@ -197,7 +198,7 @@ def _make(options: SparseOptions, axis: str | None) -> GradientReducer:
     _check_axis(options, axis)
     return _reduce(options, axis, grads, state)
 
-  def wire_bytes(params: Params, *, workers: int | Sequence[int]) -> int:
+  def wire_bytes(params: Params, workers: int | Sequence[int]) -> int:
     return _wire_bytes(options, params, workers)
 
   def flush(state: SparseState, params: Params) -> tuple[Params, SparseState]:
@@ -208,7 +209,9 @@ def _make(options: SparseOptions, axis: str | None) -> GradientReducer:
   ) -> SparseState:
     return _resplit(options, state, params, count_workers(workers))
 
-  return GradientReducer(init, reduce, wire_bytes, flush, resplit)
+  return GradientReducer(
+    init, reduce, wire_bytes, flush, resplit, options.memory.momentum
+  )
 
 
 def _check_axis(options: SparseOptions, axis: str | None) -> None:
@@ -379,6 +382,11 @@ def _embedded(layout: Any, part: jax.Array, owner: jax.Array) -> jax.Array:
 def _resplit(
   options: SparseOptions, state: SparseState, params: Params, old: int
 ) -> SparseState:
+  new = options.workers
+  if not new:
+    raise ValueError(
+      'workers=0: make the reducer with the number of workers to deal out to'
+    )
   kept, owned = state
   if owned:
     units = options._replace(exchange='owner_sharded', workers=old).units(
@@ -387,7 +395,6 @@ def _resplit(
     kept = jax.vmap(lambda s, owner: owned_into_residual(units, s, owner))(
       state, jnp.arange(old, dtype=jnp.int32)
     )
-  new = options.workers or old
   sizes = options.units(params).local_sizes if options.is_sharded else ()
   zeros = tuple(jnp.zeros((new, size), jnp.float32) for size in sizes)
   return SparseState(resplit_workers(jax.device_get(kept), new), zeros)

@@ -118,7 +118,7 @@ def two_phase_quantized(
     mean, rest, owned = _exchange(chunks(grads), axes, pending, state.owned)
     return packed.unpack(mean), TwoPhaseState(kept.unpack(rest), owned)
 
-  def wire_bytes(params: Params, *, workers: int | Sequence[int]) -> int:
+  def wire_bytes(params: Params, workers: int | Sequence[int]) -> int:
     sent_to = count_workers(workers)
     message = chunks(params, sent_to).nbytes
     return all_to_all_bytes(sent_to * message, sent_to) + all_gather_bytes(

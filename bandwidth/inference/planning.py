@@ -126,8 +126,7 @@ def plan_inference(
       raise ValueError(f'batch={rows} is not positive {name}'.rstrip())
   choices: dict[str, Choice] = {}
 
-  def choose(path: Any, leaf: Any) -> Any:
-    name = tree.path_name(path)
+  def choose(name: str, leaf: Any) -> Any:
     if (
       not matrices.is_matrix(leaf) or loading.kind_of(name) == loading.EMBEDDING
     ):
@@ -148,9 +147,7 @@ def plan_inference(
       )
     return converted(leaf, choices[name].kind)
 
-  made = jax.tree_util.tree_map_with_path(
-    choose, params, is_leaf=matrices.is_matrix
-  )
+  made = tree.map_named(choose, params, is_leaf=matrices.is_matrix)
   return Plan(made, choices)
 
 
@@ -193,11 +190,8 @@ def measure_matrices(
     if count < 1:
       raise ValueError(f'{name}={count} is not positive')
   table: dict[Timing, None] = {}
-  leaves = jax.tree_util.tree_leaves_with_path(
-    params, is_leaf=matrices.is_matrix
-  )
-  for path, matrix in leaves:
-    name = tree.path_name(path)
+  leaves = tree.named_leaves(params, is_leaf=matrices.is_matrix)
+  for name, matrix in leaves:
     if name not in rows or not matrices.is_matrix(matrix):
       continue
     seconds = measure_matrix(

@@ -59,7 +59,9 @@ def copied_masks(
   >>> copied_masks(lambda p: p > 1, jnp.array([1.0, 2.0])).tolist()
   [False, True]
   """
-  made = masks(params) if callable(masks) else masks
+  # A tree may be callable, too, as modules of Equinox are.
+  is_function = callable(masks) and jax.tree_util.all_leaves([masks])
+  made = masks(params) if is_function else masks
   masks_lib.check_masks(params, made)
   return jax.tree.map(jnp.array, made)
 

@@ -89,21 +89,18 @@ def share_params(
   [0.0, 1.0, 1.0, 3.0]
   """
   sharing = _match(rules, params)
-  masks = jax.tree.map(lambda _: None, params) if masks is None else masks
-  surviving = jax.tree.leaves(masks, is_leaf=lambda leaf: leaf is None)
-  codebooks, leaves = {}, []
-  for (name, leaf), mask in zip(
-    tree.named_leaves(params), surviving, strict=True
-  ):
+  codebooks = {}
+
+  def share(name: str, leaf: Any, mask: Any = None) -> Any:
     rule = sharing[name]
     if rule is None:
-      leaves.append(leaf)
-      continue
+      return leaf
     with _naming(name):
       codebooks[name] = fit_codebook(leaf, rule, mask=mask, solver=solver)
-    leaves.append(jnp.asarray(codebooks[name].decode()).astype(leaf.dtype))
-  structure = jax.tree.structure(params)
-  return SharedParams(jax.tree.unflatten(structure, leaves), codebooks)
+    return jnp.asarray(codebooks[name].decode()).astype(leaf.dtype)
+
+  rest = () if masks is None else (masks,)
+  return SharedParams(tree.map_named(share, params, *rest), codebooks)
 
 
 def cluster_sum(

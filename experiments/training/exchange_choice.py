@@ -22,7 +22,6 @@ from bandwidth.collectives.traffic.choice import (
   Line,
   Speeds,
   choose_exchange,
-  wire_bytes_of,
 )
 from bandwidth.collectives.traffic.closed_forms import (
   all_gather_bytes,
@@ -159,7 +158,7 @@ def measure_speeds(
 
   def sent(name: str, size: int) -> int:
     vector = jax.ShapeDtypeStruct((size,), jnp.float32)
-    return wire_bytes_of(made[name], vector, count)
+    return made[name].wire_bytes(vector, count)
 
   all_reduce = _link(
     workers,

@@ -148,9 +148,7 @@ def predicted_bytes(
   reducer: GradientReducer, params: Any, workers: Workers
 ) -> int:
   """Returns what a worker sends a step, in closed form."""
-  if reducer.wire_bytes is None:
-    return 0
-  return reducer.wire_bytes(params, workers=tuple(workers.axes.values()))
+  return reducer.wire_bytes(params, tuple(workers.axes.values()))
 
 
 def train(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
+from bandwidth.collectives import stack_states
 from bandwidth.collectives.traffic import accounting
 from bandwidth.files import replace_text
 from bandwidth.report import MemoryReport, NetworkReport, Report
@@ -125,12 +125,11 @@ def _memory(
 
   def accuracy(params: Any, model_state: Any) -> float:
     check_shapes(params, built.params, str(directory))
-    copies = jax.tree.map(
-      lambda leaf: np.broadcast_to(leaf, (workers.count, *np.shape(leaf))),
-      model_state,
-    )
     result = built.job.evaluator(
-      workers.place(params, REPLICATED), workers.place(copies, PER_WORKER)
+      workers.place(params, REPLICATED),
+      stack_states(
+        model_state, workers.count, sharding=workers.sharding(PER_WORKER)
+      ),
     )
     return result['accuracy']
 

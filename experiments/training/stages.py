@@ -11,6 +11,7 @@ import optax
 
 from bandwidth import tree
 from bandwidth.base import AxisName, GradientReducer, Params
+from bandwidth.collectives import check_momentum, stack_states
 from experiments.compression.files import check_files
 from experiments.compression.methods import Method, make_method
 from experiments.training.optimizers import make_optimizer
@@ -83,13 +84,14 @@ def make_stages(
         stage.get('method', {'name': 'none'}), steps=last - first
       )
       files = check_files(stage.get('files', ()))
+    reducer = _reducer(name, chosen, axis_name, workers)
     stages.append(
       Stage(
         name=name,
         first=first,
         last=last,
-        reducer=_reducer(name, chosen, axis_name, workers),
-        optimizer=_chain(make_optimizer(optimizer, span=span), method),
+        reducer=reducer,
+        optimizer=_chain(_behind(name, reducer, optimizer, span), method),
         method=method,
         files=files,
         reducer_config=chosen,
@@ -113,6 +115,25 @@ def _reducer(
     if 'reducer' in str(error):
       raise
     raise ValueError(f'stages.{stage}.reducer.{error}') from None
+
+
+def _behind(
+  stage: str,
+  reducer: GradientReducer,
+  config: Mapping[str, Any],
+  span: tuple[int, int],
+) -> optax.GradientTransformation:
+  """Builds the optimizer of what a reducer returns."""
+  momentum = config.get('momentum', 0.0) if config['name'] == 'sgd' else 0.0
+  if reducer.momentum and momentum:
+    raise ValueError(
+      f'stages.{stage}: reducer.momentum={reducer.momentum} and '
+      f'optimizer.momentum={momentum} would be applied one after the other: '
+      'set one of them to 0'
+    )
+  optimizer = make_optimizer(config, span=span)
+  check_momentum(reducer, optimizer.init(()))
+  return optimizer
 
 
 def _chain(
@@ -205,14 +226,16 @@ def first_state(
     model_state,
     empty_window(['loss', *metrics]),
   )
-  reducer_state, model_state, window = _copies(per_worker, workers.count)
+  reducer_state, model_state, window = stack_states(
+    per_worker, workers.count, sharding=workers.sharding(PER_WORKER)
+  )
   return TrainState(
     step=workers.place(np.zeros((), np.int32), REPLICATED),
     params=workers.place(params, REPLICATED),
     opt_state=workers.place(stage.optimizer.init(params), REPLICATED),
-    reducer_state=workers.place(reducer_state, PER_WORKER),
-    model_state=workers.place(model_state, PER_WORKER),
-    window=workers.place(window, PER_WORKER),
+    reducer_state=reducer_state,
+    model_state=model_state,
+    window=window,
   )
 
 
@@ -242,7 +265,11 @@ def next_state(
     before.method.decode, out_shardings=workers.sharding(REPLICATED)
   )
   params = _variables(stage, jax.device_get(decode(state.params)))
-  reducer_state = _copies(stage.reducer.init(params), workers.count)
+  reducer_state = stack_states(
+    stage.reducer.init(params),
+    workers.count,
+    sharding=workers.sharding(PER_WORKER),
+  )
   opt_state = _carry_over(
     workers.place(stage.optimizer.init(params), REPLICATED), state.opt_state
   )
@@ -257,17 +284,7 @@ def next_state(
   return state._replace(
     params=workers.place(params, REPLICATED),
     opt_state=jax.tree.map(set_count, opt_state, is_leaf=_is_schedule),
-    reducer_state=_carry_over(
-      workers.place(reducer_state, PER_WORKER), state.reducer_state
-    ),
-  )
-
-
-def _copies(tree_of_one: Any, workers: int) -> Any:
-  """Gives every worker, along a new first axis, what one worker has."""
-  return jax.tree.map(
-    lambda leaf: np.broadcast_to(np.asarray(leaf), (workers, *np.shape(leaf))),
-    tree_of_one,
+    reducer_state=_carry_over(reducer_state, state.reducer_state),
   )
 
 

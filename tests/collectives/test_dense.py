@@ -4,8 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bandwidth.collectives import dense_all_reduce, pack
+from bandwidth.collectives import dense_all_reduce
 from bandwidth.collectives.traffic import accounting
+from bandwidth.collectives.wire.message import pack
 
 
 def reduce_over(grads, dtype, axis='data'):

@@ -40,6 +40,7 @@ class Memory(NamedTuple):
       workers exchange in full.
     masks_momentum: the momentum is zeroed where it was sent (momentum factor
       masking).
+    momentum: its factor; 0: none.
   """
 
   name: str
@@ -47,6 +48,7 @@ class Memory(NamedTuple):
   accumulate: Callable[..., tuple[jax.Array, Any]]
   dense: Callable[..., tuple[jax.Array, Any]]
   masks_momentum: bool
+  momentum: float = 0.0
 
 
 def _zeros(params: Params) -> Params:
@@ -126,6 +128,7 @@ def momentum_correction(
     accumulate,
     correct,
     masks_momentum=masking,
+    momentum=momentum,
   )
 
 
@@ -153,7 +156,7 @@ class Leaves(NamedTuple):
 
 
 def _is_absent(part: Any) -> bool:
-  return isinstance(part, tuple) and not part
+  return type(part) is tuple and not part
 
 
 def accumulate(

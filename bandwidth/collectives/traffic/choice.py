@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bandwidth import tree
-from bandwidth.base import GradientReducer, Params
+from bandwidth.base import Params
 from bandwidth.collectives.sparse import sparse_all_reduce
 
 CANDIDATES = ('dense', 'all_gather', 'owner_sharded')
@@ -88,19 +88,6 @@ class Choice(NamedTuple):
   seconds: Mapping[str, float]
 
 
-def wire_bytes_of(
-  reducer: GradientReducer, params: Params, workers: int
-) -> int:
-  """Returns the closed form of a reducer.
-
-  Raises:
-    ValueError: it has none.
-  """
-  if reducer.wire_bytes is None:
-    raise ValueError('reducer: it has no closed form of its bytes')
-  return reducer.wire_bytes(params, workers=workers)
-
-
 def choose_exchange(
   params: Params,
   *,
@@ -134,7 +121,7 @@ def choose_exchange(
     reducer = sparse_all_reduce(
       None, density=density, exchange=name, workers=workers, **arguments
     )
-    sent = wire_bytes_of(reducer, params, workers)
+    sent = reducer.wire_bytes(params, workers)
     if name == 'dense':
       link = speeds.all_reduce(sent)
     else:

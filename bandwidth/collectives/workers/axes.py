@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bandwidth.base import AxisName
@@ -21,19 +22,34 @@ def axis_names(axis_name: AxisName) -> tuple[str, ...]:
   return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name or ())
 
 
+def axis_sizes(workers: int | Sequence[int]) -> tuple[int, ...]:
+  """Returns the sizes of the axes of the workers, one for a mere number.
+
+  Raises:
+    ValueError: one is no integer, or not positive.
+
+  >>> axis_sizes(4), axis_sizes((2, 3))
+  ((4,), (2, 3))
+  """
+  sizes = tuple(workers) if isinstance(workers, Sequence) else (workers,)
+  for size in sizes:
+    if isinstance(size, bool) or not isinstance(size, int | np.integer):
+      raise ValueError(f'workers={workers!r} is no number of workers')
+    if size < 1:
+      raise ValueError(f'workers={workers} is not positive')
+  return tuple(int(size) for size in sizes)
+
+
 def count_workers(workers: int | Sequence[int]) -> int:
   """Returns the number of workers, given as such or as sizes of axes.
 
   Raises:
-    ValueError: one is not positive.
+    ValueError: as `axis_sizes`.
 
   >>> count_workers(4), count_workers((2, 3))
   (4, 6)
   """
-  sizes = (workers,) if isinstance(workers, int) else tuple(workers)
-  if any(size < 1 for size in sizes):
-    raise ValueError(f'workers={workers} is not positive')
-  return math.prod(sizes)
+  return math.prod(axis_sizes(workers))
 
 
 def worker_index(axes: Sequence[str]) -> jax.Array:

@@ -120,17 +120,33 @@ def axis_size(axis: AxisName) -> int:
   """Returns the number of workers along mapped axes; one where there is none.
 
   Raises:
-    ValueError: an axis is not bound.
+    ValueError: an axis is not bound, or bound by `jax.shard_map` with
+      `check_vma=True`, under which gradients with respect to replicated
+      parameters arrive summed over the workers, and would be summed again.
   """
   if not axis:
     return 1
   try:
-    return lax.axis_size(axis)
+    size = lax.axis_size(axis)
   except NameError:
     raise ValueError(
       f'axis_name={axis!r} is not bound: call reduce inside jax.pmap, '
       'jax.shard_map or jax.vmap over it'
     ) from None
+  if _tracks_varying(lax.axis_index(axis)):
+    raise ValueError(
+      f'axis_name={axis!r} is mapped by jax.shard_map with check_vma=True, '
+      'where gradients arrive already summed: pass check_vma=False'
+    )
+  return size
+
+
+def _tracks_varying(index: jax.Array) -> bool:
+  """Whether the type of a worker's index says that it varies."""
+  aval = jax.typeof(index)
+  if hasattr(aval, 'manual_axis_type'):
+    return bool(aval.manual_axis_type.varying)
+  return bool(aval.vma)
 
 
 def fixed_order_sum(x: jax.Array) -> jax.Array:

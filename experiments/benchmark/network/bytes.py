@@ -25,7 +25,6 @@ from bandwidth.collectives import WARM_UP_DENSITIES, deep_gradient_compression
 from bandwidth.collectives.sparsity.exchange import gather_message
 from bandwidth.collectives.sparsity.units import plan_units
 from bandwidth.collectives.traffic import accounting
-from bandwidth.collectives.traffic.choice import wire_bytes_of
 from experiments.benchmark.measuring.shapes import NETWORKS
 from experiments.runtime import table
 
@@ -122,7 +121,7 @@ def _growth_rows(
       reducer = deep_gradient_compression(
         'data', density=density, exchange=exchange, workers=workers
       )
-      sent = wire_bytes_of(reducer, params, workers)
+      sent = reducer.wire_bytes(params, workers)
       compiled = None
       if workers <= compile_up_to:
         compiled = compiled_bytes(reducer, params, workers)

@@ -66,7 +66,6 @@ def measure_exchange(name: str, network: str, pod: Pod) -> table.Row:
     out_kinds=(REPLICATED, PER_WORKER),
   )
   sent = sent_by(compiled, workers.mesh)
-  closed = reducer.wire_bytes
   return {
     'network': network,
     'pod': f'{pod.slices} x {pod.topology}',
@@ -75,7 +74,7 @@ def measure_exchange(name: str, network: str, pod: Pod) -> table.Row:
     'kinds': ' '.join(sorted({row['kind'] for row in sent})),
     'ici_bytes': math.ceil(sum(row['ici_bytes'] for row in sent)),
     'dcn_bytes': math.ceil(sum(row['dcn_bytes'] for row in sent)),
-    'closed_form': closed(params, workers=sizes) if closed else None,
+    'closed_form': reducer.wire_bytes(params, sizes),
     'compile_seconds': round(time.monotonic() - start, 1),
     'sent': sent,
   }

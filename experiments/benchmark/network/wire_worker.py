@@ -62,9 +62,7 @@ class _Run:
       kinds=(PER_WORKER, PER_WORKER),
       out_kinds=(REPLICATED, PER_WORKER),
     )
-    self.closed_form = 0
-    if self._reducer.wire_bytes is not None:
-      self.closed_form = self._reducer.wire_bytes(params, workers=workers.count)
+    self.closed_form = self._reducer.wire_bytes(params, workers.count)
     self.compiled = accounting.wire_bytes(self._call)
     self.seconds: list[float] = []
 

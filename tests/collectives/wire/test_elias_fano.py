@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bandwidth.collectives import EliasFano
+from bandwidth.collectives.wire.elias_fano import EliasFano
 
 
 @functools.cache

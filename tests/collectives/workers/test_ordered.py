@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bandwidth.collectives import dense_all_reduce, ordered_psum, pairwise_sum
+from bandwidth.collectives import dense_all_reduce
+from bandwidth.collectives.workers.ordered import ordered_psum, pairwise_sum
 
 pytestmark = pytest.mark.compiler
 
