@@ -497,6 +497,6 @@ def test_a_file_comes_back_in_the_structure_of_a_tree(tmp_path):
   params = Layer(np.ones((2, 3), np.float32), None)
   path = tmp_path / 'model.bwz'
   coding.write(path, dict(tree_lib.named_leaves(params)))
-  back = coding.load_tree(path, params)
+  back = coding.load_tree(path, like=params)
   assert jax.tree.structure(back) == jax.tree.structure(params)
   np.testing.assert_array_equal(back.kernel, params.kernel)

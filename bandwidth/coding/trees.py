@@ -83,8 +83,6 @@ def _named_arrays(argument: str, given: Any) -> dict[str, np.ndarray]:
   """Leaves on the host by name, no two alike."""
   found: dict[str, np.ndarray] = {}
   for name, leaf in tree.named_leaves(given):
-    if name in found:
-      raise ValueError(f'{argument}: two arrays have the name {name!r}')
     try:
       found[name] = np.asarray(jax.device_get(leaf))
     except TypeError as error:
@@ -151,20 +149,14 @@ def load_tree(
   arrays = read_arrays(path)
   if like is None:
     return tree.nested(arrays.items())
-  wanted = tree.names(like)
-  if len(set(wanted)) < len(wanted):
-    raise ValueError('like: two arrays have one name')
-  if strange := set(wanted) ^ arrays.keys():
-    name = min(strange)
-    where = 'not in the file' if name in wanted else 'in the file alone'
-    raise ValueError(f'like: {name!r} is {where}')
-
-  def found(name: str, leaf: Any) -> np.ndarray:
+  try:
+    filled = tree.fill(like, arrays)
+  except ValueError as error:
+    raise ValueError(f'like: {str(error).removeprefix("named: ")}') from None
+  for name, leaf in tree.named_leaves(like):
     if np.shape(leaf) != arrays[name].shape:
       raise ValueError(
         f'like: {name} has shape {np.shape(leaf)}, in the file '
         f'{arrays[name].shape}'
       )
-    return arrays[name]
-
-  return tree.map_named(found, like)
+  return filled

@@ -207,10 +207,13 @@ def test_what_cannot_be_stored_is_named(tmp_path, params, options, message):
 @pytest.mark.parametrize(
   ('like', 'message'),
   [
-    ({'a': normal(2)}, "'b' is in the file alone"),
-    ({'a': normal(2), 'b': normal(1), 'c': normal(1)}, "'c' is not in the"),
+    ({'a': normal(2)}, 'like: b are no leaves of the tree'),
+    ({'a': normal(2), 'b': normal(1), 'c': normal(1)}, 'like: c have no value'),
     ({'a': normal(3), 'b': normal(1)}, r'a has shape \(3,\), in the file \(2,'),
-    ({'a/b': normal(1), 'a': {'b': normal(1)}}, 'two arrays have one name'),
+    (
+      {'a/b': normal(1), 'a': {'b': normal(1)}},
+      "two leaves have the name 'a/b'",
+    ),
   ],
 )
 def test_other_trees_are_not_filled(tmp_path, like, message):
