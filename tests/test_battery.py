@@ -19,6 +19,7 @@ from bandwidth.collectives import (
   shared_mask,
   sign_error_feedback,
   sparse_all_reduce,
+  stack_states,
   terngrad,
   two_phase_quantized,
 )
@@ -101,10 +102,7 @@ def all_workers(reducer, params):
 
 
 def make_state(reducer, params):
-  return jax.tree.map(
-    lambda leaf: jnp.broadcast_to(leaf, (WORKERS, *leaf.shape)),
-    reducer.init(params),
-  )
+  return stack_states(reducer.init(params), WORKERS)
 
 
 @every_reducer
@@ -203,3 +201,40 @@ def test_one_worker_without_an_axis_keeps_its_gradients(name):
   grads = jax.tree.map(lambda leaf: leaf[0], make_grads())
   mean, _ = reducer.reduce(grads, reducer.init(params), params)
   jax.tree.map(np.testing.assert_array_equal, mean, grads)
+
+
+@every_reducer
+def test_closed_forms_take_abstract_shapes_and_check_the_workers(name):
+  reducer, params = REDUCERS[name]('data'), make_params()
+  abstract = jax.eval_shape(make_params)
+  sent = reducer.wire_bytes(params, 8)
+  assert isinstance(sent, int)
+  assert sent == reducer.wire_bytes(abstract, workers=np.int64(8)) > 0
+  assert reducer.wire_bytes(abstract, (2, 4)) >= reducer.wire_bytes(abstract, 1)
+  assert reducer.wire_bytes(params, 1) == 0
+  for wrong in (0, -1, (4, 0), 1.5, True, 'data'):
+    with pytest.raises(ValueError, match='workers='):
+      reducer.wire_bytes(params, wrong)
+
+
+@every_reducer
+def test_gradients_that_are_already_summed_are_refused(name):
+  from jax.sharding import AxisType
+  from jax.sharding import PartitionSpec as P
+
+  reducer, params = REDUCERS[name]('data'), make_params()
+  mesh = jax.make_mesh((WORKERS,), ('data',), axis_types=(AxisType.Auto,))
+
+  def loss(params, x):
+    return sum(jnp.sum(leaf * x[0]) for leaf in jax.tree.leaves(params))
+
+  def step(params, x, state):
+    state = jax.tree.map(lambda leaf: leaf[0], state)
+    grads = jax.grad(loss)(params, x)
+    return reducer.reduce(grads, state, params)[0]
+
+  mapped = jax.shard_map(
+    step, mesh=mesh, in_specs=(P(), P('data'), P('data')), out_specs=P()
+  )
+  with pytest.raises(ValueError, match='pass check_vma=False'):
+    jax.eval_shape(mapped, params, jnp.arange(4.0), make_state(reducer, params))

@@ -1,4 +1,5 @@
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -81,3 +82,45 @@ def test_requirements_agree_with_the_package():
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text('utf-8'))
   lines = (ROOT / 'requirements.txt').read_text('utf-8').splitlines()
   assert set(project['project']['dependencies']) <= set(lines)
+
+
+HEADLINES = (
+  'deep_gradient_compression',
+  'load_compressed',
+  'matmul',
+  'open_file',
+  'plan_inference',
+  'prune',
+  'share_params',
+  'write',
+)
+PACKAGES = (
+  'coding',
+  'collectives',
+  'inference',
+  'pruning',
+  'quantization',
+  'report',
+  'search',
+  'tree',
+)
+
+
+def test_the_package_offers_its_parts_when_they_are_asked_for():
+  code = (
+    'import bandwidth\n'
+    f'assert {{*{HEADLINES}, *{PACKAGES}}} <= {{*dir(bandwidth)}}\n'
+    f'for name in {PACKAGES}:\n'
+    '  assert getattr(bandwidth, name).__name__ == f"bandwidth.{name}"\n'
+    f'for name in {HEADLINES}:\n'
+    '  assert getattr(bandwidth, name).__name__ == name\n'
+    'print(hasattr(bandwidth, "no_such_name"))'
+  )
+  assert run(code).strip() == 'False'
+
+
+def test_what_a_package_exports_is_there_and_in_order():
+  for name in ('', *(f'.{package}' for package in PACKAGES[:-3])):
+    module = importlib.import_module(f'bandwidth{name}')
+    assert len({*module.__all__}) == len(module.__all__)
+    assert all(hasattr(module, export) for export in module.__all__)

@@ -22,15 +22,20 @@ momentum is in the reducer, so plain SGD comes behind it:
 >>> def loss(params, x, y):
 ...   return jnp.mean((x @ params['w'] - y) ** 2)
 >>> @jax.jit
-... @functools.partial(jax.vmap, in_axes=(None, 0, 0, 0), axis_name='data')
+... @functools.partial(
+...   jax.vmap,
+...   in_axes=(None, 0, 0, 0),
+...   out_axes=(None, 0),
+...   axis_name='data',
+... )
 ... def update(params, state, x, y):
 ...   grads = jax.grad(loss)(params, x, y)  # of this worker alone
-...   return reducer.reduce(grads, state, params)
+...   mean, state = reducer.reduce(grads, state, params)  # the same on all
+...   return jax.tree.map(lambda w, g: w - 0.02 * g, params, mean), state
 >>> x = jax.random.normal(jax.random.key(0), (4, 64, 64))
 >>> y = x @ jnp.ones((64, 1))
 >>> for _ in range(60):
-...   mean, state = update(params, state, x, y)  # the same mean on all workers
-...   params = jax.tree.map(lambda w, g: w - 0.02 * g[0], params, mean)
+...   params, state = update(params, state, x, y)
 >>> bool(jnp.mean(jax.vmap(loss, (None, 0, 0))(params, x, y)) < 0.02)
 True
 >>> reducer.wire_bytes(params, 4)  # a worker and a step

@@ -1,7 +1,22 @@
 """Run from the compressed form: products that never decode the weights.
 
-`matmul` is the interface; `matrices` has the forms and what packs them.
-`CompressedNetwork`, of `linen`, runs networks of Flax and alone imports it.
+`load_compressed` opens a file into matrices: packed codes with a codebook,
+8-bit integers, or the weights that are not zero; `codebook_matrix` and its
+kin pack arrays. `matmul` multiplies activations by one, exactly or in the
+rounding of a mode, under `jit`, `vmap` and `grad`; `plan_inference` times the
+forms here and keeps each matrix in the fastest. `CompressedNetwork` runs
+networks of Flax, which it alone imports.
+
+>>> import jax.numpy as jnp
+>>> import numpy as np
+>>> from bandwidth import inference
+>>> codes = np.arange(128 * 256).reshape(128, 256) % 16  # 128 outputs of 256
+>>> matrix = inference.codebook_matrix(codes, np.linspace(-1, 1, 16))
+>>> matrix.bits, inference.nbytes(matrix)  # 131,072 bytes in float32
+(4, 16448)
+>>> y = inference.matmul(jnp.ones((1, 256)), matrix, backend='xla')
+>>> bool(jnp.allclose(y[0], inference.decode(matrix).sum(0), atol=1e-4))
+True
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,31 @@
 """Pruning: score × distribution × structure × schedule.
 
-`prune_params` prunes once; `prune`, `keep_masks` and `sparse_training` prune
-while a network trains; `sensitivity_scan` measures what each parameter bears;
-`channel_groups` and `remove_channels` take channels out for good.
+A score ranks weights (`magnitude`, `gradient`), a distribution shares the
+sparsity among parameters (`uniform`, `erdos_renyi_kernel`, `global_threshold`),
+a structure makes one parameter's mask (`unstructured`, `n_m`, `block`), a
+schedule says when. `prune_params` prunes once; `prune`, `keep_masks` and
+`sparse_training` prune while a network trains; `sensitivity_scan` measures what
+each parameter bears; `channel_groups` and `remove_channels` take channels out
+for good.
+
+Any optimizer prunes with `prune` last in its chain; what it prunes is exactly
+zero:
+
+>>> import jax
+>>> import jax.numpy as jnp
+>>> import optax
+>>> from bandwidth import pruning
+>>> params = {'kernel': jax.random.normal(jax.random.key(0), (20, 10))}
+>>> tx = optax.chain(
+...   optax.adam(1e-2), pruning.prune(pruning.cubic(0.9, end=10))
+... )
+>>> state = tx.init(params)
+>>> for _ in range(11):
+...   grads = jax.tree.map(lambda w: w - 1.0, params)
+...   updates, state = tx.update(grads, state, params)
+...   params = optax.apply_updates(params, updates)
+>>> int(jnp.sum(params['kernel'] != 0))  # of 200
+20
 """
 
 from bandwidth.pruning.connections import (

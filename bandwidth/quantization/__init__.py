@@ -5,6 +5,25 @@ Each way has a form for trained weights (`share_params`, `quantize_params`,
 `quantize_with_feedback`, `share_with_feedback`) and one for training
 (`share_gradients`, `ternary_params`, `uniform_params`, `learned_step_params`,
 `rate_model`). All end in integers: codes with a `Codebook`, or `UniformLevels`.
+
+Weights that share 16 values train on, each value by the sum of the gradients of
+its weights:
+
+>>> import jax
+>>> import jax.numpy as jnp
+>>> import optax
+>>> from bandwidth import quantization
+>>> rules = [('.*', 4)]  # bits by name
+>>> params = {'kernel': jax.random.normal(jax.random.key(0), (16, 16))}
+>>> params, codebooks = quantization.share_params(params, rules)
+>>> codebooks['kernel'].codes.dtype, codebooks['kernel'].centroids.shape
+(dtype('uint8'), (16,))
+>>> tx = optax.chain(quantization.share_gradients(rules), optax.sgd(1e-3))
+>>> state = tx.init(params)
+>>> updates, state = tx.update(params, state, params)
+>>> params = optax.apply_updates(params, updates)
+>>> len(jnp.unique(params['kernel']))  # and zero, which none of them has
+15
 """
 
 from bandwidth.quantization.codebook import (

@@ -52,11 +52,23 @@ def test_lengths_in_steps_and_epochs():
       {'reducer': {'name': 'dense_all_reduce', 'dtpe': 1}},
       "reducer.dtpe is no argument of 'dense_all_reduce'; known: dtype",
     ),
+    (
+      {'reducer': {'name': 'deep_gradient_compression', 'density': 0.01}},
+      'optimizer.momentum=0.9 would be applied .* set one of them to 0',
+    ),
   ],
 )
 def test_bad_stages(fields, message):
   with pytest.raises(ValueError, match=message):
     stages_of(**fields)
+
+
+def test_adam_behind_momentum_is_warned_of():
+  with pytest.warns(UserWarning, match='momentum=0.9 is in the reducer'):
+    stages_of(
+      reducer={'name': 'deep_gradient_compression', 'density': 0.01},
+      optimizer={'name': 'adam'},
+    )
 
 
 def step(stage, state):
