@@ -161,7 +161,15 @@ def test_does_not_recompile_and_all_get_one_mean(name):
 
 
 @pytest.mark.compiler
-@every_reducer
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in ('dgc', 'dgc_owners', 'random_k', 'random_k_unbiased')
+    else name
+    for name in sorted(REDUCERS)
+  ],
+)
 def test_same_bits_under_pmap_shard_map_and_vmap(name):
   from jax.sharding import AxisType
   from jax.sharding import PartitionSpec as P
