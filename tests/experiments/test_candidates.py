@@ -88,7 +88,13 @@ def lenet5():
   return prepare('lenet5')
 
 
-@pytest.fixture(scope='module', params=NETWORKS)
+@pytest.fixture(
+  scope='module',
+  params=[
+    name if name == 'lenet5' else pytest.param(name, marks=pytest.mark.slow)
+    for name in NETWORKS
+  ],
+)
 def network(request):
   candidates = prepare(request.param)
   return candidates, jax.jit(candidates.model.apply)
