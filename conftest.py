@@ -7,6 +7,8 @@ hang on what the compiler makes of a program (a product contracted into a sum),
 the marker `compiler` has it optimized, as all programs are in other selections.
 """
 
+import ctypes
+import gc
 import hashlib
 import os
 import pathlib
@@ -84,6 +86,8 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item) -> None:
     pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
     if pages * resource.getpagesize() > _MEMORY_BYTES:
       jax.clear_caches()
+      gc.collect()
+      ctypes.CDLL(None).malloc_trim(0)  # Programs told glibc to keep memory.
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:

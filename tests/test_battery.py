@@ -76,6 +76,14 @@ LOSSLESS = ('dense_bfloat16', 'dense_float16', 'dense_float32', 'dgc_dense')
 every_reducer = pytest.mark.parametrize('name', sorted(REDUCERS))
 
 
+def fast_for(names):
+  """All reducers as parameters, those not among the names slow."""
+  return [
+    name if name in names else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(REDUCERS)
+  ]
+
+
 def make_params(dtype=jnp.float32):
   return {
     'kernel': jnp.ones((5, 3), dtype),
@@ -132,9 +140,10 @@ def test_bfloat16_stays_and_state_does(name):
   check_shapes_and_dtypes((grads, state), out)
 
 
-def test_jit_equals_no_jit():
-  # One reducer: each operation compiles alone, which takes as long as the rest.
-  reducer, params = REDUCERS['dgc_everything']('data'), make_params()
+# Each operation compiles alone, which takes as long as all other tests.
+@pytest.mark.parametrize('name', fast_for(['qsgd']))
+def test_jit_equals_no_jit(name):
+  reducer, params = REDUCERS[name]('data'), make_params()
   reduce = all_workers(reducer, params)
   state = make_state(reducer, params)
   jax.tree.map(
@@ -159,7 +168,12 @@ def test_does_not_recompile_and_all_get_one_mean(name):
 
 
 @pytest.mark.compiler
-@every_reducer
+@pytest.mark.parametrize(
+  'name',
+  fast_for(
+    REDUCERS.keys() - {'dgc', 'dgc_owners', 'random_k', 'random_k_unbiased'}
+  ),
+)
 def test_same_bits_under_pmap_shard_map_and_vmap(name):
   from jax.sharding import AxisType
   from jax.sharding import PartitionSpec as P

@@ -189,6 +189,7 @@ def test_nothing_is_lost(exchange, values):
     assert not np.asarray(leaf).any()
 
 
+@pytest.mark.slow
 def test_workers_see_gradients_of_their_own():
   # Already summed gradients, which `check_vma=True` gives, would be equal.
   seen = []

@@ -72,7 +72,7 @@ def momentum_of(reducer, state, workers):
     ('all_gather', (2, 2), (4, 2)),
     ('all_gather', (2, 4), (3, 1)),
     ('owner_sharded', (4, 2), (2, 2)),
-    ('owner_sharded', (2, 2), (2, 4)),
+    pytest.param('owner_sharded', (2, 2), (2, 4), marks=pytest.mark.slow),
   ],
 )
 def test_other_workers_conserve_what_is_pending(exchange, old, new):

@@ -184,6 +184,7 @@ def test_two_axes_are_as_one():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.compiler
 def test_large_matrices_have_the_same_bits_under_pmap_and_vmap():
   shapes = [(3, 3, 32, 16), (50,), (512, 129)]

@@ -92,7 +92,7 @@ def test_each_arithmetic(name, mode):
 @pytest.mark.parametrize(
   ('launch', 'name', 'mode'),
   [
-    (WIDE, 'codebook4', 'int16'),
+    pytest.param(WIDE, 'codebook4', 'int16', marks=pytest.mark.slow),
     (FAR, 'by_output4', 'int8'),
     (gpu.Launch(outputs=2), 'int8', 'exact'),
   ],

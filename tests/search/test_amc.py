@@ -109,6 +109,7 @@ def test_the_defaults_are_those_of_the_reference():
   assert run.agent.actor['second']['kernel'].shape == (300, 300)
 
 
+@pytest.mark.slow
 def test_one_program_for_all_keys_and_budgets():
   problem, data, run = compiled()
   searched()
@@ -131,6 +132,7 @@ def test_one_program_for_all_keys_and_budgets():
     assert np.all(history.costs <= budgets[i])
 
 
+@pytest.mark.slow
 def test_td3_with_several_episodes_at_once():
   problem, data = toy_problem()
   run = make_amc_run(

@@ -150,6 +150,7 @@ def test_the_best_is_found_and_random_search_is_beaten():
   assert np.mean(found) > np.mean(drawn)
 
 
+@pytest.mark.slow
 def test_it_starts_at_the_dynamic_program():
   search = jax.jit(
     make_cma_es(Toy().problem, evaluations=32, start='dynamic', buckets=300)

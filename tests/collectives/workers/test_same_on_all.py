@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bandwidth.collectives import deep_gradient_compression
 from bandwidth.collectives.workers.ordered import same_on_all
@@ -19,6 +20,7 @@ def test_result_is_not_mapped_under_vmap():
   np.testing.assert_array_equal(out, np.full(5, 2.0))
 
 
+@pytest.mark.slow
 def test_updates_of_all_kinds_are_not_mapped():
   params = {'w': jnp.ones((8, 9)), 'b': jnp.ones(8)}
   for arguments in (

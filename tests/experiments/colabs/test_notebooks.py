@@ -203,9 +203,6 @@ def shorten(notebook, long, short):
   cell.source = cell.source.replace(long, short)
 
 
-SLOW = ('compression_search.ipynb', 'gradient_compression.ipynb')
-
-
 PROBES = {
   'compression_search.ipynb': (SEARCH_PROBE, check_compression_search, 4),
   'deep_compression.ipynb': (PROBE, check_deep_compression, 5),
@@ -217,14 +214,7 @@ PROBES = {
 }
 
 
-@pytest.mark.parametrize(
-  'path',
-  [
-    pytest.param(path, marks=[pytest.mark.slow] if path.name in SLOW else [])
-    for path in NOTEBOOKS
-  ],
-  ids=lambda path: path.name,
-)
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_shows_what_it_says(path, tmp_path):
   probe, check, plots = PROBES[path.name]
   notebook = read(path)

@@ -188,6 +188,7 @@ def test_model_must_come_from_the_last_stage(tmp_path):
   assert not (tmp_path / 'w').exists()
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_are_in_the_file(tmp_path):
   config = make_config(
     model={'name': 'resnet20', 'depth': 8, 'channels': (2, 4, 4)},
@@ -218,6 +219,7 @@ def test_batch_norm_statistics_are_in_the_file(tmp_path):
   assert report.accuracy['final'] == report.memory.stages[0].accuracy
 
 
+@pytest.mark.slow
 def test_program_compresses_by_a_config(tmp_path):
   command = [sys.executable, '-m', 'experiments.compress']
   found = subprocess.run(

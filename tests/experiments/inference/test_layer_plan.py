@@ -81,6 +81,7 @@ def test_layers_are_timed_with_their_inputs(written):
   check_outputs(written, plan)
 
 
+@pytest.mark.slow
 def test_measured_once_for_a_device(written, tmp_path, monkeypatch):
   cache = tmp_path / 'deep' / 'plan.json'
   first = plan_of(written, cache)

@@ -8,7 +8,7 @@ import pytest
 from experiments.models.lenet import LeNet5
 
 
-@pytest.mark.parametrize('count', [32, 5])
+@pytest.mark.parametrize('count', [pytest.param(32, marks=pytest.mark.slow), 5])
 def test_network_and_gradients_are_those_of_ordinary_convolutions(count):
   images = jax.random.normal(jax.random.key(0), (count, 28, 28, 1))
   labels = jnp.arange(count) % 10

@@ -292,7 +292,11 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize(('model', 'how', 'kept'), TINY, ids=['resnet', 'v2'])
+@pytest.mark.parametrize(
+  ('model', 'how', 'kept'),
+  [TINY[0], pytest.param(*TINY[1], marks=pytest.mark.slow)],
+  ids=['resnet', 'v2'],
+)
 def test_masked_and_smaller_networks_agree(model, how, kept):
   variables = random_variables(model, (8, 8, 3))
   rng = np.random.default_rng(2)

@@ -261,6 +261,7 @@ def test_network_of_another_config_is_not_used(searched, tmp_path):
   assert {p: p.read_bytes() for p in files} == before
 
 
+@pytest.mark.slow
 def test_fine_tuning_begins_with_what_was_found(searched, tmp_path):
   _, workdir, outcome = searched
   config = config_file(f'policy={workdir / "search.json"}')
@@ -285,6 +286,7 @@ def test_fine_tuning_begins_with_what_was_found(searched, tmp_path):
   assert report.memory.dense_bytes == outcome['score']['test']['dense_bytes']
 
 
+@pytest.mark.slow
 def test_batch_normalization_in_the_program(tmp_path):
   model = {'name': 'resnet20', 'depth': 8, 'channels': (4, 4, 6)}
   weights = random_weights(tmp_path / 'net.safetensors', model)
@@ -396,6 +398,7 @@ def test_weights_of_another_network(tmp_path):
     assert not (tmp_path / 'w').exists()
 
 
+@pytest.mark.slow
 def test_streamed_and_resident_sets_are_searched_alike(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(ROOT / 'tests' / 'experiments' / 'datasets')
   from toy_sets import examples, write_set

@@ -72,7 +72,13 @@ def network(tmp_path_factory):
   return path
 
 
-@pytest.fixture(scope='module', params=list(KINDS_OF))
+@pytest.fixture(
+  scope='module',
+  params=[
+    kind if kind == 'kmeans' else pytest.param(kind, marks=pytest.mark.slow)
+    for kind in KINDS_OF
+  ],
+)
 def searched(request, network, tmp_path_factory):
   workdir = tmp_path_factory.mktemp(request.param)
   config = make_config(network, **KINDS_OF[request.param])
@@ -142,13 +148,14 @@ def test_kernels_have_no_more_values_than_their_bits_allow(searched):
       {'decisions': {'name': 'joint'}, 'cost': {'name': 'file_byte'}},
       "cost.name='file_byte'",
     ),
-    (
+    pytest.param(
       {
         'decisions': {'name': 'joint'},
         'cost': {'name': 'file_bytes'},
         'budget': 0.001,
       },
       'the smallest network costs',
+      marks=pytest.mark.slow,
     ),
   ],
 )
@@ -181,6 +188,7 @@ def test_channels_are_priced_before_training(network):
   assert priced.whole == priced.exact(priced.space.full())
 
 
+@pytest.mark.slow
 def test_channels_of_residual_connections_are_decisions_where_asked_for():
   config = named_config('quickstart_search', 'runlocal').to_dict()
   config['model'] = {'name': 'mobilenet_v2_cifar'}

@@ -217,6 +217,7 @@ def test_launch_refuses_a_bad_rate(capfd):
   assert said.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_launch_prints_what_interfaces_counted(possible, tmp_path):
   config = tmp_path / 'config.py'
   config.write_text(CONFIG)

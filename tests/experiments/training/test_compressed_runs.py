@@ -29,7 +29,9 @@ def config(steps=8, **fields):
   }
 
 
-@pytest.mark.parametrize('workers', [2, 4])
+@pytest.mark.parametrize(
+  'workers', [pytest.param(2, marks=pytest.mark.slow), 4]
+)
 def test_resumes_with_other_workers(tmp_path, workers):
   whole = config(8)
   with pytest.MonkeyPatch.context() as patch:
@@ -53,6 +55,7 @@ def _stop(*args, **kwargs):
   raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_warm_up_and_flush(tmp_path):
   stages = {
     'warm_up': {'steps': 3, 'reducer': {**DGC, 'density': 0.25}},
@@ -71,6 +74,7 @@ def test_warm_up_and_flush(tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_open_exchange_is_settled_once(tmp_path):
   given = config(4, reducer={**DGC, 'exchange': 'auto'})
   run(given, str(tmp_path / 'w'))

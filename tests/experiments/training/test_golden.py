@@ -78,12 +78,21 @@ def losses(name, workdir, **fields):
   return [r['loss'] for r in records if 'loss' in r], report
 
 
-@pytest.mark.parametrize('name', sorted(GOLDEN))
+@pytest.mark.parametrize(
+  'name',
+  [
+    name
+    if name in ('mnist_lenet5', 'mnist_mlp_dgc')
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(GOLDEN)
+  ],
+)
 def test_golden_losses(name, tmp_path):
   found, _ = losses(name, tmp_path / 'w', validation=500)
   np.testing.assert_allclose(found, GOLDEN[name], rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_cifar10_config_runs_on_a_set_of_its_format(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(ROOT / 'tests' / 'experiments' / 'datasets')
   from toy_sets import image_features, write_set
@@ -119,6 +128,7 @@ def test_cifar10_config_runs_on_a_set_of_its_format(tmp_path, monkeypatch):
   assert report.details['eval_examples'] == 32
 
 
+@pytest.mark.slow
 def test_streamed_and_resident_sets_train_alike(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(ROOT / 'tests' / 'experiments' / 'datasets')
   from toy_sets import examples, write_set

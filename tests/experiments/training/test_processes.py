@@ -69,6 +69,7 @@ def config_file(tmp_path):
   return write
 
 
+@pytest.mark.slow
 def test_killed_run_finishes_with_the_same_bits(config_file, tmp_path):
   config, steps = config_file(600), 600
   whole = start('experiments.train', config, f'--workdir={tmp_path / "a"}')
@@ -94,6 +95,7 @@ def test_killed_run_finishes_with_the_same_bits(config_file, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
+@pytest.mark.slow
 def test_two_processes_reach_what_one_with_two_devices_does(
   config_file, tmp_path
 ):

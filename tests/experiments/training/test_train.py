@@ -134,6 +134,7 @@ def test_another_config_is_refused_and_nothing_is_lost(whole, tmp_path):
   assert sorted(p.name for p in (tmp_path / 'w').rglob('*')) == before
 
 
+@pytest.mark.slow
 def test_resume_on_two_workers_conserves_what_four_had(tmp_path):
   config = make_config(
     model={'name': 'resnet20', 'depth': 8, 'channels': (2, 4, 4)},

@@ -78,6 +78,7 @@ def wait_for_checkpoint(process, workdir):
     time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir('/proc/1'), reason='there is no /proc')
 def test_a_killed_process_ends_the_run_and_another_run_goes_on(start, tmp_path):
   config, workdir = tmp_path / 'config.py', tmp_path / 'w'

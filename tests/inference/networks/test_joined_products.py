@@ -39,7 +39,9 @@ def decoded(variables):
   )
 
 
-@pytest.mark.parametrize('backend', ['xla', 'auto'])
+@pytest.mark.parametrize(
+  'backend', [pytest.param('xla', marks=pytest.mark.slow), 'auto']
+)
 def test_joined_products_are_those_of_the_decoded_network(dense, backend):
   variables = tree.map_named(compressed, dense)
   # Outputs of a key share codebooks by four, those of others have their own.

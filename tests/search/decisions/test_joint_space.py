@@ -420,7 +420,15 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize('name', [*SEARCHERS, *SINGLE])
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in ('amc', 'td3')
+    else name
+    for name in (*SEARCHERS, *SINGLE)
+  ],
+)
 def test_every_searcher_works(name):
   costs = tabulate_joint(SPACE, CHOICES, joint_space.file_bytes)
   errors = np.zeros((SPACE.decisions, SPACE.most_levels), np.float32)

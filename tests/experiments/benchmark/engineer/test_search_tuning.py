@@ -31,6 +31,7 @@ def prepared():
   return prepare(plan, variables)
 
 
+@pytest.mark.slow
 def test_equals_training_of_the_smaller_network(prepared):
   plan, subject = prepared.plan, prepared.subject
   candidate = np.array([0, 1, 2], np.int32)

@@ -39,6 +39,7 @@ def shared(name, array):
   return coding.CodebookTensor.along_axis(codes, books, axis=1)
 
 
+@pytest.mark.slow
 def test_rows_of_a_network(tmp_path):
   model = MiniLM(vocabulary=20, positions=9, width=32, heads=4, features=(64,))
   tokens = jnp.array([[3, 7, 1, 19, 4, 5]])

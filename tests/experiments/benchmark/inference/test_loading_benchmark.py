@@ -8,6 +8,7 @@ import pytest
 from experiments.benchmark.inference import loading
 
 
+@pytest.mark.slow
 def test_rows(tmp_path, capsys):
   output = tmp_path / 'l.json'
   assert not loading.main(

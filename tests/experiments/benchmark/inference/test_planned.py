@@ -7,6 +7,7 @@ import pytest
 from experiments.benchmark.inference import planned
 
 
+@pytest.mark.slow
 def test_rows(tmp_path, capsys):
   output = tmp_path / 'p.json'
   assert not planned.main(

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.benchmark.memory import convolution, sensitivity
 from experiments.compression.files import named_arrays
@@ -45,6 +46,7 @@ def test_sensitivity_prunes_one_array_at_a_time(tmp_path, capsys):
   assert error.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_convolution_compares_both_in_one_run(tmp_path, capsys):
   output = tmp_path / 'rows.json'
   arguments = ['--batch', '16', '--repeats', '1', '--output', str(output)]

@@ -7,6 +7,7 @@ import pytest
 from experiments.benchmark.network import step
 
 
+@pytest.mark.slow
 def test_rows_are_beside_the_momentum_update(tmp_path, capsys):
   output = tmp_path / 'step.json'
   arguments = ['--network', 'lenet300', '--batch', '2', '--repeats', '1']

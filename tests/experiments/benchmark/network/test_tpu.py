@@ -97,6 +97,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   assert tpu.estimated_cycles(text) == 7 + 3 * 100
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_one_slice_and_two(tmp_path, capsys):
   path = tmp_path / 'new' / 'tpu.json'

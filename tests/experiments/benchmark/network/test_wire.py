@@ -20,6 +20,7 @@ def possible():
     pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_three_counts_of_the_bytes_agree(possible, tmp_path, capsys):
   output, plot = tmp_path / 'wire.json', tmp_path / 'wire.png'
   arguments = [

@@ -88,7 +88,13 @@ def lenet5():
   return prepare('lenet5')
 
 
-@pytest.fixture(scope='module', params=NETWORKS)
+@pytest.fixture(
+  scope='module',
+  params=[
+    name if name == 'lenet5' else pytest.param(name, marks=pytest.mark.slow)
+    for name in NETWORKS
+  ],
+)
 def network(request):
   candidates = prepare(request.param)
   return candidates, jax.jit(candidates.model.apply)
@@ -210,6 +216,7 @@ def test_refit_is_least_squares(lenet5, layer, decision, pixels):
       assert refitted < 0.99 * error_of(stays, layer, level, x, y)
 
 
+@pytest.mark.slow
 def test_objective_is_that_of_the_masked_network(lenet5):
   # 300 examples: two batches of 160, twenty of them empty.
   images = draw_images(300, (20, 20, 1), 5)

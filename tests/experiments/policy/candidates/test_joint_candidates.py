@@ -132,7 +132,14 @@ def draw_candidate(joint, seed=0):
   return rng.integers(0, joint.space.counts()).astype(np.int32)
 
 
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param('lenet5', marks=pytest.mark.slow),
+    pytest.param('plain', marks=pytest.mark.slow),
+    'separable',
+  ],
+)
 def test_files_compute_what_the_masked_network_does(name, tmp_path):
   joint = prepared(name)
   model, shape = NETWORKS[name]
@@ -261,6 +268,7 @@ def test_channels_that_are_given():
   assert arrays['batch_stats/deep_norm/mean'].shape == (3,)
 
 
+@pytest.mark.slow
 def test_channels_alone_are_those_of_candidates():
   """32 bits: nothing is rounded, and options are those of channels."""
   # All points, as layers that are looked at with others draw others.
