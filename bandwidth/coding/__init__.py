@@ -4,8 +4,8 @@ A file holds every array of a network by name: as it is, as codes and a codebook
 (`CodebookTensor`), or as integers and a step (`UniformTensor`), each in the
 coding that is smallest. `save_tree` and `load_tree` are all that most programs
 need, of any tree and of what `quantization` makes of it; `write` and
-`open_file` do the same for arrays by name. A `Ledger` says where the bytes went; `container`
-documents the format.
+`open_file` do the same for arrays by name. A `Ledger` says where the bytes
+went; `container` documents the format.
 
 >>> import pathlib, tempfile
 >>> import numpy as np

@@ -1,10 +1,10 @@
 """Search of compression policies, compiled as one program.
 
 A `Space` is what may be decided: how many channels each group of layers keeps
-(`make_space`), or how many bits (`bandwidth.search.decisions.bit_options`). A cost model
-prices every candidate (`cost_model`, `tabulate`), `check_budget` turns an
-amount into a budget that no candidate exceeds, and a `Problem` says how good a
-candidate is. `make_searcher` makes a searcher by name (`SEARCHERS`): a pure
+(`make_space`), or how many bits (`decisions.bit_options`). A cost model prices
+every candidate (`cost_model`, `tabulate`), `check_budget` turns an amount into
+a budget that no candidate exceeds, and a `Problem` says how good a candidate
+is. `make_searcher` makes a searcher by name (`SEARCHERS`): a pure
 function `(key, data, budget) -> History`.
 
 Two layers are to share half of the multiply-adds, the first being worth three
