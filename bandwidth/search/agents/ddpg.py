@@ -37,17 +37,20 @@ class AgentOptions:
   """How an agent learns.
 
   Attributes:
-    hidden: H, width of both hidden layers of a network.
-    actor_rate: of Adam.
-    critic_rate: of Adam.
+    hidden: H, width of both hidden layers of the actor and of the critic.
+    actor_rate: learning rate of the actor's Adam optimizer, positive.
+    critic_rate: learning rate of the critic's Adam optimizer, positive.
     discount: γ; with 1, and one reward R stored with all T transitions of an
       episode, Q grows to T (R - b).
-    tau: fraction of the way that the slow copies go in an update.
-    baseline_rate: likewise of the baseline b, see `moved_baseline`.
-    delay: TD3 alone: updates of the critics for one of the actor.
-    smoothing: TD3 alone: width of the noise of a target's action. This and the
-      next are half the paper's 0.2 and 0.5, whose actions lie in [-1, 1].
-    smoothing_clip: TD3 alone: largest noise of a target's action.
+    tau: weight of the new parameters in an update of the target networks, in
+      [0, 1].
+    baseline_rate: weight of a minibatch's mean reward in an update of the
+      baseline b, in [0, 1]; see `moved_baseline`.
+    delay: TD3 only: updates of the critics for each update of the actor.
+    smoothing: TD3 only: standard deviation of the noise added to a target
+      action. This and the next are half the paper's 0.2 and 0.5, whose actions
+      lie in [-1, 1].
+    smoothing_clip: TD3 only: largest magnitude of that noise.
   """
 
   hidden: int = 300
@@ -79,14 +82,14 @@ class DDPGState(NamedTuple):
   """What a DDPG agent has learned.
 
   Attributes:
-    actor: parameters.
-    critic: parameters.
-    target_actor: slow copy.
-    target_critic: slow copy.
-    actor_optimizer: state of Adam.
-    critic_optimizer: state of Adam.
-    baseline: b, of rewards, float32 [].
-    updates: how many there were, int32 [].
+    actor: parameters of μ, see `init_actor`.
+    critic: parameters of Q, see `init_critic`.
+    target_actor: moving average of `actor`, the same tree.
+    target_critic: moving average of `critic`, the same tree.
+    actor_optimizer: Adam's state for `actor`.
+    critic_optimizer: Adam's state for `critic`.
+    baseline: b, moving average of the rewards, float32 [].
+    updates: number of updates so far, int32 [].
   """
 
   actor: Params
@@ -148,9 +151,9 @@ def critic(
   .. math:: \mathrm{relu}(W_1 s + b_1 + W_2 a + b_2)
 
   Args:
-    params: of the critic.
-    observation: s, float32 [F].
-    action: a, float32 [].
+    params: parameters of the critic, see `init_critic`.
+    observation: s, float32 [F], for F features.
+    action: a, float32 [], in [0, 1].
   """
   hidden = _dense(params['observation'], observation)
   hidden = jax.nn.relu(hidden + _dense(params['action'], action[None]))
@@ -164,10 +167,10 @@ def moved_baseline(
   """Moves b to a minibatch's mean reward: wholly at first, then by `rate`.
 
   Args:
-    baseline: b, float32 [].
-    updates: how many there were before, int32 [].
-    rewards: float32 [B].
-    rate: fraction of the way.
+    baseline: b before the update, float32 [].
+    updates: number of updates so far, int32 [].
+    rewards: rewards of the minibatch, float32 [B].
+    rate: weight of the minibatch's mean, in [0, 1].
 
   >>> rewards = jnp.array([1.0, 3.0])
   >>> [float(moved_baseline(jnp.float32(6.0), jnp.int32(n), rewards, 0.5))
@@ -196,11 +199,11 @@ def sigma_at(
   .. math:: \max(\sigma_0 d^{\max(e - w, 0)}, \sigma_{min})
 
   Args:
-    episode: e, from 0, int32.
-    warmup: w, last of the episodes whose actions are uniform.
-    start: σ_0.
-    decay: d.
-    floor: σ_min; draws of a far narrower distribution may become NaN.
+    episode: e, counted from 0, int32.
+    warmup: w, last episode with uniform actions.
+    start: σ_0, standard deviation in episode `warmup`.
+    decay: d, factor from one episode to the next, in (0, 1].
+    floor: σ_min; draws from a far narrower distribution may become NaN.
 
   >>> [round(float(sigma_at(jnp.int32(e), warmup=100)), 4)
   ...  for e in (101, 110, 800)]
@@ -214,9 +217,9 @@ def explore(key: jax.Array, mean: jax.Array, sigma: jax.Array) -> jax.Array:
   """Draws from a normal distribution truncated to [0, 1].
 
   Args:
-    key: typed key.
-    mean: in [0, 1], float32 [].
-    sigma: positive, float32 [].
+    key: typed PRNG key.
+    mean: mean of the untruncated distribution, in [0, 1], float32 [].
+    sigma: its standard deviation, positive, float32 [].
 
   Returns:
     float32 [].
@@ -236,8 +239,8 @@ def make_ddpg(features: int, options: AgentOptions | None = None) -> Agent:
   Q(s, μ(s)) with the new critic, and the slow copies follow both.
 
   Args:
-    features: F, numbers of an observation.
-    options: None: those of the authors' code.
+    features: F, length of an observation.
+    options: hyperparameters; None: those of the authors' code.
 
   References:
     Lillicrap et al., Continuous control with deep reinforcement learning, 2015,

@@ -27,14 +27,14 @@ class TD3State(NamedTuple):
   """What a TD3 agent has learned.
 
   Attributes:
-    actor: parameters.
-    critics: parameters of both, leaves [2, …].
-    target_actor: slow copy.
-    target_critics: slow copies.
-    actor_optimizer: state of Adam.
-    critic_optimizer: state of Adam.
-    baseline: b, of rewards, float32 [].
-    updates: of the critics, int32 [].
+    actor: parameters of μ, see `init_actor`.
+    critics: parameters of both critics, stacked: leaves [2, …].
+    target_actor: moving average of `actor`, the same tree.
+    target_critics: moving average of `critics`, the same tree.
+    actor_optimizer: Adam's state for `actor`.
+    critic_optimizer: Adam's state for `critics`.
+    baseline: b, moving average of the rewards, float32 [].
+    updates: number of updates of the critics so far, int32 [].
   """
 
   actor: Params
@@ -53,10 +53,10 @@ def smoothed(
   """Adds clipped normal noise to actions and clips them to [0, 1].
 
   Args:
-    key: typed key.
-    actions: float32 [B].
-    sigma: of the noise.
-    clip: its largest magnitude.
+    key: typed PRNG key.
+    actions: target actions, in [0, 1], float32 [B].
+    sigma: standard deviation of the noise.
+    clip: largest magnitude of the noise.
 
   Returns:
     float32 [B].
@@ -78,7 +78,7 @@ def make_td3(features: int, options: AgentOptions | None = None) -> Agent:
 
   Args:
     features: F, numbers of an observation.
-    options: None: `AgentOptions()`.
+    options: hyperparameters; None: the defaults of `AgentOptions`.
 
   References:
     Fujimoto et al., Addressing Function Approximation Error in Actor-Critic

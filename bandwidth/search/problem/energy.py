@@ -50,10 +50,10 @@ def energy(
   Constants are of a 45 nm process at 0.9 V.
 
   Args:
-    weights_in: 'dram', or 'sram' where all weights of the network fit there.
-    arithmetic: of `MULTIPLY_ADD`.
-    weight_bits: of a weight.
-    activation_bits: of an activation.
+    weights_in: 'dram', or 'sram' if all weights of the network fit there.
+    arithmetic: dtype of the multiply-adds, a key of `MULTIPLY_ADD`.
+    weight_bits: bits a weight.
+    activation_bits: bits an activation.
 
   Raises:
     ValueError: a name is unknown; bits are negative or not finite.
