@@ -34,9 +34,9 @@ def write_codes(sink: wire.Sink, codes: np.ndarray, *, coder: str) -> None:
   """Appends a vector of codes.
 
   Args:
-    sink: where to.
+    sink: receives the bytes of the vector.
     codes: [n] unsigned integers of at most 32 bits.
-    coder: one of `symbols.CODERS`.
+    coder: entropy coders to try, one of `symbols.CODERS`.
   """
   for begin in range(0, codes.size, BLOCK):
     _write_code_block(sink, codes[begin : begin + BLOCK], coder)
@@ -175,10 +175,10 @@ def write_raw(
   """Appends a vector of elements bit for bit.
 
   Args:
-    sink: where to.
+    sink: receives the bytes of the vector.
     elements: [n, w] uint8, the bytes of each element, low byte first.
-    component: what they are, see `wire.COMPONENTS`.
-    coder: one of `symbols.CODERS`.
+    component: what the bytes count as, one of `wire.COMPONENTS`.
+    coder: entropy coders to try, one of `symbols.CODERS`.
   """
   for begin in range(0, elements.shape[0], BLOCK):
     block = np.ascontiguousarray(elements[begin : begin + BLOCK])

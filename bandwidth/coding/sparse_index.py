@@ -26,8 +26,8 @@ class RelativeIndex(NamedTuple):
   """Gaps, with fillers among them.
 
   Attributes:
-    gaps: [m] uint32, zeros skipped before each entry.
-    is_filler: [m] bool, True where the entry holds the value 0.
+    gaps: [m] uint32, number of zeros skipped before each entry.
+    is_filler: [m] bool, True for an entry that only bridges a gap.
   """
 
   gaps: np.ndarray
@@ -38,10 +38,10 @@ class Choice(NamedTuple):
   """The smallest index.
 
   Attributes:
-    kind: one of `KINDS`.
+    kind: kind of index, one of `KINDS`.
     width: bits of a gap; 0 for the other kinds.
-    bits: exact size, the fillers' values included.
-    fillers: how many entries are fillers.
+    bits: exact size in bits, the fillers' values included.
+    fillers: number of entries that are fillers.
   """
 
   kind: str
@@ -64,7 +64,7 @@ def relative_index(positions: np.ndarray, *, width: int) -> RelativeIndex:
   """Returns gaps of at most 2^width − 1, fillers inserted.
 
   Args:
-    positions: [n] ascending integers.
+    positions: [n] integers, ascending, not negative.
     width: bits of a gap, 1 to 16.
 
   >>> relative_index(np.array([1, 9]), width=2)
@@ -108,9 +108,9 @@ def choose(positions: np.ndarray, *, size: int, value_bits: float) -> Choice:
   """Picks the index of fewest bits, by exact count.
 
   Args:
-    positions: [n] ascending integers below `size`.
-    size: length of the vector.
-    value_bits: what the value of a filler costs.
+    positions: [n] integers, ascending, below `size`.
+    size: length of the vector, in elements.
+    value_bits: size in bits of the value of a filler.
 
   Returns:
     The choice, over gap widths of 1 to 16 bits and the other three kinds.
@@ -177,8 +177,8 @@ def from_elias_fano(
 
   Args:
     data: exactly `elias_fano_bytes(count, size)` bytes.
-    count: how many positions.
-    size: length of the vector.
+    count: number of positions in the stream.
+    size: length of the vector, in elements.
 
   Returns:
     [count] int64. Whether they ascend is for the caller to check.

@@ -45,12 +45,13 @@ class Plan(NamedTuple):
   """How a stream will be coded.
 
   Attributes:
-    bits: its size. Exact for fixed widths; else within a few bytes.
-    method: one of the four numbers above.
-    costs: [A] float64, bits of each symbol; inf for one that never occurs.
-    width: bits of a value, where they are fixed; the value, if constant.
-    lengths: [A] uint8, of Huffman codes.
-    table: of frequencies.
+    bits: size in bits; exact for fixed widths, else to within a few bytes.
+    method: `CONSTANT`, `FIXED`, `HUFFMAN` or `ANS`.
+    costs: [A] float64, size in bits of each symbol; inf if it never occurs.
+    width: bits of a value if the method is `FIXED`; the value itself if
+      `CONSTANT`.
+    lengths: [A] uint8, code lengths if the method is `HUFFMAN`.
+    table: frequencies if the method is `ANS`.
   """
 
   bits: float
@@ -90,8 +91,8 @@ def plan(counts: np.ndarray, *, coder: str, largest: int) -> Plan:
 
   Args:
     counts: [A] occurrences, or [0] for wide values; see `histogram`.
-    coder: one of `CODERS`.
-    largest: the largest value of the stream.
+    coder: entropy coders to try, one of `CODERS`.
+    largest: largest value of the stream, below 2^32.
 
   Returns:
     The plan of fewest bits.

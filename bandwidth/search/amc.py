@@ -177,7 +177,7 @@ def make_amc_run(
   """Makes a search, not compiled yet, that also returns what it learned.
 
   Args:
-    problem: see `make_amc`.
+    problem: space to search and objective, the reward; see `make_amc`.
     evaluations: number of episodes, a multiple of `num_envs`.
     agent: 'ddpg', the paper's, or 'td3'.
     **options: attributes of `AMCOptions` and of `AgentOptions`.

@@ -61,7 +61,7 @@ def make_uniform(problem: Problem) -> Searcher:
   What rounding leaves of the budget stays unspent.
 
   Args:
-    problem: space and objective.
+    problem: space to search and objective to maximize.
 
   Returns:
     A searcher; its history has one row, and its key is not used.
@@ -87,10 +87,10 @@ def random_candidates(
   be.
 
   Args:
-    key: typed PRNG key.
+    key: typed PRNG key, of `jax.random.key`.
     data: costs and levels of the problem, see `make_data`.
     budget: in units of `data.costs`, int32 [].
-    count: number of candidates.
+    count: number of candidates to draw.
 
   Returns:
     int32 [count, G].
@@ -113,7 +113,7 @@ def make_random(problem: Problem, *, evaluations: int) -> Searcher:
   """Evaluates random candidates, see `random_candidates`.
 
   Args:
-    problem: space and objective.
+    problem: space to search and objective to maximize.
     evaluations: number of candidates, positive.
 
   Raises:

@@ -206,7 +206,7 @@ def make_cma_es(
   most of a generation scores the same, as within one level, sigma grows.
 
   Args:
-    problem: space and objective.
+    problem: space to search and objective to maximize.
     evaluations: number of candidates; the last generation is cut to fit.
     population: candidates in a generation, at least 4.
     sigma: first standard deviation of the fractions, in (0, 1].

@@ -49,7 +49,7 @@ def make_genetic(
   `repair`.
 
   Args:
-    problem: space and objective.
+    problem: space to search and objective to maximize.
     evaluations: number of candidates; the last generation is cut to fit.
     population: children in a generation, at least 2.
     parents: number of parents as a fraction of the population, in (0, 1].
@@ -103,9 +103,9 @@ def repair(
   one by one, in random order.
 
   Args:
-    key: typed PRNG key.
+    key: typed PRNG key, of `jax.random.key`.
     data: costs and levels of the problem, see `make_data`.
-    candidate: levels, int32 [G].
+    candidate: level of each decision, int32 [G].
     budget: in units of `data.costs`, int32 [].
 
   Returns:

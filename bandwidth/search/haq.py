@@ -87,8 +87,8 @@ def decrement(
   nothing is pinned in what fits at once.
 
   Args:
-    costs: tables of `tabulate_bits`.
-    candidate: levels, int32 [G].
+    costs: tables of the space, of `tabulate_bits`.
+    candidate: level of each decision, int32 [G].
     budget: in units of `costs`, int32 [].
 
   Returns:
@@ -271,7 +271,7 @@ def make_haq_run(
   """Makes a search, not compiled yet, that also returns what it learned.
 
   Args:
-    problem: see `make_haq`.
+    problem: space to search and objective, the reward; see `make_haq`.
     evaluations: number of episodes, a multiple of `num_envs`.
     agent: 'ddpg', the paper's, or 'td3'.
     scale: factor of the reward, positive; see `make_haq`.

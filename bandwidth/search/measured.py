@@ -39,7 +39,7 @@ def probes_of(space: Space, count: int) -> Probes:
   """Picks levels to measure, evenly, as many of each decision.
 
   Args:
-    space: decisions to measure.
+    space: the decisions to measure.
     count: largest number of probes; at least one for each decision.
 
   Raises:
@@ -111,7 +111,7 @@ def make_measured(
     evaluations: number of evaluations in all. Those that measure errors exceed
       the budget and are not in the history, whose first rows repeat the
       searcher's first candidate instead.
-    searcher: 'dynamic' or 'cma_es'.
+    searcher: searcher to start with the errors, 'dynamic' or 'cma_es'.
     share: fraction of the evaluations that measure errors, in (0, 1).
     **options: passed to the searcher.
 

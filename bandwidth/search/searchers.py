@@ -59,7 +59,7 @@ def make_searcher(
 
   Args:
     name: a key of `ALL`.
-    problem: space and objective.
+    problem: space to search and objective to maximize.
     evaluations: number of candidates, the rows of the history; those of
       `SINGLE` evaluate one.
     **options: passed to the factory.

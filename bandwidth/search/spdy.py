@@ -61,7 +61,7 @@ def make_spdy(
   Args:
     problem: space and objective; the space must be a chain, and the data need
       `errors`.
-    evaluations: number of candidates.
+    evaluations: number of candidates to evaluate.
     starts: candidates with random weights, before the local search.
     resampled: fraction of the weights that a trial draws anew, in (0, 1].
     patience: failures before a trial draws one weight fewer.

@@ -217,7 +217,7 @@ def explore(key: jax.Array, mean: jax.Array, sigma: jax.Array) -> jax.Array:
   """Draws from a normal distribution truncated to [0, 1].
 
   Args:
-    key: typed PRNG key.
+    key: typed PRNG key, of `jax.random.key`.
     mean: mean of the untruncated distribution, in [0, 1], float32 [].
     sigma: its standard deviation, positive, float32 [].
 

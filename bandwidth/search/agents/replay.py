@@ -13,7 +13,7 @@ class Transition(NamedTuple):
   Attributes:
     observation: s, before the action, float32 [F].
     action: a, float32 [], in [0, 1].
-    reward: r, float32 [].
+    reward: r of the action, float32 [].
     next_observation: s', after the action, float32 [F].
     done: bool []; True at the end of an episode.
   """
@@ -95,7 +95,7 @@ def sample_independent(
   """Draws with replacement.
 
   Args:
-    key: typed PRNG key.
+    key: typed PRNG key, of `jax.random.key`.
     replay: a memory that is not empty.
     batch: B, number of transitions to draw.
 
@@ -109,7 +109,7 @@ def sample_distinct(key: jax.Array, replay: Replay, batch: int) -> Transition:
   """Draws without replacement; with it while the memory holds fewer.
 
   Args:
-    key: typed PRNG key.
+    key: typed PRNG key, of `jax.random.key`.
     replay: a memory that is not empty.
     batch: B, number of transitions to draw, at most the capacity.
 

@@ -53,7 +53,7 @@ def smoothed(
   """Adds clipped normal noise to actions and clips them to [0, 1].
 
   Args:
-    key: typed PRNG key.
+    key: typed PRNG key, of `jax.random.key`.
     actions: target actions, in [0, 1], float32 [B].
     sigma: standard deviation of the noise.
     clip: largest magnitude of the noise.

@@ -20,8 +20,8 @@ class Grids(NamedTuple):
 
   Attributes:
     step: distance of two values, float32; 0 leaves values as they are.
-    low: smallest integer, float32.
-    high: largest integer, float32.
+    low: smallest integer on the grid, float32.
+    high: largest integer on the grid, float32.
     offset: added to the integer, float32; 1/2 for one signed bit, else 0.
   """
 

@@ -335,7 +335,7 @@ def tabulate_joint(
   """Evaluates a cost model at all levels of all layers.
 
   Args:
-    space: of `make_joint_space`.
+    space: decisions on kernels, of `make_joint_space`.
     choices: the choices that the space was made of.
     model: cost of a layer by its choice, such as `file_bytes`.
 

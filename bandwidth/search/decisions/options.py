@@ -272,7 +272,7 @@ def with_options(
     variables: the network's variables, with all kernels of `readers`.
     readers: each kernel, with the decision whose channels it reads.
     tables: options of each reader at all levels, see `option_table`.
-    candidate: levels, int32 [G].
+    candidate: level of each decision, int32 [G].
   """
   replaced: dict[str, jax.Array] = {}
   shifts: dict[str, jax.Array] = {}

@@ -77,8 +77,8 @@ def roofline(
     macs_per_second: p, multiply-adds a second.
     bytes_per_second: b, bandwidth of the memory.
     overhead: o, seconds that each layer takes in addition.
-    weight_bits: bits a weight.
-    activation_bits: bits an activation.
+    weight_bits: number of bits of a weight.
+    activation_bits: number of bits of an activation.
 
   Raises:
     ValueError: a rate is not positive, or the overhead or bits are negative or
@@ -166,7 +166,7 @@ def layer_costs(costs: Costs, candidate: jax.Array) -> jax.Array:
 
   Args:
     costs: tables of the space, of `tabulate`.
-    candidate: levels, int32 [G].
+    candidate: level of each decision, int32 [G].
 
   Returns:
     int32 [layers].
@@ -188,7 +188,7 @@ def costs_by_level(
 
   Args:
     costs: tables of the space, of `tabulate`.
-    candidate: levels, int32 [G].
+    candidate: level of each decision, int32 [G].
     decision: index of the decision that varies, int32 [].
 
   Returns:

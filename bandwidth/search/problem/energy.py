@@ -52,8 +52,8 @@ def energy(
   Args:
     weights_in: 'dram', or 'sram' if all weights of the network fit there.
     arithmetic: dtype of the multiply-adds, a key of `MULTIPLY_ADD`.
-    weight_bits: bits a weight.
-    activation_bits: bits an activation.
+    weight_bits: number of bits of a weight.
+    activation_bits: number of bits of an activation.
 
   Raises:
     ValueError: a name is unknown; bits are negative or not finite.

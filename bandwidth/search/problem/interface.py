@@ -38,7 +38,7 @@ class Problem(NamedTuple):
   """What is searched.
 
   Attributes:
-    space: the decisions; static.
+    space: the decisions; static under `jax.jit`.
     objective: `(data.objective, candidate int32 [G]) -> float32 []`, a score to
       maximize. Traced once.
   """
@@ -51,7 +51,7 @@ class History(NamedTuple):
   """Every candidate that a search evaluated, in order.
 
   Attributes:
-    candidates: levels, int32 [N, G].
+    candidates: level of each decision, int32 [N, G].
     scores: value of the objective, float32 [N].
     costs: cost in units, int32 [N]; none exceeds the budget.
   """
@@ -94,9 +94,9 @@ def evaluate(problem: Problem, data: Data, candidates: jax.Array) -> History:
   many times slower than as many ordinary ones.
 
   Args:
-    problem: space and objective.
+    problem: space to search and objective to maximize.
     data: what the objective reads, and the costs.
-    candidates: levels, int32 [N, G].
+    candidates: level of each decision, int32 [N, G].
   """
 
   def one(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:

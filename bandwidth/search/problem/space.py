@@ -27,7 +27,7 @@ class LayerShape(NamedTuple):
 
   Attributes:
     name: path of its module, 'Conv_0'.
-    kind: one of `KINDS`.
+    kind: 'conv', 'depthwise' or 'dense'.
     inputs: number of channels that it reads.
     outputs: number of channels that it writes.
     taps: weights for each pair of channels: height * width of a kernel; for a
