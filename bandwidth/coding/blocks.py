@@ -94,7 +94,7 @@ def _write_code_block(sink: wire.Sink, codes: np.ndarray, coder: str) -> None:
   sink.note('dense')
 
 
-def _filler_bits(fillers: int, count: int, values: symbols.Plan) -> float:
+def _filler_bits(fillers: int, count: int, values: symbols.StreamPlan) -> float:
   """What so many zeros add to a stream of `count` other symbols."""
   if not fillers:
     return 0.0
@@ -126,7 +126,7 @@ def _write_sparse_codes(
 
 
 def move_fillers(
-  ledger: wire.Sink | wire.Source,
+  tally: wire.Tally,
   index: index_stream.Index,
   fillers: int,
   value_bits: float,
@@ -138,7 +138,7 @@ def move_fillers(
     ('indices', index.gap_bits),
     (component, value_bits),
   ):
-    ledger.move(source, 'fillers', int(fillers * bits / 8))
+    tally.move(source, 'fillers', int(fillers * bits / 8))
 
 
 def _read_code_block(source: wire.Source, size: int) -> np.ndarray:

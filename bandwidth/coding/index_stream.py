@@ -48,7 +48,7 @@ class IndexPlan(NamedTuple):
   bits: float
   kind: str
   width: int
-  stream: symbols.Plan = symbols.EMPTY
+  stream: symbols.StreamPlan = symbols.EMPTY
 
 
 def plan(

@@ -29,7 +29,7 @@ def checksum(data: bytes | memoryview) -> bytes:
 def row(
   entry: directory_lib.Entry,
   tensor: tensors.Tensor,
-  counted: wire.Sink | wire.Source,
+  counted: wire.Tally,
 ) -> ledger_lib.TensorEntry:
   """Returns a tensor's line in the ledger, from what was counted."""
   components = {name: counted.counts[name] for name in wire.COMPONENTS}

@@ -34,7 +34,7 @@ class RelativeIndex(NamedTuple):
   is_filler: np.ndarray
 
 
-class Choice(NamedTuple):
+class IndexChoice(NamedTuple):
   """The smallest index.
 
   Attributes:
@@ -104,7 +104,9 @@ def filler_counts(positions: np.ndarray) -> np.ndarray:
   )
 
 
-def choose(positions: np.ndarray, *, size: int, value_bits: float) -> Choice:
+def choose(
+  positions: np.ndarray, *, size: int, value_bits: float
+) -> IndexChoice:
   """Picks the index of fewest bits, by exact count.
 
   Args:
@@ -116,7 +118,7 @@ def choose(positions: np.ndarray, *, size: int, value_bits: float) -> Choice:
     The choice, over gap widths of 1 to 16 bits and the other three kinds.
 
   >>> choose(np.arange(0, 1000, 25), size=1000, value_bits=5)
-  Choice(kind='gap', width=5, bits=200, fillers=0)
+  IndexChoice(kind='gap', width=5, bits=200, fillers=0)
   """
   return choose_where(
     positions, size=size, filler_bits=lambda fillers: fillers * value_bits
@@ -125,17 +127,17 @@ def choose(positions: np.ndarray, *, size: int, value_bits: float) -> Choice:
 
 def choose_where(
   positions: np.ndarray, *, size: int, filler_bits: Callable[[int], float]
-) -> Choice:
+) -> IndexChoice:
   """As `choose`, where n fillers' values cost `filler_bits(n)`."""
   count = positions.size
   choices = [
-    Choice('bitmask', 0, size, 0),
-    Choice('elias_fano', 0, 8 * elias_fano_bytes(count, size), 0),
-    Choice('direct', 0, count * bitstream.width_of(max(size - 1, 0)), 0),
+    IndexChoice('bitmask', 0, size, 0),
+    IndexChoice('elias_fano', 0, 8 * elias_fano_bytes(count, size), 0),
+    IndexChoice('direct', 0, count * bitstream.width_of(max(size - 1, 0)), 0),
   ]
   for width, fillers in enumerate(filler_counts(positions), start=1):
     bits = (count + fillers) * width + filler_bits(int(fillers))
-    choices.append(Choice('gap', width, int(np.ceil(bits)), int(fillers)))
+    choices.append(IndexChoice('gap', width, int(np.ceil(bits)), int(fillers)))
   return min(choices, key=lambda choice: choice.bits)
 
 

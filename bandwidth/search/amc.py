@@ -114,7 +114,7 @@ class AMCRun(NamedTuple):
   Attributes:
     history: the N candidates evaluated.
     baselines: b after each round of P episodes, float32 [N / P].
-    agent: final state of the agent, a `DDPGState` or a `TD3State`.
+    agent: final state of the agent, an `AgentState`.
     replay: final contents of the replay memory.
   """
 

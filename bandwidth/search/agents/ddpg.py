@@ -78,18 +78,19 @@ class AgentOptions:
         raise ValueError(f'{name}={getattr(self, name)!r} is not in [0, 1]')
 
 
-class DDPGState(NamedTuple):
-  """What a DDPG agent has learned.
+class AgentState(NamedTuple):
+  """What an agent has learned.
 
   Attributes:
     actor: parameters of μ, see `init_actor`.
-    critic: parameters of Q, see `init_critic`.
+    critic: parameters of Q, see `init_critic`; of TD3's two critics, stacked:
+      leaves [2, …].
     target_actor: moving average of `actor`, the same tree.
     target_critic: moving average of `critic`, the same tree.
     actor_optimizer: Adam's state for `actor`.
     critic_optimizer: Adam's state for `critic`.
     baseline: b, moving average of the rewards, float32 [].
-    updates: number of updates so far, int32 [].
+    updates: number of updates of the critic so far, int32 [].
   """
 
   actor: Params
@@ -181,11 +182,6 @@ def moved_baseline(
   return jnp.where(updates == 0, mean, baseline + rate * (mean - baseline))
 
 
-def soft_update(target: Params, params: Params, tau: float) -> Params:
-  """Returns (1 - tau) * target + tau * params."""
-  return jax.tree.map(lambda a, b: (1 - tau) * a + tau * b, target, params)
-
-
 def sigma_at(
   episode: jax.Array,
   *,
@@ -255,30 +251,15 @@ def make_ddpg(features: int, options: AgentOptions | None = None) -> Agent:
   )
 
 
-def actor_loss(
-  params: Params, critic_params: Params, observations: jax.Array
-) -> jax.Array:
-  """Returns minus the mean of Q(s, μ(s)) over observations [B, F]."""
+def init_state(mu: Params, q: Params, options: AgentOptions) -> AgentState:
+  """Returns the state of an agent that has learned nothing yet.
 
-  def value(observation: jax.Array) -> jax.Array:
-    return critic(critic_params, observation, actor(params, observation))
-
-  return -jnp.mean(jax.vmap(value)(observations))
-
-
-def adam_step(
-  rate: float, grads: Params, state: optax.OptState, params: Params
-) -> tuple[Params, optax.OptState]:
-  """Takes a step of Adam; returns parameters and the optimizer's state."""
-  updates, state = optax.adam(rate).update(grads, state, params)
-  return optax.apply_updates(params, updates), state
-
-
-def _init(features: int, options: AgentOptions, key: jax.Array) -> DDPGState:
-  actor_key, critic_key = jax.random.split(key)
-  mu = init_actor(actor_key, features, options.hidden)
-  q = init_critic(critic_key, features, options.hidden)
-  return DDPGState(
+  Args:
+    mu: parameters of the actor, see `init_actor`.
+    q: parameters of the critic, or of stacked critics; see `init_critic`.
+    options: hyperparameters.
+  """
+  return AgentState(
     actor=mu,
     critic=q,
     target_actor=mu,
@@ -290,32 +271,99 @@ def _init(features: int, options: AgentOptions, key: jax.Array) -> DDPGState:
   )
 
 
-def _update(
-  options: AgentOptions, state: DDPGState, batch: Transition, key: jax.Array
-) -> DDPGState:
-  del key
+def update_critic(
+  options: AgentOptions,
+  state: AgentState,
+  batch: Transition,
+  ahead: jax.Array,
+  loss: Callable[[Params, Transition, jax.Array], jax.Array],
+) -> AgentState:
+  """Moves the baseline, then the critic towards its targets.
+
+  Args:
+    options: hyperparameters.
+    state: before the update.
+    batch: minibatch of transitions, leaves [B, …].
+    ahead: discounted value of the next state, 0 at the end of an episode,
+      float32 [B].
+    loss: `(critic, batch, targets float32 [B]) -> float32 []`.
+  """
   baseline = moved_baseline(
     state.baseline, state.updates, batch.reward, options.baseline_rate
   )
-  targets = _targets(state, batch, baseline, options.discount)
-  grads = jax.grad(_critic_loss)(state.critic, batch, targets)
-  q, critic_optimizer = adam_step(
+  targets = batch.reward - baseline + ahead
+  grads = jax.grad(loss)(state.critic, batch, targets)
+  q, optimizer = _adam_step(
     options.critic_rate, grads, state.critic_optimizer, state.critic
   )
-  grads = jax.grad(actor_loss)(state.actor, q, batch.observation)
-  mu, actor_optimizer = adam_step(
-    options.actor_rate, grads, state.actor_optimizer, state.actor
-  )
-  return DDPGState(
-    actor=mu,
+  return state._replace(
     critic=q,
-    target_actor=soft_update(state.target_actor, mu, options.tau),
-    target_critic=soft_update(state.target_critic, q, options.tau),
-    actor_optimizer=actor_optimizer,
-    critic_optimizer=critic_optimizer,
+    critic_optimizer=optimizer,
     baseline=baseline,
     updates=state.updates + 1,
   )
+
+
+def update_actor(
+  options: AgentOptions,
+  state: AgentState,
+  critic_params: Params,
+  observations: jax.Array,
+) -> AgentState:
+  """Moves the actor up the critic, then the target networks after both.
+
+  Args:
+    options: hyperparameters.
+    state: before the update.
+    critic_params: parameters of the one critic that the actor ascends.
+    observations: of the minibatch, float32 [B, F].
+  """
+  grads = jax.grad(_actor_loss)(state.actor, critic_params, observations)
+  mu, optimizer = _adam_step(
+    options.actor_rate, grads, state.actor_optimizer, state.actor
+  )
+  # In this order of the terms: (1 - tau) * target + tau * params.
+  follow, stay = optax.incremental_update, 1 - options.tau
+  return state._replace(
+    actor=mu,
+    target_actor=follow(state.target_actor, mu, stay),
+    target_critic=follow(state.target_critic, state.critic, stay),
+    actor_optimizer=optimizer,
+  )
+
+
+def _actor_loss(
+  params: Params, critic_params: Params, observations: jax.Array
+) -> jax.Array:
+  """Minus the mean of Q(s, μ(s)) over observations [B, F]."""
+
+  def value(observation: jax.Array) -> jax.Array:
+    return critic(critic_params, observation, actor(params, observation))
+
+  return -jnp.mean(jax.vmap(value)(observations))
+
+
+def _adam_step(
+  rate: float, grads: Params, state: optax.OptState, params: Params
+) -> tuple[Params, optax.OptState]:
+  updates, state = optax.adam(rate).update(grads, state, params)
+  return optax.apply_updates(params, updates), state
+
+
+def _init(features: int, options: AgentOptions, key: jax.Array) -> AgentState:
+  actor_key, critic_key = jax.random.split(key)
+  mu = init_actor(actor_key, features, options.hidden)
+  q = init_critic(critic_key, features, options.hidden)
+  return init_state(mu, q, options)
+
+
+def _update(
+  options: AgentOptions, state: AgentState, batch: Transition, key: jax.Array
+) -> AgentState:
+  del key
+  ahead = _ahead(state, batch, options.discount)
+  state = update_critic(options, state, batch, ahead, _critic_loss)
+  return update_actor(options, state, state.critic, batch.observation)
 
 
 def _critic_loss(
@@ -327,16 +375,15 @@ def _critic_loss(
   return jnp.mean((values - targets) ** 2)
 
 
-def _targets(
-  state: DDPGState, batch: Transition, baseline: jax.Array, discount: float
-) -> jax.Array:
-  def later(observation: jax.Array) -> jax.Array:
+def _ahead(state: AgentState, batch: Transition, discount: float) -> jax.Array:
+  """The discounted value of what follows: float32 [B]."""
+
+  def value(observation: jax.Array) -> jax.Array:
     action = actor(state.target_actor, observation)
     return critic(state.target_critic, observation, action)
 
-  values = jax.vmap(later)(batch.next_observation)
-  ahead = jnp.where(batch.done, 0.0, discount * values)
-  return batch.reward - baseline + ahead
+  values = jax.vmap(value)(batch.next_observation)
+  return jnp.where(batch.done, 0.0, discount * values)
 
 
 def _dense(params: Params, x: jax.Array) -> jax.Array:

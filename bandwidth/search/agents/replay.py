@@ -92,16 +92,7 @@ def add(replay: Replay, transitions: Transition) -> Replay:
 def sample_independent(
   key: jax.Array, replay: Replay, batch: int
 ) -> Transition:
-  """Draws with replacement.
-
-  Args:
-    key: typed PRNG key, of `jax.random.key`.
-    replay: a memory that is not empty.
-    batch: B, number of transitions to draw.
-
-  Returns:
-    Leaves [B, …].
-  """
+  """Draws with replacement; arguments and result as of `sample_distinct`."""
   return _take(replay, _independent(key, replay, batch))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from bandwidth.base import make_named, unknown_name
 from bandwidth.search.problem.cost import Costs, exact_cost, tabulate
-from bandwidth.search.problem.counts import CostModel, macs
+from bandwidth.search.problem.counts import CostModel, check_positive, macs
 from bandwidth.search.problem.space import FIXED, LayerShape, Space
 
 UNQUANTIZED = 32
@@ -244,12 +244,10 @@ def bit_roofline(
     Williams et al., Roofline, CACM 2009; Sharma et al., Bit Fusion, ISCA 2018,
     is such a device.
   """
-  for name, value in (
-    ('operations_per_second', operations_per_second),
-    ('bytes_per_second', bytes_per_second),
-  ):
-    if not value > 0:
-      raise ValueError(f'{name}={value} is not positive')
+  check_positive(
+    operations_per_second=operations_per_second,
+    bytes_per_second=bytes_per_second,
+  )
   moved = all_bytes(mode=mode)
 
   def model(
@@ -319,15 +317,7 @@ BIT_COSTS: Mapping[str, Callable[..., BitModel]] = {
 
 
 def bit_cost_model(name: str, **arguments: Any) -> BitModel:
-  """Returns a cost model over bits by name.
-
-  Args:
-    name: a key of `BIT_COSTS`.
-    **arguments: passed to its factory.
-
-  Raises:
-    ValueError: it is unknown, or an argument is.
-  """
+  """Returns a cost model over bits, as `cost.cost_model`, of `BIT_COSTS`."""
   return make_named('cost', name, BIT_COSTS, arguments)
 
 

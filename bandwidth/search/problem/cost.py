@@ -19,6 +19,8 @@ from bandwidth.base import make_named
 from bandwidth.search.problem.counts import (
   CostModel,
   activations,
+  check_finite,
+  check_positive,
   macs,
   parameters,
 )
@@ -42,12 +44,7 @@ def memory(
   Raises:
     ValueError: bits are negative or not finite.
   """
-  for name, bits in (
-    ('weight_bits', weight_bits),
-    ('activation_bits', activation_bits),
-  ):
-    if not 0 <= bits < math.inf:
-      raise ValueError(f'{name}={bits} is negative or not finite')
+  check_finite(weight_bits=weight_bits, activation_bits=activation_bits)
 
   def model(
     layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray
@@ -87,14 +84,10 @@ def roofline(
   References:
     Williams et al., Roofline, CACM 2009.
   """
-  for name, value in (
-    ('macs_per_second', macs_per_second),
-    ('bytes_per_second', bytes_per_second),
-  ):
-    if not value > 0:
-      raise ValueError(f'{name}={value} is not positive')
-  if not 0 <= overhead < math.inf:
-    raise ValueError(f'overhead={overhead} is negative or not finite')
+  check_positive(
+    macs_per_second=macs_per_second, bytes_per_second=bytes_per_second
+  )
+  check_finite(overhead=overhead)
   moved = memory(weight_bits=weight_bits, activation_bits=activation_bits)
 
   def model(

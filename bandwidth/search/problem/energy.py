@@ -8,6 +8,7 @@ from bandwidth.base import unknown_name
 from bandwidth.search.problem.counts import (
   CostModel,
   activations,
+  check_finite,
   macs,
   parameters,
 )
@@ -71,12 +72,7 @@ def energy(
     raise ValueError(unknown_name('weights_in', weights_in, ACCESS))
   if arithmetic not in MULTIPLY_ADD:
     raise ValueError(unknown_name('arithmetic', arithmetic, MULTIPLY_ADD))
-  for name, bits in (
-    ('weight_bits', weight_bits),
-    ('activation_bits', activation_bits),
-  ):
-    if not 0 <= bits < np.inf:
-      raise ValueError(f'{name}={bits} is negative or not finite')
+  check_finite(weight_bits=weight_bits, activation_bits=activation_bits)
   of_mac = _PICO * MULTIPLY_ADD[arithmetic]
   of_weight = _PICO * ACCESS[weights_in] * weight_bits / 32
   of_activation = _PICO * ACCESS['sram'] * activation_bits / 32

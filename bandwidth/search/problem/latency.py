@@ -27,6 +27,7 @@ import numpy as np
 from bandwidth.search.problem.counts import (
   CostModel,
   activations,
+  check_finite,
   macs,
   parameters,
 )
@@ -174,13 +175,7 @@ def fitted_latency(
   References:
     The logs: https://github.com/mit-han-lab/amc-models
   """
-  for name, value in (
-    ('convolution', convolution),
-    ('depthwise', depthwise),
-    ('memory', memory),
-  ):
-    if not 0 <= value < np.inf:
-      raise ValueError(f'{name}={value} is negative or not finite')
+  check_finite(convolution=convolution, depthwise=depthwise, memory=memory)
 
   def model(
     layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray

@@ -178,12 +178,6 @@ def make_space(
   )
 
 
-def level_of(space: Space, decision: int, channels: float) -> int:
-  """Returns the largest level that keeps at most so many channels, or 0."""
-  levels = space.levels[decision]
-  return max(sum(width <= channels for width in levels) - 1, 0)
-
-
 def extended(candidate: jax.Array) -> jax.Array:
   """Appends the level of what is `FIXED`, so that index -1 finds it.
 
