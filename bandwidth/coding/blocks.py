@@ -34,9 +34,9 @@ def write_codes(sink: wire.Sink, codes: np.ndarray, *, coder: str) -> None:
   """Appends a vector of codes.
 
   Args:
-    sink: where to.
+    sink: receives the bytes of the vector.
     codes: [n] unsigned integers of at most 32 bits.
-    coder: one of `symbols.CODERS`.
+    coder: entropy coders to try, one of `symbols.CODERS`.
   """
   for begin in range(0, codes.size, BLOCK):
     _write_code_block(sink, codes[begin : begin + BLOCK], coder)
@@ -94,7 +94,7 @@ def _write_code_block(sink: wire.Sink, codes: np.ndarray, coder: str) -> None:
   sink.note('dense')
 
 
-def _filler_bits(fillers: int, count: int, values: symbols.Plan) -> float:
+def _filler_bits(fillers: int, count: int, values: symbols.StreamPlan) -> float:
   """What so many zeros add to a stream of `count` other symbols."""
   if not fillers:
     return 0.0
@@ -126,7 +126,7 @@ def _write_sparse_codes(
 
 
 def move_fillers(
-  ledger: wire.Sink | wire.Source,
+  tally: wire.Tally,
   index: index_stream.Index,
   fillers: int,
   value_bits: float,
@@ -138,7 +138,7 @@ def move_fillers(
     ('indices', index.gap_bits),
     (component, value_bits),
   ):
-    ledger.move(source, 'fillers', int(fillers * bits / 8))
+    tally.move(source, 'fillers', int(fillers * bits / 8))
 
 
 def _read_code_block(source: wire.Source, size: int) -> np.ndarray:
@@ -175,10 +175,10 @@ def write_raw(
   """Appends a vector of elements bit for bit.
 
   Args:
-    sink: where to.
+    sink: receives the bytes of the vector.
     elements: [n, w] uint8, the bytes of each element, low byte first.
-    component: what they are, see `wire.COMPONENTS`.
-    coder: one of `symbols.CODERS`.
+    component: what the bytes count as, one of `wire.COMPONENTS`.
+    coder: entropy coders to try, one of `symbols.CODERS`.
   """
   for begin in range(0, elements.shape[0], BLOCK):
     block = np.ascontiguousarray(elements[begin : begin + BLOCK])

@@ -84,14 +84,14 @@ def write(
   """Writes a file, aside first, then renamed: a failure leaves the old one.
 
   Args:
-    path: where to.
-    arrays: tensors by name ('params/Conv_0/kernel'), what
-      `bandwidth.quantization` makes of arrays, or arrays, see `as_tensor`.
-    metadata: anything JSON can say, for example the configuration from which
-      evaluation rebuilds the network.
-    coder: what may be used, one of `symbols.CODERS`: 'fixed' for pruning alone
-      or with shared weights, 'huffman' for the paper's third stage, 'auto' for
-      whatever is smallest, tensor by tensor.
+    path: file to write, replaced if it exists.
+    arrays: by name ('params/Conv_0/kernel'): tensors, results of
+      `bandwidth.quantization`, or arrays; see `as_tensor`.
+    metadata: any JSON object, for example the configuration from which
+      evaluation rebuilds the network; None: {}.
+    coder: entropy coders to try, one of `symbols.CODERS`: 'fixed' for pruning
+      alone or with shared weights, 'huffman' for the paper's third stage,
+      'auto' for whatever is smallest, tensor by tensor.
 
   Returns:
     The ledger, whose total is the size of the file.

@@ -144,8 +144,8 @@ def parse(
   """Inverts `build`.
 
   Args:
-    source: the directory.
-    limit: what all arrays may take in memory, in bytes.
+    source: the bytes of the directory.
+    limit: bytes that all arrays together may take in memory.
 
   Returns:
     The metadata and the entries.

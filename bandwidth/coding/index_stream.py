@@ -26,7 +26,7 @@ class Index(NamedTuple):
     positions: [m] int64, ascending, of the entries, fillers included.
     may_fill: [m] bool: to the writer, which entries are fillers; to the reader,
       which have a filler's gap, and are fillers if their value is 0.
-    gap_bits: what a filler's gap costs.
+    gap_bits: size in bits of the gap of a filler.
   """
 
   positions: np.ndarray
@@ -38,16 +38,17 @@ class IndexPlan(NamedTuple):
   """How an index will be coded.
 
   Attributes:
-    bits: its size and that of the fillers' values, within a few bytes.
-    kind: one of `sparse_index.KINDS`.
-    width: bits of a gap.
-    stream: of the gaps or the mask; empty for the other kinds.
+    bits: size in bits of the index and of the fillers' values, to within a few
+      bytes.
+    kind: kind of index, one of `sparse_index.KINDS`.
+    width: bits of a gap; 0 for the other kinds.
+    stream: plan of the gaps or the mask; empty for the other kinds.
   """
 
   bits: float
   kind: str
   width: int
-  stream: symbols.Plan = symbols.EMPTY
+  stream: symbols.StreamPlan = symbols.EMPTY
 
 
 def plan(
@@ -61,9 +62,9 @@ def plan(
 
   Args:
     positions: [n] ascending, n ≥ 1, below `size`.
-    size: length of the block.
-    coder: one of `symbols.CODERS`.
-    filler_bits: cost of the values of so many fillers.
+    size: length of the block, in elements.
+    coder: entropy coders to try, one of `symbols.CODERS`.
+    filler_bits: size in bits of the values of n fillers, by n.
   """
   count = positions.size
   mask = symbols.plan(np.array([size - count, count]), coder=coder, largest=1)

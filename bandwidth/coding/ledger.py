@@ -15,13 +15,13 @@ class TensorEntry:
 
   Attributes:
     name: path of the array, joined by slashes.
-    kind: one of `KINDS`.
-    shape: of the array.
-    dtype: of the array, as handed out.
-    nonzero: how many elements are not zero.
-    methods: names of the coders used.
-    components: bytes by component, see `wire.COMPONENTS`; only its payload,
-      headers of the file and checksums not included.
+    kind: kind of tensor, one of `KINDS`.
+    shape: shape of the array, () for a scalar.
+    dtype: dtype of the array as it is read, one of `tensors.DTYPES`.
+    nonzero: number of elements that are not zero.
+    methods: names of the coders used, in order of use.
+    components: bytes of the payload by component, see `wire.COMPONENTS`;
+      headers of the file and checksums are not included.
   """
 
   name: str

@@ -29,7 +29,7 @@ def checksum(data: bytes | memoryview) -> bytes:
 def row(
   entry: directory_lib.Entry,
   tensor: tensors.Tensor,
-  counted: wire.Sink | wire.Source,
+  counted: wire.Tally,
 ) -> ledger_lib.TensorEntry:
   """Returns a tensor's line in the ledger, from what was counted."""
   components = {name: counted.counts[name] for name in wire.COMPONENTS}
@@ -269,9 +269,9 @@ def open_file(
   """Opens a file; use as a context, or close it.
 
   Args:
-    path: of the file.
-    max_bytes: what its arrays may take in memory in all; by default 2^28 +
-      4096 times the size of the file.
+    path: a .bwz file, see `container`.
+    max_bytes: largest number of bytes that all arrays together may take in
+      memory; None: 2^28 + 4096 times the size of the file.
 
   Raises:
     ValueError: not a .bwz file, of another version, or malformed.

@@ -44,9 +44,9 @@ class Effort(NamedTuple):
   """What to try.
 
   Attributes:
-    coder: one of `symbols.CODERS`.
-    adaptive_size: the largest tensor to try the adaptive coder on.
-    dense: whether also on those of more non-zeros than zeros.
+    coder: entropy coders to try, one of `symbols.CODERS`.
+    adaptive_size: number of elements up to which the adaptive coder is tried.
+    dense: whether it is also tried on tensors with more non-zeros than zeros.
   """
 
   coder: str
@@ -197,10 +197,10 @@ def read(
   """Reads the payload of a tensor.
 
   Args:
-    source: all of the payload.
-    kind: one of `ledger.KINDS`.
-    dtype: of the array, one of `tensors.DTYPES`.
-    shape: of the array; the caller has bounded its size.
+    source: the whole payload, and nothing else.
+    kind: kind of tensor, one of `ledger.KINDS`.
+    dtype: dtype of the array, one of `tensors.DTYPES`.
+    shape: shape of the array; the caller has bounded its size.
 
   Raises:
     ValueError: a malformed payload.
@@ -242,10 +242,10 @@ class _Head(NamedTuple):
   """What comes before the codes of a tensor.
 
   Attributes:
-    layout: 0 or 1.
-    order: of the axes.
+    layout: 0, a vector of `blocks`, or 1, `adaptive`.
+    order: order of the axes, 0 to 4; see `axes_of`.
     values: codebook [*grid, K], or steps [*grid].
-    wide: what holds any code that the tensor may have.
+    wide: unsigned dtype that holds every code the tensor may have.
   """
 
   layout: int
@@ -307,12 +307,12 @@ class CodeStream(NamedTuple):
   """A quantized tensor whose codes are read piece by piece.
 
   Attributes:
-    kind: 'codebook' or 'uniform'.
-    shape: of the tensor.
-    values: float32, the codebook [*grid, K] or the steps [*grid].
-    pieces: flat, together in C order the codes, uint8 or uint16, or the levels,
-      each piece int8, int16 or int32. Raises `ValueError` where the payload is
-      malformed.
+    kind: kind of tensor, 'codebook' or 'uniform'.
+    shape: shape of the tensor, () for a scalar.
+    values: the codebook [*grid, K] or the steps [*grid], float32.
+    pieces: 1-D arrays that together are all codes in C order, uint8 or uint16,
+      or all levels, each piece int8, int16 or int32. Raises `ValueError` where
+      the payload is malformed.
   """
 
   kind: str
@@ -330,9 +330,9 @@ def stream(
   array, as `write` lets only those of small tensors, all are read first.
 
   Args:
-    source: all of the payload, usable as long as pieces are wanted.
-    kind: 'codebook' or 'uniform'.
-    shape: of the tensor.
+    source: the whole payload; must stay readable until the last piece.
+    kind: kind of tensor, 'codebook' or 'uniform'.
+    shape: shape of the tensor, () for a scalar.
 
   Raises:
     ValueError: a malformed payload.

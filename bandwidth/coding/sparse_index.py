@@ -26,22 +26,22 @@ class RelativeIndex(NamedTuple):
   """Gaps, with fillers among them.
 
   Attributes:
-    gaps: [m] uint32, zeros skipped before each entry.
-    is_filler: [m] bool, True where the entry holds the value 0.
+    gaps: [m] uint32, number of zeros skipped before each entry.
+    is_filler: [m] bool, True for an entry that only bridges a gap.
   """
 
   gaps: np.ndarray
   is_filler: np.ndarray
 
 
-class Choice(NamedTuple):
+class IndexChoice(NamedTuple):
   """The smallest index.
 
   Attributes:
-    kind: one of `KINDS`.
+    kind: kind of index, one of `KINDS`.
     width: bits of a gap; 0 for the other kinds.
-    bits: exact size, the fillers' values included.
-    fillers: how many entries are fillers.
+    bits: exact size in bits, the fillers' values included.
+    fillers: number of entries that are fillers.
   """
 
   kind: str
@@ -64,7 +64,7 @@ def relative_index(positions: np.ndarray, *, width: int) -> RelativeIndex:
   """Returns gaps of at most 2^width − 1, fillers inserted.
 
   Args:
-    positions: [n] ascending integers.
+    positions: [n] integers, ascending, not negative.
     width: bits of a gap, 1 to 16.
 
   >>> relative_index(np.array([1, 9]), width=2)
@@ -104,19 +104,21 @@ def filler_counts(positions: np.ndarray) -> np.ndarray:
   )
 
 
-def choose(positions: np.ndarray, *, size: int, value_bits: float) -> Choice:
+def choose(
+  positions: np.ndarray, *, size: int, value_bits: float
+) -> IndexChoice:
   """Picks the index of fewest bits, by exact count.
 
   Args:
-    positions: [n] ascending integers below `size`.
-    size: length of the vector.
-    value_bits: what the value of a filler costs.
+    positions: [n] integers, ascending, below `size`.
+    size: length of the vector, in elements.
+    value_bits: size in bits of the value of a filler.
 
   Returns:
     The choice, over gap widths of 1 to 16 bits and the other three kinds.
 
   >>> choose(np.arange(0, 1000, 25), size=1000, value_bits=5)
-  Choice(kind='gap', width=5, bits=200, fillers=0)
+  IndexChoice(kind='gap', width=5, bits=200, fillers=0)
   """
   return choose_where(
     positions, size=size, filler_bits=lambda fillers: fillers * value_bits
@@ -125,17 +127,17 @@ def choose(positions: np.ndarray, *, size: int, value_bits: float) -> Choice:
 
 def choose_where(
   positions: np.ndarray, *, size: int, filler_bits: Callable[[int], float]
-) -> Choice:
+) -> IndexChoice:
   """As `choose`, where n fillers' values cost `filler_bits(n)`."""
   count = positions.size
   choices = [
-    Choice('bitmask', 0, size, 0),
-    Choice('elias_fano', 0, 8 * elias_fano_bytes(count, size), 0),
-    Choice('direct', 0, count * bitstream.width_of(max(size - 1, 0)), 0),
+    IndexChoice('bitmask', 0, size, 0),
+    IndexChoice('elias_fano', 0, 8 * elias_fano_bytes(count, size), 0),
+    IndexChoice('direct', 0, count * bitstream.width_of(max(size - 1, 0)), 0),
   ]
   for width, fillers in enumerate(filler_counts(positions), start=1):
     bits = (count + fillers) * width + filler_bits(int(fillers))
-    choices.append(Choice('gap', width, int(np.ceil(bits)), int(fillers)))
+    choices.append(IndexChoice('gap', width, int(np.ceil(bits)), int(fillers)))
   return min(choices, key=lambda choice: choice.bits)
 
 
@@ -177,8 +179,8 @@ def from_elias_fano(
 
   Args:
     data: exactly `elias_fano_bytes(count, size)` bytes.
-    count: how many positions.
-    size: length of the vector.
+    count: number of positions in the stream.
+    size: length of the vector, in elements.
 
   Returns:
     [count] int64. Whether they ascend is for the caller to check.

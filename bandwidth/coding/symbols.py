@@ -41,16 +41,17 @@ _METHODS = {
 }
 
 
-class Plan(NamedTuple):
+class StreamPlan(NamedTuple):
   """How a stream will be coded.
 
   Attributes:
-    bits: its size. Exact for fixed widths; else within a few bytes.
-    method: one of the four numbers above.
-    costs: [A] float64, bits of each symbol; inf for one that never occurs.
-    width: bits of a value, where they are fixed; the value, if constant.
-    lengths: [A] uint8, of Huffman codes.
-    table: of frequencies.
+    bits: size in bits; exact for fixed widths, else to within a few bytes.
+    method: `CONSTANT`, `FIXED`, `HUFFMAN` or `ANS`.
+    costs: [A] float64, size in bits of each symbol; inf if it never occurs.
+    width: bits of a value if the method is `FIXED`; the value itself if
+      `CONSTANT`.
+    lengths: [A] uint8, code lengths if the method is `HUFFMAN`.
+    table: frequencies if the method is `ANS`.
   """
 
   bits: float
@@ -61,7 +62,7 @@ class Plan(NamedTuple):
   table: ans.Table = ans.Table(np.zeros(0, np.uint8), np.zeros(0, np.uint8), 0)
 
 
-EMPTY = Plan(0.0, CONSTANT, np.zeros(1))
+EMPTY = StreamPlan(0.0, CONSTANT, np.zeros(1))
 """The plan of no stream."""
 
 
@@ -85,13 +86,13 @@ def histogram(values: np.ndarray) -> np.ndarray:
   return np.bincount(values)
 
 
-def plan(counts: np.ndarray, *, coder: str, largest: int) -> Plan:
+def plan(counts: np.ndarray, *, coder: str, largest: int) -> StreamPlan:
   """Finds the smallest method for a stream with these counts.
 
   Args:
     counts: [A] occurrences, or [0] for wide values; see `histogram`.
-    coder: one of `CODERS`.
-    largest: the largest value of the stream.
+    coder: entropy coders to try, one of `CODERS`.
+    largest: largest value of the stream, below 2^32.
 
   Returns:
     The plan of fewest bits.
@@ -101,16 +102,16 @@ def plan(counts: np.ndarray, *, coder: str, largest: int) -> Plan:
   """
   if not counts.size:
     width = bitstream.width_of(largest)
-    return Plan(np.inf, FIXED, np.full(1, float(width)), width=width)
+    return StreamPlan(np.inf, FIXED, np.full(1, float(width)), width=width)
   total = int(counts.sum())
   present = np.flatnonzero(counts)
   if present.size == 1:
     bits = 8 + 8 * len(wire.varint(int(present[0])))
     costs = np.zeros(counts.size)
-    return Plan(bits, CONSTANT, costs, width=int(present[0]))
+    return StreamPlan(bits, CONSTANT, costs, width=int(present[0]))
   width = bitstream.width_of(largest)
   plans = [
-    Plan(
+    StreamPlan(
       8 + 8 * bitstream.packed_bytes(total, width),
       FIXED,
       np.full(counts.size, float(width)),
@@ -125,18 +126,18 @@ def plan(counts: np.ndarray, *, coder: str, largest: int) -> Plan:
   return min(plans, key=lambda each: each.bits)
 
 
-def _plan_huffman(counts: np.ndarray, total: int) -> Plan:
+def _plan_huffman(counts: np.ndarray, total: int) -> StreamPlan:
   lengths = huffman.code_lengths(counts)
   bits = float(counts @ lengths.astype(np.int64))
   lanes = -(-total // huffman.LANE)
   # Lane lengths take about a byte each; they are known once coded.
   overhead = 8 + 8 * len(_nibbles(lengths)) + 8 * (3 + lanes * (lanes > 1))
   costs = np.where(lengths > 0, lengths.astype(np.float64), np.inf)
-  return Plan(bits + overhead, HUFFMAN, costs, lengths=lengths)
+  return StreamPlan(bits + overhead, HUFFMAN, costs, lengths=lengths)
 
 
-def _plan_ans(counts: np.ndarray, present: np.ndarray) -> Plan:
-  best = Plan(np.inf, ANS, counts)
+def _plan_ans(counts: np.ndarray, present: np.ndarray) -> StreamPlan:
+  best = StreamPlan(np.inf, ANS, counts)
   for mantissa_bits in ans.MANTISSAS:
     table = ans.make_table(counts, mantissa_bits=mantissa_bits)
     costs = ans.bits_of_symbols(table)
@@ -144,7 +145,7 @@ def _plan_ans(counts: np.ndarray, present: np.ndarray) -> Plan:
     bits += 8 * len(_nibbles(table.exponents)) + present.size * mantissa_bits
     bits += 8 * 7
     if bits < best.bits:
-      best = Plan(bits, ANS, costs, table=table)
+      best = StreamPlan(bits, ANS, costs, table=table)
   return best
 
 
@@ -157,7 +158,7 @@ def cost(costs: np.ndarray, symbol: int) -> float:
 
 
 def write(
-  sink: wire.Sink, values: np.ndarray, plan: Plan, *, component: str
+  sink: wire.Sink, values: np.ndarray, plan: StreamPlan, *, component: str
 ) -> None:
   """Appends a stream. `plan` must be that of the values' own counts."""
   if not values.size:
@@ -214,7 +215,7 @@ def read(
 
   Returns:
     The values, [count] of uint8, uint16 or uint32, and their costs in bits by
-    symbol, as in `Plan`; of length one where all symbols cost the same.
+    symbol, as in `StreamPlan`; of length one where all symbols cost the same.
 
   Raises:
     ValueError: a malformed stream.

@@ -93,7 +93,7 @@ class CodebookTensor:
   Attributes:
     codes: [shape] uint8 (K ≤ 256) or uint16 (K ≤ 65536), each below K.
     codebook: [K], or [*grid, K], float32, all finite.
-    dtype: of the array handed out, one of `FLOATS`.
+    dtype: dtype of the array returned by `to_array`, one of `FLOATS`.
 
   >>> CodebookTensor(np.array([[0, 2], [1, 0]]), [0.0, -0.5, 0.25]).to_array()
   array([[ 0.  ,  0.25],
@@ -126,11 +126,11 @@ class CodebookTensor:
     """Returns a tensor with a codebook for each index of an axis.
 
     Args:
-      codes: [shape] integers.
-      codebooks: [shape[axis], K], or [K] where `axis` is None. Of fewer, each
-        is of as many neighbors.
-      axis: of the codes; negative ones count from the last.
-      dtype: as above.
+      codes: [shape] integers, each from 0 to K - 1.
+      codebooks: [n, K], n a divisor of shape[axis], for n equal runs of
+        indices; or [K] where `axis` is None.
+      axis: axis of `codes`; negative ones count from the last.
+      dtype: dtype of the array returned by `to_array`, one of `FLOATS`.
 
     >>> codes, books = np.array([[0, 1], [1, 1]]), np.array([[0, 1], [0, 5]])
     >>> CodebookTensor.along_axis(codes, books, axis=0).to_array()
@@ -180,9 +180,9 @@ class UniformTensor:
   """Integer levels: W[i] = float32(levels[i])·step[g(i)], in float32.
 
   Attributes:
-    levels: [shape] int32.
-    step: [] or [*grid], float32, finite and not negative.
-    dtype: of the array handed out, one of `FLOATS`.
+    levels: [shape] int32, the weights divided by their steps.
+    step: [] or [*grid] float32, finite and not negative.
+    dtype: dtype of the array returned by `to_array`, one of `FLOATS`.
 
   >>> UniformTensor(np.array([[3, -2], [0, 1]]), [0.5, 0.25]).to_array()
   array([[ 1.5 , -0.5 ],
@@ -217,11 +217,11 @@ class UniformTensor:
     """Returns a tensor with a step for each index of an axis.
 
     Args:
-      levels: [shape] integers.
-      steps: [shape[axis]], or [] where `axis` is None. Of fewer, each is of as
-        many neighbors.
-      axis: of the levels; negative ones count from the last.
-      dtype: as above.
+      levels: [shape] integers that fit int32.
+      steps: [n], n a divisor of shape[axis], for n equal runs of indices; or []
+        where `axis` is None.
+      axis: axis of `levels`; negative ones count from the last.
+      dtype: dtype of the array returned by `to_array`, one of `FLOATS`.
 
     >>> levels = np.eye(2, dtype=int)
     >>> UniformTensor.along_axis(levels, [2, 3], axis=0).to_array()
@@ -304,7 +304,8 @@ def as_tensor(value: Storable, *, dtype: str = 'float32') -> Tensor:
   Args:
     value: a tensor, which is returned as it is; what `bandwidth.quantization`
       makes of an array; or the array, which is kept bit for bit.
-    dtype: of the array handed out of codes or levels, one of `FLOATS`.
+    dtype: dtype of the array returned by `to_array` if `value` has codes or
+      levels, one of `FLOATS`.
 
   Raises:
     ValueError: a dtype that no file holds, or values that do not fit their

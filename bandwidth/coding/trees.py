@@ -31,7 +31,7 @@ def save_tree(
   keys by slashes: `Conv_0/kernel`, and for the first of a list `0`.
 
   Args:
-    path: where to; written aside first, then renamed.
+    path: file to write, replaced if it exists.
     params: any pytree of arrays. None and empty containers hold no array, and
       only `load_tree` with `like` brings them back.
     codebooks: by name, what `bandwidth.quantization` makes of parameters:
@@ -39,8 +39,8 @@ def save_tree(
       `ternary_params`, `UniformLevels`, or tensors of a file.
     masks: of the shape of `params`, see `base.Masks`; weights where it is False
       are stored as zeros, and have to be zeros in a codebook. None: all stay.
-    metadata: see `write`.
-    coder: see `write`.
+    metadata: any JSON object to store with the tree; None: {}.
+    coder: entropy coders to try, one of `symbols.CODERS`.
 
   Raises:
     ValueError: two arrays have one name, a name is the beginning of another's
@@ -134,9 +134,9 @@ def load_tree(
   """Reads all arrays of a file as a tree.
 
   Args:
-    path: of the file.
-    like: a tree of arrays, or of their shapes, of the same names. None: nested
-      dictionaries, one level a slash.
+    path: a .bwz file, such as `save_tree` writes.
+    like: a tree of arrays, or of their shapes, with the names of the file.
+      None: nested dictionaries, one level for each slash.
 
   Returns:
     NumPy arrays in the dtypes of the file, shaped as `like`.

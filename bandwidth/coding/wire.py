@@ -42,27 +42,17 @@ def varint(value: int) -> bytes:
   return bytes(out)
 
 
-class Sink:
-  """Collects bytes and counts them by component.
+class Tally:
+  """Bytes by component, and the coders that they went through.
 
   Attributes:
-    counts: bytes so far, by component.
-    methods: names of the coders used, codebooks' aside, in order of use.
+    counts: number of bytes so far, by component.
+    methods: names of the coders, those of codebooks aside, in order of use.
   """
 
   def __init__(self) -> None:
-    self._parts: list[bytes] = []
     self.counts: Counter[str] = Counter()
     self.methods: dict[str, None] = {}
-
-  def put(self, component: str, data: bytes) -> None:
-    """Appends bytes under a component's name."""
-    self._parts.append(data)
-    self.counts[component] += len(data)
-
-  def varint(self, component: str, value: int) -> None:
-    """Appends an unsigned integer, see `varint`."""
-    self.put(component, varint(value))
 
   def move(self, source: str, target: str, amount: int) -> None:
     """Counts bytes that stand under `source` under `target` instead."""
@@ -73,6 +63,23 @@ class Sink:
     """Records the name of a coder of anything but codebooks."""
     if component != 'codebooks':
       self.methods.setdefault(method)
+
+
+class Sink(Tally):
+  """Collects bytes and counts them by component."""
+
+  def __init__(self) -> None:
+    super().__init__()
+    self._parts: list[bytes] = []
+
+  def put(self, component: str, data: bytes) -> None:
+    """Appends bytes under a component's name."""
+    self._parts.append(data)
+    self.counts[component] += len(data)
+
+  def varint(self, component: str, value: int) -> None:
+    """Appends an unsigned integer, see `varint`."""
+    self.put(component, varint(value))
 
   def append(self, other: 'Sink') -> None:
     """Appends all that another sink holds."""
@@ -107,13 +114,8 @@ class Window:
     return memoryview(data)
 
 
-class Source:
-  """Reads what a `Sink` wrote, never past the end.
-
-  Attributes:
-    counts: bytes consumed so far, by component.
-    methods: names of the coders met, codebooks' aside, in order of use.
-  """
+class Source(Tally):
+  """Reads what a `Sink` wrote, never past the end."""
 
   def __init__(
     self, data: bytes | memoryview | Window, *, section: str, offset: int = 0
@@ -125,12 +127,11 @@ class Source:
       section: what they are, for error messages.
       offset: where in the file they begin, for error messages.
     """
+    super().__init__()
     self._data = data if isinstance(data, Window) else memoryview(data)
     self._section = section
     self._offset = offset
     self._position = 0
-    self.counts: Counter[str] = Counter()
-    self.methods: dict[str, None] = {}
 
   @property
   def remaining(self) -> int:
@@ -179,16 +180,6 @@ class Source:
     if shift and not byte:
       raise self.error('integer with a needless last byte')
     return value
-
-  def move(self, source: str, target: str, amount: int) -> None:
-    """Counts bytes that stand under `source` under `target` instead."""
-    self.counts[source] -= amount
-    self.counts[target] += amount
-
-  def note(self, method: str, component: str = 'codes') -> None:
-    """Records the name of a coder of anything but codebooks."""
-    if component != 'codebooks':
-      self.methods.setdefault(method)
 
   def finish(self) -> None:
     """Raises ValueError unless every byte was read."""

@@ -58,22 +58,22 @@ class AMCOptions:
   """How AMC explores and what it remembers.
 
   Attributes:
-    warmup: last of the episodes, counted from 0, whose actions are uniform on
-      [0, 1]; no updates follow these.
-    sigma: width of the noise at that episode.
-    decay: factor of the width from one episode to the next. The paper keeps it
-      for 100 episodes and lets it decay in 300.
-    floor: least width, at least 1e-3.
-    batch: transitions of an update.
-    replay: transitions remembered. None: 100 for each layer of an episode, as
-      the authors' code has it; the paper: 2,000.
-    sampling: 'distinct', without replacement, or 'independent'.
+    warmup: last episode, counted from 0, whose actions are uniform on [0, 1];
+      learning starts after the next one.
+    sigma: standard deviation of the exploration noise in that episode.
+    decay: factor of `sigma` from one episode to the next, in (0, 1]. The paper
+      keeps it for 100 episodes and lets it decay in 300.
+    floor: smallest standard deviation, at least 1e-3.
+    batch: transitions in a minibatch.
+    replay: capacity of the replay memory, in transitions. None: 100 for each
+      layer of an episode, as in the authors' code; the paper: 2,000.
+    sampling: how minibatches are drawn: 'distinct', without replacement, or
+      'independent'.
     store: the action that a transition holds: 'raw', the agent's, as in the
       authors' code, or 'walled', the fraction kept within the budget.
     state: 'code' or 'paper'; see `environment.layer_features`.
     rounding: 'up' or 'down'; see `environment.make_environment`.
-    num_envs: P, episodes between two rounds of learning; they are played and
-      learned from at once. AMC: 1.
+    num_envs: P, episodes played, and then learned from, in one round. AMC: 1.
     updates_per_step: updates for each transition stored. AMC: 1.
   """
 
@@ -112,10 +112,10 @@ class AMCRun(NamedTuple):
   """A search and what was learned in it.
 
   Attributes:
-    history: of the search, N evaluations.
+    history: the N candidates evaluated.
     baselines: b after each round of P episodes, float32 [N / P].
-    agent: final state of the agent.
-    replay: final memory.
+    agent: final state of the agent, an `AgentState`.
+    replay: final contents of the replay memory.
   """
 
   history: History
@@ -146,9 +146,9 @@ def make_amc(
   * The width of the noise has a floor.
 
   Args:
-    problem: its objective is the reward, best of order 1: the paper's is
-      accuracy as a fraction.
-    evaluations: episodes.
+    problem: space and objective; the objective is the reward, of order 1: the
+      paper's is accuracy as a fraction.
+    evaluations: number of episodes, a multiple of `num_envs`.
     agent: 'ddpg', the paper's, or 'td3'.
     **options: attributes of `AMCOptions` and of `AgentOptions`.
 
@@ -177,9 +177,9 @@ def make_amc_run(
   """Makes a search, not compiled yet, that also returns what it learned.
 
   Args:
-    problem: see `make_amc`, as for all arguments.
-    evaluations: episodes.
-    agent: 'ddpg' or 'td3'.
+    problem: space to search and objective, the reward; see `make_amc`.
+    evaluations: number of episodes, a multiple of `num_envs`.
+    agent: 'ddpg', the paper's, or 'td3'.
     **options: attributes of `AMCOptions` and of `AgentOptions`.
 
   Raises:
@@ -208,12 +208,12 @@ def make_learning_run(
   """Makes a search in any environment, with any agent.
 
   Args:
-    problem: to search.
-    environment: whose episodes are played.
-    agent: that plays and learns.
-    options: how it explores and what it remembers; those on channels do not
-      count.
-    evaluations: episodes.
+    problem: space and objective; the objective is the reward.
+    environment: the environment whose episodes are played.
+    agent: the agent that acts and learns.
+    options: exploration and replay; `state` and `rounding` are not used, as the
+      environment is given.
+    evaluations: number of episodes, a multiple of `options.num_envs`.
 
   Raises:
     ValueError: `evaluations` are not whole rounds; the memory is too small.

@@ -19,7 +19,7 @@ def fractions_of(widths: jax.Array, candidate: jax.Array) -> jax.Array:
 
   Args:
     widths: channels by decision and level, int32 [G, M].
-    candidate: levels, int32 [G].
+    candidate: levels, int32 [G], each below its decision's number of levels.
 
   Returns:
     float32 [G]; `budget.levels_of` gives the candidate back.
@@ -39,8 +39,8 @@ def uniform_fraction(data: Data, budget: jax.Array) -> jax.Array:
   and all of those are priced.
 
   Args:
-    data: of a problem.
-    budget: in units, int32 [].
+    data: costs and levels of the problem, see `make_data`.
+    budget: in units of `data.costs`, int32 [].
 
   Returns:
     float32 []; 0 where none fits.
@@ -61,7 +61,7 @@ def make_uniform(problem: Problem) -> Searcher:
   What rounding leaves of the budget stays unspent.
 
   Args:
-    problem: to search.
+    problem: space to search and objective to maximize.
 
   Returns:
     A searcher; its history has one row, and its key is not used.
@@ -87,10 +87,10 @@ def random_candidates(
   be.
 
   Args:
-    key: typed key.
-    data: of the problem.
-    budget: in units, int32 [].
-    count: how many.
+    key: typed PRNG key, of `jax.random.key`.
+    data: costs and levels of the problem, see `make_data`.
+    budget: in units of `data.costs`, int32 [].
+    count: number of candidates to draw.
 
   Returns:
     int32 [count, G].
@@ -113,8 +113,8 @@ def make_random(problem: Problem, *, evaluations: int) -> Searcher:
   """Evaluates random candidates, see `random_candidates`.
 
   Args:
-    problem: to search.
-    evaluations: rows of the history.
+    problem: space to search and objective to maximize.
+    evaluations: number of candidates, positive.
 
   Raises:
     ValueError: evaluations are not positive.

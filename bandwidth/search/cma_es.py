@@ -39,13 +39,13 @@ class Constants(NamedTuple):
 
   Attributes:
     weights: w, best first, the worse half negative, float64 [population].
-    mu: how many are positive.
-    mu_eff: variance-effective number of those.
-    c_sigma: rate of the path of sigma.
-    d_sigma: damping of sigma.
-    c_c: rate of the path of the covariance.
-    c_1: rate of the rank-one update.
-    c_mu: rate of the rank-mu update.
+    mu: number of positive weights.
+    mu_eff: variance-effective selection mass of the positive weights.
+    c_sigma: learning rate of the evolution path of sigma.
+    d_sigma: damping of the change of sigma.
+    c_c: learning rate of the evolution path of the covariance.
+    c_1: learning rate of the rank-one update.
+    c_mu: learning rate of the rank-mu update.
     length: expected length of a standard normal vector.
   """
 
@@ -64,12 +64,12 @@ class CmaState(NamedTuple):
   """The distribution and its two paths.
 
   Attributes:
-    mean: m, float32 [n].
-    sigma: float32 [].
+    mean: m, of the kept fractions, float32 [n].
+    sigma: step size, float32 [].
     covariance: C, float32 [n, n].
-    path_sigma: p_sigma, float32 [n].
-    path_c: p_c, float32 [n].
-    generation: g, int32 [].
+    path_sigma: p_sigma, evolution path of sigma, float32 [n].
+    path_c: p_c, evolution path of the covariance, float32 [n].
+    generation: g, number of generations so far, int32 [].
   """
 
   mean: jax.Array
@@ -84,8 +84,8 @@ def cma_constants(n: int, population: int) -> Constants:
   """Computes the constants of a search.
 
   Args:
-    n: decisions, positive.
-    population: at least 4.
+    n: number of decisions, positive.
+    population: candidates in a generation, at least 4.
 
   >>> constants = cma_constants(10, 10)
   >>> [round(x, 3) for x in constants.weights[:5].tolist()]
@@ -128,8 +128,8 @@ def cma_init(mean: jax.Array, sigma: float) -> CmaState:
   """Returns the distribution before the first generation.
 
   Args:
-    mean: float32 [n].
-    sigma: standard deviation of every fraction.
+    mean: first mean of the kept fractions, float32 [n].
+    sigma: first standard deviation of every fraction.
   """
   n = mean.shape[0]
   return CmaState(
@@ -159,10 +159,10 @@ def cma_update(
   """Learns from a generation.
 
   Args:
-    constants: of the search.
-    state: that the generation was drawn from.
-    basis: B of its covariance.
-    scales: D of its covariance.
+    constants: of `cma_constants`, for this n and population.
+    state: the distribution that the generation was drawn from.
+    basis: B of its covariance, float32 [n, n]; see `decompose`.
+    scales: D of its covariance, float32 [n]; see `decompose`.
     normals: z, with candidates at m + sigma B D z, best first, float32
       [population, n].
   """
@@ -206,14 +206,15 @@ def make_cma_es(
   most of a generation scores the same, as within one level, sigma grows.
 
   Args:
-    problem: to search.
-    evaluations: rows of the history; the last generation is cut to them.
-    population: candidates of a generation, at least 4.
+    problem: space to search and objective to maximize.
+    evaluations: number of candidates; the last generation is cut to fit.
+    population: candidates in a generation, at least 4.
     sigma: first standard deviation of the fractions, in (0, 1].
-    start: first mean: kept fractions, one a decision; or 'dynamic', those of
-      the dynamic program on `data.errors`, whose own solution is then the first
-      candidate, on a chain. None: the largest uniform fraction.
-    buckets: of the dynamic program.
+    start: first mean: kept fractions, one for each decision; or 'dynamic',
+      those of the dynamic program on `data.errors`, whose solution is also the
+      first candidate; the space must be a chain. None: the largest uniform
+      fraction.
+    buckets: resolution of the dynamic program, see `dynamic.make_chain`.
 
   Raises:
     ValueError: an argument is out of range; the start has the wrong length; the

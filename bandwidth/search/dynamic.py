@@ -34,9 +34,10 @@ class Chain(NamedTuple):
   """What the decisions of a chain cost.
 
   Attributes:
-    steps: buckets that a decision costs, by its predecessor's level and its
+    steps: cost of a decision in buckets, by its predecessor's level and its
       own, int32 [G, M, M].
-    least: units of the cheapest steps and of all that is fixed, int32 [].
+    least: cost in units of the cheapest steps and of everything fixed, int32
+      [].
     bucket: units in a bucket, int32 [].
   """
 
@@ -50,9 +51,9 @@ class Frontier(NamedTuple):
 
   Attributes:
     budgets: in units, int32 [N].
-    candidates: int32 [N, G]; the smallest candidate where nothing was found
-      to fit.
-    errors: sums of the decisions' errors, float32 [N].
+    candidates: the best levels for each budget, int32 [N, G]; the smallest
+      candidate where none was found to fit.
+    errors: sum of the candidate's errors, float32 [N].
   """
 
   budgets: jax.Array
@@ -83,10 +84,10 @@ def make_chain(
 
   Args:
     space: a chain, see `check_chain`.
-    costs: of the space.
-    largest: budget of interest in units, int32 []: what it leaves beyond the
-      cheapest steps is divided into buckets.
-    buckets: how many; a bucket is at least one unit.
+    costs: tables of the space, of `tabulate`.
+    largest: largest budget of interest in units, int32 []; what it leaves
+      beyond the cheapest steps is divided into buckets.
+    buckets: number of buckets; each is at least one unit.
   """
   steps, fixed = _steps(space, costs)
   cheapest = jnp.min(steps, axis=(1, 2), keepdims=True)
@@ -111,11 +112,11 @@ def minimize(
   the least error of all fits, rounding does not matter.
 
   Args:
-    chain: of `data.costs`, with as many buckets.
-    data: of a problem on it.
+    chain: made of `data.costs`, with the same `buckets`.
+    data: errors and costs of the space of the chain.
     budgets: in units, at most the chain's largest, int32 [N].
-    weights: of the decisions' errors, float32 [G]; None: 1.
-    buckets: of the chain.
+    weights: factors of the decisions' errors, float32 [G]; None: 1.
+    buckets: number of buckets of the chain.
 
   Returns:
     int32 [N, G]; 0 throughout where nothing was found to fit.
@@ -145,11 +146,12 @@ def frontier(
   """Finds the least sums of `data.errors` for many budgets, in one pass.
 
   Args:
-    space: a chain.
-    data: of a problem on it.
+    space: decisions that are a chain, see `check_chain`.
+    data: errors and costs of the space.
     budgets: in units, int32 [N]; the largest one is divided into buckets. None:
       one for each bucket, from the cheapest network to the whole one.
-    buckets: more are more exact, and take longer.
+    buckets: number of buckets that the largest budget is divided into; more are
+      more exact and take longer.
 
   Raises:
     ValueError: the space is no chain, or buckets are not positive.
@@ -173,10 +175,10 @@ def solve(
   """Finds the candidate of the least sum of `data.errors` within a budget.
 
   Args:
-    space: a chain.
-    data: of a problem on it.
+    space: decisions that are a chain, see `check_chain`.
+    data: errors and costs of the space.
     budget: in units, int32 [].
-    buckets: that the budget is divided into.
+    buckets: number of buckets that the budget is divided into.
 
   Returns:
     int32 [G].
@@ -192,8 +194,8 @@ def make_dynamic(problem: Problem, *, buckets: int = 10_000) -> Searcher:
   """Evaluates one candidate: that of the least sum of `data.errors`.
 
   Args:
-    problem: on a chain.
-    buckets: that the budget is divided into.
+    problem: space and objective; the space must be a chain.
+    buckets: number of buckets that the budget is divided into.
 
   Returns:
     A searcher; its history has one row, and its key is not used.

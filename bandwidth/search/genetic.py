@@ -21,9 +21,9 @@ class Generation(NamedTuple):
   """Those that breed, and those to be evaluated.
 
   Attributes:
-    parents: the best so far, best first, int32 [S, G].
-    scores: of the parents, float32 [S].
-    children: not repaired yet, int32 [P, G].
+    parents: levels of the best so far, best first, int32 [S, G].
+    scores: scores of the parents, float32 [S].
+    children: levels before repair, int32 [P, G].
   """
 
   parents: jax.Array
@@ -49,12 +49,12 @@ def make_genetic(
   `repair`.
 
   Args:
-    problem: to search.
-    evaluations: rows of the history; the last generation is cut to them.
-    population: children of a generation.
-    parents: how many there are, as a fraction of the population.
-    mutation: probability that a mutated child's level is drawn anew.
-    mutated: fraction of the children that are mutated, not crossed.
+    problem: space to search and objective to maximize.
+    evaluations: number of candidates; the last generation is cut to fit.
+    population: children in a generation, at least 2.
+    parents: number of parents as a fraction of the population, in (0, 1].
+    mutation: probability that a level of a mutated child is drawn anew.
+    mutated: fraction of the children that are mutated; the others are crossed.
 
   Raises:
     ValueError: an argument is out of range.
@@ -103,10 +103,10 @@ def repair(
   one by one, in random order.
 
   Args:
-    key: typed key.
-    data: of the problem.
-    candidate: int32 [G].
-    budget: in units, int32 [].
+    key: typed PRNG key, of `jax.random.key`.
+    data: costs and levels of the problem, see `make_data`.
+    candidate: level of each decision, int32 [G].
+    budget: in units of `data.costs`, int32 [].
 
   Returns:
     int32 [G], within the budget if the smallest candidate is.

@@ -55,8 +55,8 @@ def level_of_action(
   place among them that is rounded.
 
   Args:
-    bits: of the decision's levels, int32 [M].
-    count: of the levels, int32 [].
+    bits: bits at each level of the decision, ascending, int32 [M].
+    count: number of levels of the decision, int32 [].
     action: float32 [], clipped to [0, 1].
 
   Returns:
@@ -87,9 +87,9 @@ def decrement(
   nothing is pinned in what fits at once.
 
   Args:
-    costs: of the space.
-    candidate: int32 [G].
-    budget: in units, int32 [].
+    costs: tables of the space, of `tabulate_bits`.
+    candidate: level of each decision, int32 [G].
+    budget: in units of `costs`, int32 [].
 
   Returns:
     int32 [G], within the budget if the smallest candidate is.
@@ -114,7 +114,7 @@ def bit_features(space: Space) -> np.ndarray:
   """Returns what is known of the layers, not normalized yet.
 
   Args:
-    space: of the network.
+    space: the network's layers; its decisions are not used.
 
   Returns:
     float64 [T, 8]: whether it is depthwise, input channels, output channels,
@@ -144,7 +144,7 @@ def make_bit_environment(space: Space) -> Environment:
     layer's is left as the last episode changed it.
 
   Args:
-    space: of `make_bit_space`.
+    space: decisions on bits, of `make_bit_space`.
 
   Returns:
     An environment; the `layer` of its state is the next decision, and `ratio`
@@ -221,16 +221,16 @@ def make_haq(
   take the accuracy on training images at the end of an epoch on them.
 
   Args:
-    problem: its space is one of `make_bit_space`.
-    evaluations: episodes.
+    problem: space and objective; the space is of `make_bit_space`.
+    evaluations: number of episodes, a multiple of `num_envs`.
     agent: 'ddpg', the paper's, or 'td3'.
-    scale: of the reward, scale * (score - offset). The paper's is 0.1 of
-      accuracies in percent, and so 10 of fractions.
-    offset: of the reward; there, the accuracy of the whole network. The
-      agent's baseline takes up any.
+    scale: the reward is scale * (score - offset). The paper's is 0.1 for
+      accuracies in percent, which is 10 for fractions.
+    offset: subtracted from the score; the paper's is the accuracy of the
+      original network. The agent's baseline absorbs any offset.
     **options: attributes of `AMCOptions` that do not concern channels, and of
-      `AgentOptions`. `warmup` is 20, `decay` is 0.99, and `replay` is 128 for
-      each layer, unless given.
+      `AgentOptions`. Defaults here: `warmup` 20, `decay` 0.99, `replay` 128 for
+      each layer.
 
   Returns:
     A compiled function, see `problem.Searcher`. Budgets are checked by
@@ -271,12 +271,12 @@ def make_haq_run(
   """Makes a search, not compiled yet, that also returns what it learned.
 
   Args:
-    problem: see `make_haq`, as for all arguments.
-    evaluations: episodes.
-    agent: 'ddpg' or 'td3'.
-    scale: of the reward.
-    offset: of the reward.
-    **options: attributes of `AMCOptions` and of `AgentOptions`.
+    problem: space to search and objective, the reward; see `make_haq`.
+    evaluations: number of episodes, a multiple of `num_envs`.
+    agent: 'ddpg', the paper's, or 'td3'.
+    scale: factor of the reward, positive; see `make_haq`.
+    offset: subtracted from the score; see `make_haq`.
+    **options: see `make_haq`.
 
   Raises:
     ValueError: see `make_haq`.

@@ -27,8 +27,8 @@ class Probes(NamedTuple):
   """Candidates that differ from the whole network in one decision.
 
   Attributes:
-    decisions: of each probe, int [N].
-    levels: of it, int [N].
+    decisions: the decision that each probe lowers, int [N].
+    levels: the level of that decision, int [N].
   """
 
   decisions: np.ndarray
@@ -39,8 +39,8 @@ def probes_of(space: Space, count: int) -> Probes:
   """Picks levels to measure, evenly, as many of each decision.
 
   Args:
-    space: of decisions.
-    count: of probes at most; each decision has one at least.
+    space: the decisions to measure.
+    count: largest number of probes; at least one for each decision.
 
   Raises:
     ValueError: there are more decisions.
@@ -65,9 +65,10 @@ def measured_errors(problem: Problem, data: Data, probes: Probes) -> jax.Array:
   """Measures decisions one by one.
 
   Args:
-    problem: whose objective is evaluated, once for each probe and once more.
-    data: of the problem.
-    probes: what is measured.
+    problem: space and objective; the objective is evaluated once for each probe
+      and once for the whole network.
+    data: what the objective reads, see `make_data`.
+    probes: the candidates to evaluate, see `probes_of`.
 
   Returns:
     float32 [G, M], 0 at last levels.
@@ -106,12 +107,13 @@ def make_measured(
   """Measures errors, then lets a searcher begin with them.
 
   Args:
-    problem: to search, on a chain.
-    evaluations: in all. What measures errors exceeds the budget and is none of
-      the history, whose first rows are the searcher's first candidate instead.
-    searcher: 'dynamic' or 'cma_es'.
-    share: of the evaluations that measure, in (0, 1).
-    **options: of the searcher.
+    problem: space and objective; the space must be a chain.
+    evaluations: number of evaluations in all. Those that measure errors exceed
+      the budget and are not in the history, whose first rows repeat the
+      searcher's first candidate instead.
+    searcher: searcher to start with the errors, 'dynamic' or 'cma_es'.
+    share: fraction of the evaluations that measure errors, in (0, 1).
+    **options: passed to the searcher.
 
   Raises:
     ValueError: an option is out of range; there are too few evaluations; the

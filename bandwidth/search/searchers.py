@@ -58,10 +58,11 @@ def make_searcher(
   """Makes a searcher by name.
 
   Args:
-    name: of `ALL`.
-    problem: to search.
-    evaluations: rows of the history; those of `SINGLE` have one row.
-    **options: of the factory.
+    name: a key of `ALL`.
+    problem: space to search and objective to maximize.
+    evaluations: number of candidates, the rows of the history; those of
+      `SINGLE` evaluate one.
+    **options: passed to the factory.
 
   Raises:
     ValueError: the name or an option is unknown, or an option out of range.

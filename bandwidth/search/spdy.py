@@ -25,9 +25,9 @@ class SpdyState(NamedTuple):
   """The best so far, and where the local search is.
 
   Attributes:
-    weights: float32 [G].
-    score: float32 [].
-    resampled: weights that a trial draws anew, int32 [].
+    weights: q of the best candidate so far, float32 [G].
+    score: its score, float32 [].
+    resampled: number of weights that a trial draws anew, int32 [].
     failures: trials since the last improvement, int32 [].
   """
 
@@ -59,14 +59,15 @@ def make_spdy(
   search ends there, this one goes on as long as there are evaluations.
 
   Args:
-    problem: on a chain; its data need `errors`.
-    evaluations: rows of the history.
-    starts: candidates before the local search.
-    resampled: fraction of the weights that a trial draws anew, rounded.
-    patience: failures until it draws fewer.
-    buckets: that the budget is divided into. The published 10,000 take ten
-      times as long for a budget that is used a little better: rounding costs
-      half a bucket a decision on average.
+    problem: space and objective; the space must be a chain, and the data need
+      `errors`.
+    evaluations: number of candidates to evaluate.
+    starts: candidates with random weights, before the local search.
+    resampled: fraction of the weights that a trial draws anew, in (0, 1].
+    patience: failures before a trial draws one weight fewer.
+    buckets: resolution of the dynamic program, see `dynamic.make_chain`. The
+      published 10,000 take ten times as long for a budget that is used a little
+      better: rounding costs half a bucket a decision on average.
 
   Raises:
     ValueError: the space is no chain, or an argument is out of range.

@@ -39,7 +39,7 @@ class Table(NamedTuple):
   Attributes:
     exponents: [A] uint8 in 0 … 15; zero for a symbol that never occurs.
     mantissas: [n] uint8, of the symbols that occur, below 2^mantissa_bits.
-    mantissa_bits: q.
+    mantissa_bits: q, bits of a mantissa, 0 to 8.
   """
 
   exponents: np.ndarray
@@ -133,7 +133,7 @@ def encode(symbols: np.ndarray, table: Table) -> bytes:
 
   Args:
     symbols: [n] unsigned integers that occur in the table.
-    table: from `make_table`.
+    table: frequencies of the symbols, of `make_table`.
 
   Returns:
     The stream; `decode` wants the same table and n.
@@ -163,9 +163,9 @@ def decode(data: bytes | memoryview, table: Table, count: int) -> np.ndarray:
   """Inverts `encode`.
 
   Args:
-    data: the whole stream.
-    table: the table it was made with.
-    count: how many symbols.
+    data: the whole stream, of `encode`.
+    table: the table that the stream was made with.
+    count: number of symbols in the stream.
 
   Returns:
     [count] uint16.

@@ -33,7 +33,7 @@ def pack(values: np.ndarray, width: int) -> bytes:
 
   Args:
     values: [n] integers, each in 0 … 2^width − 1.
-    width: 1 to 32.
+    width: bits of a value, 1 to 32.
 
   Returns:
     ⌈n·width / 8⌉ bytes.
@@ -76,8 +76,8 @@ def unpack(data: bytes | memoryview, count: int, width: int) -> np.ndarray:
 
   Args:
     data: exactly ⌈count·width / 8⌉ bytes.
-    count: how many values.
-    width: bits of each, 1 to 32.
+    count: number of values in the stream.
+    width: bits of a value, 1 to 32.
 
   Returns:
     [count] integers: uint8 up to 8 bits, uint16 up to 16, else uint32.

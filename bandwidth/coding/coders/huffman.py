@@ -189,7 +189,7 @@ def decode(
     data: ⌈Σ lane_bits / 8⌉ bytes.
     lane_bits: [⌈count / 2048⌉] int64.
     lengths: [A] uint8, a complete code.
-    count: how many symbols.
+    count: number of symbols in the stream.
 
   Returns:
     [count] uint16.

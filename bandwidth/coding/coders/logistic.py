@@ -21,7 +21,7 @@ class Squash(NamedTuple):
   Attributes:
     table: [2·bound + 1] int64; entry x + bound is the smallest p of stretch at
       least x.
-    bound: the largest stretch.
+    bound: the largest stretch, a positive integer.
   """
 
   table: np.ndarray

@@ -26,7 +26,7 @@ def code_signed(
 
   Args:
     coder: an encoder, or a decoder.
-    count: how many.
+    count: number of levels to code.
     truth: [count] positive integers below 2^32, for an encoder; else None.
 
   Returns:
@@ -65,7 +65,7 @@ def code_labels(
 
   Args:
     coder: an encoder, or a decoder.
-    count: how many.
+    count: number of labels to code.
     truth: [count] integers below 2^width, for an encoder; else None.
     width: bits of a label.
 

@@ -37,17 +37,20 @@ class AgentOptions:
   """How an agent learns.
 
   Attributes:
-    hidden: H, width of both hidden layers of a network.
-    actor_rate: of Adam.
-    critic_rate: of Adam.
+    hidden: H, width of both hidden layers of the actor and of the critic.
+    actor_rate: learning rate of the actor's Adam optimizer, positive.
+    critic_rate: learning rate of the critic's Adam optimizer, positive.
     discount: γ; with 1, and one reward R stored with all T transitions of an
       episode, Q grows to T (R - b).
-    tau: fraction of the way that the slow copies go in an update.
-    baseline_rate: likewise of the baseline b, see `moved_baseline`.
-    delay: TD3 alone: updates of the critics for one of the actor.
-    smoothing: TD3 alone: width of the noise of a target's action. This and the
-      next are half the paper's 0.2 and 0.5, whose actions lie in [-1, 1].
-    smoothing_clip: TD3 alone: largest noise of a target's action.
+    tau: weight of the new parameters in an update of the target networks, in
+      [0, 1].
+    baseline_rate: weight of a minibatch's mean reward in an update of the
+      baseline b, in [0, 1]; see `moved_baseline`.
+    delay: TD3 only: updates of the critics for each update of the actor.
+    smoothing: TD3 only: standard deviation of the noise added to a target
+      action. This and the next are half the paper's 0.2 and 0.5, whose actions
+      lie in [-1, 1].
+    smoothing_clip: TD3 only: largest magnitude of that noise.
   """
 
   hidden: int = 300
@@ -75,18 +78,19 @@ class AgentOptions:
         raise ValueError(f'{name}={getattr(self, name)!r} is not in [0, 1]')
 
 
-class DDPGState(NamedTuple):
-  """What a DDPG agent has learned.
+class AgentState(NamedTuple):
+  """What an agent has learned.
 
   Attributes:
-    actor: parameters.
-    critic: parameters.
-    target_actor: slow copy.
-    target_critic: slow copy.
-    actor_optimizer: state of Adam.
-    critic_optimizer: state of Adam.
-    baseline: b, of rewards, float32 [].
-    updates: how many there were, int32 [].
+    actor: parameters of μ, see `init_actor`.
+    critic: parameters of Q, see `init_critic`; of TD3's two critics, stacked:
+      leaves [2, …].
+    target_actor: moving average of `actor`, the same tree.
+    target_critic: moving average of `critic`, the same tree.
+    actor_optimizer: Adam's state for `actor`.
+    critic_optimizer: Adam's state for `critic`.
+    baseline: b, moving average of the rewards, float32 [].
+    updates: number of updates of the critic so far, int32 [].
   """
 
   actor: Params
@@ -148,9 +152,9 @@ def critic(
   .. math:: \mathrm{relu}(W_1 s + b_1 + W_2 a + b_2)
 
   Args:
-    params: of the critic.
-    observation: s, float32 [F].
-    action: a, float32 [].
+    params: parameters of the critic, see `init_critic`.
+    observation: s, float32 [F], for F features.
+    action: a, float32 [], in [0, 1].
   """
   hidden = _dense(params['observation'], observation)
   hidden = jax.nn.relu(hidden + _dense(params['action'], action[None]))
@@ -164,10 +168,10 @@ def moved_baseline(
   """Moves b to a minibatch's mean reward: wholly at first, then by `rate`.
 
   Args:
-    baseline: b, float32 [].
-    updates: how many there were before, int32 [].
-    rewards: float32 [B].
-    rate: fraction of the way.
+    baseline: b before the update, float32 [].
+    updates: number of updates so far, int32 [].
+    rewards: rewards of the minibatch, float32 [B].
+    rate: weight of the minibatch's mean, in [0, 1].
 
   >>> rewards = jnp.array([1.0, 3.0])
   >>> [float(moved_baseline(jnp.float32(6.0), jnp.int32(n), rewards, 0.5))
@@ -176,11 +180,6 @@ def moved_baseline(
   """
   mean = jnp.mean(rewards)
   return jnp.where(updates == 0, mean, baseline + rate * (mean - baseline))
-
-
-def soft_update(target: Params, params: Params, tau: float) -> Params:
-  """Returns (1 - tau) * target + tau * params."""
-  return jax.tree.map(lambda a, b: (1 - tau) * a + tau * b, target, params)
 
 
 def sigma_at(
@@ -196,11 +195,11 @@ def sigma_at(
   .. math:: \max(\sigma_0 d^{\max(e - w, 0)}, \sigma_{min})
 
   Args:
-    episode: e, from 0, int32.
-    warmup: w, last of the episodes whose actions are uniform.
-    start: σ_0.
-    decay: d.
-    floor: σ_min; draws of a far narrower distribution may become NaN.
+    episode: e, counted from 0, int32.
+    warmup: w, last episode with uniform actions.
+    start: σ_0, standard deviation in episode `warmup`.
+    decay: d, factor from one episode to the next, in (0, 1].
+    floor: σ_min; draws from a far narrower distribution may become NaN.
 
   >>> [round(float(sigma_at(jnp.int32(e), warmup=100)), 4)
   ...  for e in (101, 110, 800)]
@@ -214,9 +213,9 @@ def explore(key: jax.Array, mean: jax.Array, sigma: jax.Array) -> jax.Array:
   """Draws from a normal distribution truncated to [0, 1].
 
   Args:
-    key: typed key.
-    mean: in [0, 1], float32 [].
-    sigma: positive, float32 [].
+    key: typed PRNG key, of `jax.random.key`.
+    mean: mean of the untruncated distribution, in [0, 1], float32 [].
+    sigma: its standard deviation, positive, float32 [].
 
   Returns:
     float32 [].
@@ -236,8 +235,8 @@ def make_ddpg(features: int, options: AgentOptions | None = None) -> Agent:
   Q(s, μ(s)) with the new critic, and the slow copies follow both.
 
   Args:
-    features: F, numbers of an observation.
-    options: None: those of the authors' code.
+    features: F, length of an observation.
+    options: hyperparameters; None: those of the authors' code.
 
   References:
     Lillicrap et al., Continuous control with deep reinforcement learning, 2015,
@@ -252,30 +251,15 @@ def make_ddpg(features: int, options: AgentOptions | None = None) -> Agent:
   )
 
 
-def actor_loss(
-  params: Params, critic_params: Params, observations: jax.Array
-) -> jax.Array:
-  """Returns minus the mean of Q(s, μ(s)) over observations [B, F]."""
+def init_state(mu: Params, q: Params, options: AgentOptions) -> AgentState:
+  """Returns the state of an agent that has learned nothing yet.
 
-  def value(observation: jax.Array) -> jax.Array:
-    return critic(critic_params, observation, actor(params, observation))
-
-  return -jnp.mean(jax.vmap(value)(observations))
-
-
-def adam_step(
-  rate: float, grads: Params, state: optax.OptState, params: Params
-) -> tuple[Params, optax.OptState]:
-  """Takes a step of Adam; returns parameters and the optimizer's state."""
-  updates, state = optax.adam(rate).update(grads, state, params)
-  return optax.apply_updates(params, updates), state
-
-
-def _init(features: int, options: AgentOptions, key: jax.Array) -> DDPGState:
-  actor_key, critic_key = jax.random.split(key)
-  mu = init_actor(actor_key, features, options.hidden)
-  q = init_critic(critic_key, features, options.hidden)
-  return DDPGState(
+  Args:
+    mu: parameters of the actor, see `init_actor`.
+    q: parameters of the critic, or of stacked critics; see `init_critic`.
+    options: hyperparameters.
+  """
+  return AgentState(
     actor=mu,
     critic=q,
     target_actor=mu,
@@ -287,32 +271,99 @@ def _init(features: int, options: AgentOptions, key: jax.Array) -> DDPGState:
   )
 
 
-def _update(
-  options: AgentOptions, state: DDPGState, batch: Transition, key: jax.Array
-) -> DDPGState:
-  del key
+def update_critic(
+  options: AgentOptions,
+  state: AgentState,
+  batch: Transition,
+  ahead: jax.Array,
+  loss: Callable[[Params, Transition, jax.Array], jax.Array],
+) -> AgentState:
+  """Moves the baseline, then the critic towards its targets.
+
+  Args:
+    options: hyperparameters.
+    state: before the update.
+    batch: minibatch of transitions, leaves [B, …].
+    ahead: discounted value of the next state, 0 at the end of an episode,
+      float32 [B].
+    loss: `(critic, batch, targets float32 [B]) -> float32 []`.
+  """
   baseline = moved_baseline(
     state.baseline, state.updates, batch.reward, options.baseline_rate
   )
-  targets = _targets(state, batch, baseline, options.discount)
-  grads = jax.grad(_critic_loss)(state.critic, batch, targets)
-  q, critic_optimizer = adam_step(
+  targets = batch.reward - baseline + ahead
+  grads = jax.grad(loss)(state.critic, batch, targets)
+  q, optimizer = _adam_step(
     options.critic_rate, grads, state.critic_optimizer, state.critic
   )
-  grads = jax.grad(actor_loss)(state.actor, q, batch.observation)
-  mu, actor_optimizer = adam_step(
-    options.actor_rate, grads, state.actor_optimizer, state.actor
-  )
-  return DDPGState(
-    actor=mu,
+  return state._replace(
     critic=q,
-    target_actor=soft_update(state.target_actor, mu, options.tau),
-    target_critic=soft_update(state.target_critic, q, options.tau),
-    actor_optimizer=actor_optimizer,
-    critic_optimizer=critic_optimizer,
+    critic_optimizer=optimizer,
     baseline=baseline,
     updates=state.updates + 1,
   )
+
+
+def update_actor(
+  options: AgentOptions,
+  state: AgentState,
+  critic_params: Params,
+  observations: jax.Array,
+) -> AgentState:
+  """Moves the actor up the critic, then the target networks after both.
+
+  Args:
+    options: hyperparameters.
+    state: before the update.
+    critic_params: parameters of the one critic that the actor ascends.
+    observations: of the minibatch, float32 [B, F].
+  """
+  grads = jax.grad(_actor_loss)(state.actor, critic_params, observations)
+  mu, optimizer = _adam_step(
+    options.actor_rate, grads, state.actor_optimizer, state.actor
+  )
+  # In this order of the terms: (1 - tau) * target + tau * params.
+  follow, stay = optax.incremental_update, 1 - options.tau
+  return state._replace(
+    actor=mu,
+    target_actor=follow(state.target_actor, mu, stay),
+    target_critic=follow(state.target_critic, state.critic, stay),
+    actor_optimizer=optimizer,
+  )
+
+
+def _actor_loss(
+  params: Params, critic_params: Params, observations: jax.Array
+) -> jax.Array:
+  """Minus the mean of Q(s, μ(s)) over observations [B, F]."""
+
+  def value(observation: jax.Array) -> jax.Array:
+    return critic(critic_params, observation, actor(params, observation))
+
+  return -jnp.mean(jax.vmap(value)(observations))
+
+
+def _adam_step(
+  rate: float, grads: Params, state: optax.OptState, params: Params
+) -> tuple[Params, optax.OptState]:
+  updates, state = optax.adam(rate).update(grads, state, params)
+  return optax.apply_updates(params, updates), state
+
+
+def _init(features: int, options: AgentOptions, key: jax.Array) -> AgentState:
+  actor_key, critic_key = jax.random.split(key)
+  mu = init_actor(actor_key, features, options.hidden)
+  q = init_critic(critic_key, features, options.hidden)
+  return init_state(mu, q, options)
+
+
+def _update(
+  options: AgentOptions, state: AgentState, batch: Transition, key: jax.Array
+) -> AgentState:
+  del key
+  ahead = _ahead(state, batch, options.discount)
+  state = update_critic(options, state, batch, ahead, _critic_loss)
+  return update_actor(options, state, state.critic, batch.observation)
 
 
 def _critic_loss(
@@ -324,16 +375,15 @@ def _critic_loss(
   return jnp.mean((values - targets) ** 2)
 
 
-def _targets(
-  state: DDPGState, batch: Transition, baseline: jax.Array, discount: float
-) -> jax.Array:
-  def later(observation: jax.Array) -> jax.Array:
+def _ahead(state: AgentState, batch: Transition, discount: float) -> jax.Array:
+  """The discounted value of what follows: float32 [B]."""
+
+  def value(observation: jax.Array) -> jax.Array:
     action = actor(state.target_actor, observation)
     return critic(state.target_critic, observation, action)
 
-  values = jax.vmap(later)(batch.next_observation)
-  ahead = jnp.where(batch.done, 0.0, discount * values)
-  return batch.reward - baseline + ahead
+  values = jax.vmap(value)(batch.next_observation)
+  return jnp.where(batch.done, 0.0, discount * values)
 
 
 def _dense(params: Params, x: jax.Array) -> jax.Array:

@@ -39,10 +39,10 @@ class EnvironmentState(NamedTuple):
   """Where an episode is.
 
   Attributes:
-    layer: t, the next layer to act at among the prunable ones, int32 [].
-    candidate: levels, int32 [G]; the smallest where nothing is decided yet.
-    ratio: fraction of channels that layer t - 1 really reads, float32 []; 1
-      before the first action.
+    layer: t, place of the next layer among the prunable ones, int32 [].
+    candidate: levels, int32 [G]; 0, the smallest, where nothing is decided yet.
+    ratio: fraction of its channels that layer t - 1 reads within the budget,
+      float32 []; 1 before the first action.
   """
 
   layer: jax.Array
@@ -54,8 +54,8 @@ class Environment(NamedTuple):
   """Pure functions that play an episode.
 
   Attributes:
-    layers: T, actions of an episode.
-    features: F, numbers of an observation.
+    layers: T, actions in an episode.
+    features: F, length of an observation.
     reset: `(data, budget) -> (state, observation)`; the budget int32 [] in
       units, at least the cost of the smallest candidate; the observation
       float32 [F].
@@ -84,7 +84,7 @@ def layer_features(space: Space, *, state: str = 'code') -> np.ndarray:
   """Returns what is known of the prunable layers, not normalized yet.
 
   Args:
-    space: of the network.
+    space: the network's layers; its decisions are not used.
     state: 'code': index, type (0 convolution, 1 dense), input channels, output
       channels, stride, kernel, weights, as the authors' code has it; or
       'paper': index, output channels, input channels, height, width, stride,
@@ -111,7 +111,7 @@ def normalize_columns(table: np.ndarray) -> np.ndarray:
   Constant columns stay what they are, as in the authors' code.
 
   Args:
-    table: float64 [T, F].
+    table: one row of features a layer, float64 [T, F].
 
   Returns:
     float32 [T, F].
@@ -169,7 +169,7 @@ def make_environment(
   action these are 0, the sum, and 1.
 
   Args:
-    space: of the network.
+    space: decisions that are not on bits alone, such as those of `make_space`.
     state: 'code', F = 10, or 'paper', F = 11; see `layer_features`.
     rounding: 'up' to the next level, as the authors', or 'down' to the one
       before; the budget is applied afterwards and always rounds down.

@@ -11,11 +11,11 @@ class Transition(NamedTuple):
   """One action and what followed, or a batch of them along a first axis.
 
   Attributes:
-    observation: float32 [F].
-    action: float32 [].
-    reward: float32 [].
-    next_observation: float32 [F].
-    done: bool []; nothing comes after it.
+    observation: s, before the action, float32 [F].
+    action: a, float32 [], in [0, 1].
+    reward: r of the action, float32 [].
+    next_observation: s', after the action, float32 [F].
+    done: bool []; True at the end of an episode.
   """
 
   observation: jax.Array
@@ -29,8 +29,8 @@ class Replay(NamedTuple):
   """The latest transitions.
 
   Attributes:
-    transitions: each leaf [C, …]; the n-th ever added lies at n modulo C.
-    added: how many ever were, int32 [].
+    transitions: leaves [C, …]; the n-th transition ever added is at n modulo C.
+    added: number of transitions ever added, int32 [].
   """
 
   transitions: Transition
@@ -41,8 +41,8 @@ def init_replay(capacity: int, features: int) -> Replay:
   """Returns an empty memory.
 
   Args:
-    capacity: C, transitions that it holds.
-    features: F, numbers of an observation.
+    capacity: C, transitions held before the oldest are overwritten, positive.
+    features: F, length of an observation.
 
   Raises:
     ValueError: `capacity` is not positive.
@@ -63,8 +63,8 @@ def add(replay: Replay, transitions: Transition) -> Replay:
   """Stores transitions in the place of the oldest.
 
   Args:
-    replay: the memory.
-    transitions: leaves [N, …], the oldest first.
+    replay: memory of capacity C.
+    transitions: leaves [N, …], N at most C, the oldest first.
 
   Raises:
     ValueError: they are more than the memory holds.
@@ -92,16 +92,7 @@ def add(replay: Replay, transitions: Transition) -> Replay:
 def sample_independent(
   key: jax.Array, replay: Replay, batch: int
 ) -> Transition:
-  """Draws with replacement.
-
-  Args:
-    key: typed key.
-    replay: a memory that is not empty.
-    batch: B, how many to draw.
-
-  Returns:
-    Leaves [B, …].
-  """
+  """Draws with replacement; arguments and result as of `sample_distinct`."""
   return _take(replay, _independent(key, replay, batch))
 
 
@@ -109,9 +100,9 @@ def sample_distinct(key: jax.Array, replay: Replay, batch: int) -> Transition:
   """Draws without replacement; with it while the memory holds fewer.
 
   Args:
-    key: typed key.
+    key: typed PRNG key, of `jax.random.key`.
     replay: a memory that is not empty.
-    batch: B, how many to draw.
+    batch: B, number of transitions to draw, at most the capacity.
 
   Returns:
     Leaves [B, …].

@@ -1,50 +1,24 @@
 """Twin delayed DDPG, for the same environments and memory."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from bandwidth.base import Params
 from bandwidth.search.agents.ddpg import (
   Agent,
   AgentOptions,
+  AgentState,
   actor,
-  actor_loss,
-  adam_step,
   critic,
   init_actor,
   init_critic,
-  moved_baseline,
-  soft_update,
+  init_state,
+  update_actor,
+  update_critic,
 )
 from bandwidth.search.agents.replay import Transition
-
-
-class TD3State(NamedTuple):
-  """What a TD3 agent has learned.
-
-  Attributes:
-    actor: parameters.
-    critics: parameters of both, leaves [2, …].
-    target_actor: slow copy.
-    target_critics: slow copies.
-    actor_optimizer: state of Adam.
-    critic_optimizer: state of Adam.
-    baseline: b, of rewards, float32 [].
-    updates: of the critics, int32 [].
-  """
-
-  actor: Params
-  critics: Params
-  target_actor: Params
-  target_critics: Params
-  actor_optimizer: optax.OptState
-  critic_optimizer: optax.OptState
-  baseline: jax.Array
-  updates: jax.Array
 
 
 def smoothed(
@@ -53,10 +27,10 @@ def smoothed(
   """Adds clipped normal noise to actions and clips them to [0, 1].
 
   Args:
-    key: typed key.
-    actions: float32 [B].
-    sigma: of the noise.
-    clip: its largest magnitude.
+    key: typed PRNG key, of `jax.random.key`.
+    actions: target actions, in [0, 1], float32 [B].
+    sigma: standard deviation of the noise.
+    clip: largest magnitude of the noise.
 
   Returns:
     float32 [B].
@@ -78,7 +52,7 @@ def make_td3(features: int, options: AgentOptions | None = None) -> Agent:
 
   Args:
     features: F, numbers of an observation.
-    options: None: `AgentOptions()`.
+    options: hyperparameters; None: the defaults of `AgentOptions`.
 
   References:
     Fujimoto et al., Addressing Function Approximation Error in Actor-Critic
@@ -92,42 +66,21 @@ def make_td3(features: int, options: AgentOptions | None = None) -> Agent:
   )
 
 
-def _init(features: int, options: AgentOptions, key: jax.Array) -> TD3State:
+def _init(features: int, options: AgentOptions, key: jax.Array) -> AgentState:
   actor_key, *critic_keys = jax.random.split(key, 3)
   mu = init_actor(actor_key, features, options.hidden)
   pair = jax.tree.map(
     lambda *critics: jnp.stack(critics),
     *[init_critic(key, features, options.hidden) for key in critic_keys],
   )
-  return TD3State(
-    actor=mu,
-    critics=pair,
-    target_actor=mu,
-    target_critics=pair,
-    actor_optimizer=optax.adam(options.actor_rate).init(mu),
-    critic_optimizer=optax.adam(options.critic_rate).init(pair),
-    baseline=jnp.zeros((), jnp.float32),
-    updates=jnp.zeros((), jnp.int32),
-  )
+  return init_state(mu, pair, options)
 
 
 def _update(
-  options: AgentOptions, state: TD3State, batch: Transition, key: jax.Array
-) -> TD3State:
-  baseline = moved_baseline(
-    state.baseline, state.updates, batch.reward, options.baseline_rate
-  )
-  targets = batch.reward - baseline + _ahead(options, state, batch, key)
-  grads = jax.grad(_critics_loss)(state.critics, batch, targets)
-  critics, critic_optimizer = adam_step(
-    options.critic_rate, grads, state.critic_optimizer, state.critics
-  )
-  state = state._replace(
-    critics=critics,
-    critic_optimizer=critic_optimizer,
-    baseline=baseline,
-    updates=state.updates + 1,
-  )
+  options: AgentOptions, state: AgentState, batch: Transition, key: jax.Array
+) -> AgentState:
+  ahead = _ahead(options, state, batch, key)
+  state = update_critic(options, state, batch, ahead, _critics_loss)
   return jax.lax.cond(
     state.updates % options.delay == 0,
     functools.partial(_update_actor, options),
@@ -138,7 +91,7 @@ def _update(
 
 
 def _ahead(
-  options: AgentOptions, state: TD3State, batch: Transition, key: jax.Array
+  options: AgentOptions, state: AgentState, batch: Transition, key: jax.Array
 ) -> jax.Array:
   """The discounted value of what follows: float32 [B]."""
   seen = batch.next_observation
@@ -148,26 +101,15 @@ def _ahead(
     sigma=options.smoothing,
     clip=options.smoothing_clip,
   )
-  values = jnp.min(_values(state.target_critics, seen, actions), axis=0)
+  values = jnp.min(_values(state.target_critic, seen, actions), axis=0)
   return jnp.where(batch.done, 0.0, options.discount * values)
 
 
 def _update_actor(
-  options: AgentOptions, state: TD3State, observations: jax.Array
-) -> TD3State:
-  first = jax.tree.map(lambda x: x[0], state.critics)
-  grads = jax.grad(actor_loss)(state.actor, first, observations)
-  mu, actor_optimizer = adam_step(
-    options.actor_rate, grads, state.actor_optimizer, state.actor
-  )
-  return state._replace(
-    actor=mu,
-    actor_optimizer=actor_optimizer,
-    target_actor=soft_update(state.target_actor, mu, options.tau),
-    target_critics=soft_update(
-      state.target_critics, state.critics, options.tau
-    ),
-  )
+  options: AgentOptions, state: AgentState, observations: jax.Array
+) -> AgentState:
+  first = jax.tree.map(lambda x: x[0], state.critic)
+  return update_actor(options, state, first, observations)
 
 
 def _values(

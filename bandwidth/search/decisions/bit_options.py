@@ -14,7 +14,7 @@ import numpy as np
 
 from bandwidth.base import make_named, unknown_name
 from bandwidth.search.problem.cost import Costs, exact_cost, tabulate
-from bandwidth.search.problem.counts import CostModel, macs
+from bandwidth.search.problem.counts import CostModel, check_positive, macs
 from bandwidth.search.problem.space import FIXED, LayerShape, Space
 
 UNQUANTIZED = 32
@@ -37,9 +37,9 @@ class BitGroup(NamedTuple):
   """What is stored in the same number of bits.
 
   Attributes:
-    name: of the decision, 'Conv_0/weights'.
-    layer: its place in the order of computation.
-    side: 'weights' or 'activations', those that the layer reads.
+    name: layer and side, 'Conv_0/weights'.
+    layer: place of the layer in the order of computation, from 0.
+    side: 'weights', or 'activations', which the layer reads.
   """
 
   name: str
@@ -58,11 +58,11 @@ def make_bit_space(
 
   Args:
     layers: in the order of computation.
-    mode: 'linear', two decisions a layer, or 'kmeans', one. In 'kmeans'
-      activations stay what they are.
-    bits: to choose among, ascending.
-    pins: decisions that are made already, bits by name, such as `authors_pins`:
-      they have one level.
+    mode: 'linear': decisions on weights and on activations; or 'kmeans': on
+      weights alone, activations stay float32.
+    bits: numbers of bits to choose among, ascending.
+    pins: bits that are given, by name of the decision, such as `authors_pins`;
+      such a decision has one level.
 
   Returns:
     A space whose `reads` are the decisions on weights, and `writes` those on
@@ -150,7 +150,7 @@ def weight_bytes(*, mode: str = 'linear') -> BitModel:
   there are weights, or one step. Biases are left out.
 
   Args:
-    mode: 'linear' or 'kmeans'.
+    mode: 'linear', integers times a step, or 'kmeans', codebooks.
 
   Raises:
     ValueError: the mode is unknown.
@@ -192,7 +192,7 @@ def all_bytes(*, mode: str = 'linear') -> BitModel:
   """Bytes of weights, and of the activations of an example.
 
   Args:
-    mode: see `weight_bytes`.
+    mode: 'linear', integers times a step, or 'kmeans', codebooks.
   """
   weights = weight_bytes(mode=mode)
 
@@ -233,9 +233,9 @@ def bit_roofline(
 
   Args:
     operations_per_second: p, bit operations a second.
-    bytes_per_second: b, of the memory.
-    overhead: o, seconds of any layer.
-    mode: see `weight_bytes`.
+    bytes_per_second: b, bandwidth of the memory.
+    overhead: o, seconds that each layer takes in addition.
+    mode: 'linear', integers times a step, or 'kmeans', codebooks.
 
   Raises:
     ValueError: a rate is not positive.
@@ -244,12 +244,10 @@ def bit_roofline(
     Williams et al., Roofline, CACM 2009; Sharma et al., Bit Fusion, ISCA 2018,
     is such a device.
   """
-  for name, value in (
-    ('operations_per_second', operations_per_second),
-    ('bytes_per_second', bytes_per_second),
-  ):
-    if not value > 0:
-      raise ValueError(f'{name}={value} is not positive')
+  check_positive(
+    operations_per_second=operations_per_second,
+    bytes_per_second=bytes_per_second,
+  )
   moved = all_bytes(mode=mode)
 
   def model(
@@ -270,8 +268,8 @@ def lookup(table: np.ndarray, layers: Sequence[LayerShape]) -> BitModel:
   bits before they are scaled.
 
   Args:
-    table: [layers, W, A]; entry [l, w - 1, a - 1] is the cost of layer l with w
-      bits a weight and a bits an activation.
+    table: costs, [layers, W, A]; entry [l, w - 1, a - 1] is the cost of layer l
+      with w bits a weight and a bits an activation.
     layers: in the order of the table.
 
   Raises:
@@ -319,15 +317,7 @@ BIT_COSTS: Mapping[str, Callable[..., BitModel]] = {
 
 
 def bit_cost_model(name: str, **arguments: Any) -> BitModel:
-  """Returns a cost model over bits by name.
-
-  Args:
-    name: of `BIT_COSTS`.
-    **arguments: of its maker.
-
-  Raises:
-    ValueError: it is unknown, or an argument is.
-  """
+  """Returns a cost model over bits, as `cost.cost_model`, of `BIT_COSTS`."""
   return make_named('cost', name, BIT_COSTS, arguments)
 
 
@@ -335,8 +325,8 @@ def tabulate_bits(space: Space, model: BitModel) -> Costs:
   """Evaluates a cost model at all levels of all layers.
 
   Args:
-    space: of `make_bit_space`.
-    model: of the costs.
+    space: decisions on bits, of `make_bit_space`.
+    model: cost of a layer by its bits, such as `weight_bytes()`.
 
   Returns:
     Whose tables are of bits of weights and bits of inputs.

@@ -19,10 +19,10 @@ class Grids(NamedTuple):
   """Uniform grids: value = step * (integer + offset), low <= integer <= high.
 
   Attributes:
-    step: float32; 0 leaves values as they are.
-    low: float32.
-    high: float32.
-    offset: float32; 0, but 1/2 where one bit is for both signs.
+    step: distance of two values, float32; 0 leaves values as they are.
+    low: smallest integer on the grid, float32.
+    high: largest integer on the grid, float32.
+    offset: added to the integer, float32; 1/2 for one signed bit, else 0.
   """
 
   step: jax.Array
@@ -35,8 +35,8 @@ def on_grid(values: jax.Array, grid: Grids) -> jax.Array:
   """Rounds values to a grid, halves to even, and clips them to it.
 
   Args:
-    values: float array.
-    grid: of it, leaves []; traced or not.
+    values: any floating dtype, any shape.
+    grid: one grid, leaves []; traced or not.
 
   Returns:
     In the shape and dtype of `values`.
@@ -61,9 +61,9 @@ class Sample(NamedTuple):
   """What is known of a tensor.
 
   Attributes:
-    values: some of its numbers, float32 [n].
-    least: of all its numbers, float32 [].
-    greatest: likewise.
+    values: some elements of the tensor, float32 [n].
+    least: smallest of all its elements, float32 [].
+    greatest: largest of all its elements, float32 [].
   """
 
   values: jax.Array
@@ -91,11 +91,11 @@ def fit_grids(
   """Fits grids to tensors, for several numbers of bits.
 
   Args:
-    samples: leaves [layers, …].
-    bits: of each level, int [layers, M].
-    signed: whether a grid has both signs, bool [layers].
-    fractions: of the range that are tried, the widest first, float [F]. Of
-      equals the first is taken.
+    samples: one sample a tensor, leaves [layers, …].
+    bits: numbers of bits to fit a grid for, int [layers, M].
+    signed: whether a tensor has negative values, bool [layers].
+    fractions: fractions of the range to try, the widest first, float [F]. Of
+      equal errors the first is taken.
 
   Returns:
     Grids, leaves [layers, M], and the mean squares of what rounding does, by

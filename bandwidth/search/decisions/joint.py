@@ -62,14 +62,16 @@ class Choice(NamedTuple):
   """A level of a decision.
 
   Attributes:
-    kept: input channels.
-    step: that weights are rounded by, a float32; 0: they are not.
+    kept: number of input channels that stay.
+    step: step that weights are rounded to multiples of; 0: they are not
+      rounded.
     bits: entropy of the codes of the kept rows, all outputs, in bits.
     density: fraction of the kept rows' weights that are not zero.
-    error: of the layer, by the error of no weights at all.
-    compensated: whether later rows make up for what earlier ones lose. That
-      lowers the error of fine steps; of coarse ones, where most weights round
-      to zero, it costs many bits.
+    error: squared error of the layer's output, relative to its energy: 1 for no
+      weights at all.
+    compensated: whether later rows compensate for the rounding errors of
+      earlier ones. That lowers the error of fine steps; at coarse ones, where
+      most weights round to zero, it costs many bits.
   """
 
   kept: int
@@ -84,9 +86,9 @@ class Kernel(NamedTuple):
   """What the choices of a kernel are made from.
 
   Attributes:
-    factor: of the reader.
-    gram: X'X / N by importance, as `factor` has its rows, less the means where
-      a constant is fitted: float32 [n, n].
+    factor: the layer's `Factor`, of `options.factorize`.
+    gram: X'X / N by importance, in the order of the rows of `factor`; centered
+      if an intercept is fitted; float32 [n, n].
   """
 
   factor: Factor
@@ -97,9 +99,8 @@ class Rounding(NamedTuple):
   """How a kernel becomes one of fewer channels and of rounded weights.
 
   Attributes:
-    refit: whether the remaining weights are fitted anew before.
-    compensate: whether rows that make up for what earlier ones lose are tried
-      too.
+    refit: whether the remaining weights are fitted anew before rounding.
+    compensate: whether choices with `compensated` rows are tried too.
   """
 
   refit: bool = True
@@ -113,8 +114,8 @@ def make_kernel(factor: Factor, inputs: Moments) -> Kernel:
   """Puts together what the choices of a kernel are made from.
 
   Args:
-    factor: of the reader; its mean is zeros where no constant is fitted.
-    inputs: moments of what it reads.
+    factor: of `options.factorize`; its mean is zero if no intercept is fitted.
+    inputs: moments of the layer's inputs, see `options.moments`.
   """
   gram = inputs.gram[factor.order][:, factor.order]
   return Kernel(factor, gram - factor.mean[:, None] * factor.mean[None])
@@ -140,8 +141,8 @@ def steps_for(kernel: np.ndarray, bits: Sequence[float]) -> np.ndarray:
   found by bisection.
 
   Args:
-    kernel: of any shape.
-    bits: wanted, positive; 32: no rounding.
+    kernel: weights, floating, any shape.
+    bits: bits a weight, positive; 32: no rounding.
 
   Returns:
     float32 [len(bits)]; 0 where nothing is rounded.
@@ -178,11 +179,12 @@ def compressed(
   """Returns a kernel of fewer rows, its weights rounded.
 
   Args:
-    factor: of the reader.
-    rows: how many stay, int32 [], traced or not.
-    step: of the weights, float32 []; 0: they are not rounded.
-    compensated: see `Choice`; traced or not.
-    refit: see `Rounding`.
+    factor: the layer's `Factor`, of `options.factorize`.
+    rows: number of rows that stay, int32 [], traced or not.
+    step: step of the weights, float32 []; 0: they are not rounded.
+    compensated: whether later rows compensate for the errors of earlier ones,
+      bool []; traced or not.
+    refit: whether the remaining weights are fitted anew before rounding.
 
   Returns:
     Matrix by importance, float32 [n, outputs]; zeros where rows are gone.
@@ -248,11 +250,11 @@ def choices_of(
   """Returns all pairs of channels and steps of a kernel.
 
   Args:
-    kernel: of the layer.
-    channels: kept at each level.
-    all_channels: of the decision.
-    steps: tried at each.
-    rounding: how weights are rounded.
+    kernel: the layer's, of `make_kernel`.
+    channels: numbers of input channels to keep.
+    all_channels: number of input channels of the kernel.
+    steps: steps to try at each number of channels; 0: no rounding.
+    rounding: whether to refit and to compensate.
   """
   rows, outputs = kernel.factor.kernel.shape
   each = rows // all_channels
@@ -322,11 +324,11 @@ def table_of(
   The shift is what keeps the mean of the outputs, where a constant is fitted.
 
   Args:
-    kernel: of the layer.
-    choices: by level.
-    shape: of the kernel.
-    all_channels: of the decision.
-    refit: as the choices were measured.
+    kernel: the layer's, of `make_kernel`.
+    choices: the choice at each level.
+    shape: shape of the kernel, [..., inputs, outputs].
+    all_channels: number of input channels of the kernel.
+    refit: as in the `Rounding` that the choices were made with.
   """
   each = kernel.factor.order.shape[0] // all_channels
   rows = np.array([choice.kept for choice in choices], np.int32) * each
@@ -384,8 +386,8 @@ def pareto(
   """Returns the choices that no other beats in size and error, by size.
 
   Args:
-    choices: all.
-    sizes: what counts as the size of each.
+    choices: candidates for the frontier, in any order.
+    sizes: size of each choice, in any unit.
 
   >>> a, b, c = (Choice(1, 0, 0, 1, e) for e in (0.5, 0.6, 0.1))
   >>> pareto([a, b, c], [10, 20, 30])

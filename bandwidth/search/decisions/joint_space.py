@@ -32,13 +32,13 @@ class JointGroup(NamedTuple):
   """A kernel whose input channels and precision are chosen.
 
   Attributes:
-    name: of the layer, 'Conv_1'.
-    layer: its place in the order of computation.
-    source: name of the `ChannelGroup` that it reads; None: channels that nobody
-      may remove.
-    floats: numbers beside kernels that go with an input channel and stay
-      float32: biases, normalization, weights of depthwise kernels.
-    fixed: such numbers that stay in any case; those of the whole network are
+    name: name of the layer, 'Conv_1'.
+    layer: place of the layer in the order of computation, from 0.
+    source: name of the `ChannelGroup` that it reads; None: channels that cannot
+      be removed.
+    floats: float32 numbers outside of kernels that each input channel takes
+      with it: biases, normalization, weights of depthwise kernels.
+    fixed: float32 numbers that always stay; those of the whole network are
       counted with its first decision.
   """
 
@@ -53,10 +53,10 @@ class Sides(NamedTuple):
   """What is chosen for a layer: arrays broadcast against each other.
 
   Attributes:
-    inputs: channels that stay.
-    outputs: likewise.
-    bits: of the kernel's kept rows with all its outputs.
-    floats: float32 numbers that are counted with the layer.
+    inputs: number of input channels that stay.
+    outputs: number of output channels that stay.
+    bits: entropy of the kernel's kept rows with all outputs, in bits.
+    floats: number of float32 values counted with the layer.
   """
 
   inputs: np.ndarray
@@ -135,11 +135,11 @@ def sizes_of(
   Their own bits, and what each channel that stays costs where it is made.
 
   Args:
-    channels: see `kernel_layers`.
-    layer: of the choices.
-    choices: of any order.
-    floats: float32 numbers of an input channel.
-    rate: bits of a weight of the kernel that makes the channels.
+    channels: decisions on channels alone, of `make_space`.
+    layer: place of the layer in the order of computation.
+    choices: choices of the layer's kernel, in any order.
+    floats: float32 numbers that each input channel takes with it.
+    rate: bits a weight of the kernel that makes the channels.
   """
   count = channels.layers[layer].inputs
   made = rate * producer_weights(channels, layer) / count
@@ -164,13 +164,13 @@ def order_choices(
   size and error, whatever a channel costs where it is made, see `rates`.
 
   Args:
-    channels: see `kernel_layers`.
-    layer: of the choices.
-    choices: all of them.
-    floats: float32 numbers of an input channel.
-    rates: bits of a weight of the kernel that makes the channels, in as many
-      estimates of the size; the middle one puts the levels in order.
-    most_levels: that are picked.
+    channels: decisions on channels alone, of `make_space`.
+    layer: place of the layer in the order of computation.
+    choices: all choices of the layer's kernel, of `joint.choices_of`.
+    floats: float32 numbers that each input channel takes with it.
+    rates: bits a weight of the kernel that makes the channels; each gives an
+      estimate of the sizes, and the middle one orders the levels.
+    most_levels: largest number of levels to pick, at least 2.
 
   Raises:
     ValueError: there are no rates, or fewer levels than two are wanted.
@@ -208,11 +208,12 @@ def make_joint_space(
 
   Args:
     channels: decisions on channels alone, of `make_space`.
-    choices: of each decision by level, see `order_choices`.
-    floats: float32 numbers of each channel, by name of its `ChannelGroup`;
-      None: none.
-    fixed: float32 numbers of the network that stay in any case.
-    rate: see `sizes_of`; the sizes of the levels are made of it.
+    choices: choices of each decision by level, see `order_choices`.
+    floats: float32 numbers that each channel takes with it, by name of its
+      `ChannelGroup`; None: none.
+    fixed: float32 numbers of the network that always stay.
+    rate: bits a weight of producers, from which levels are sized; see
+      `sizes_of`.
 
   Returns:
     A space whose `reads` are the layers' own decisions, and `writes` those of
@@ -295,8 +296,8 @@ def joint_cost_model(name: str, **arguments: Any) -> JointModel:
   """Returns a cost model over choices by name.
 
   Args:
-    name: 'file_bytes', or of `cost.COSTS`: those see the channels alone.
-    **arguments: of its maker.
+    name: 'file_bytes', or a key of `cost.COSTS`: those see channels only.
+    **arguments: passed to its factory.
 
   Raises:
     ValueError: it is unknown, or an argument is.
@@ -334,9 +335,9 @@ def tabulate_joint(
   """Evaluates a cost model at all levels of all layers.
 
   Args:
-    space: of `make_joint_space`.
-    choices: that it was made of.
-    model: of the costs.
+    space: decisions on kernels, of `make_joint_space`.
+    choices: the choices that the space was made of.
+    model: cost of a layer by its choice, such as `file_bytes`.
 
   Raises:
     ValueError: the choices are not those of the space; a cost is negative or

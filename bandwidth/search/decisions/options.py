@@ -35,8 +35,8 @@ class Moments(NamedTuple):
   """Of the inputs of a layer, in the rows of its kernel's matrix.
 
   Attributes:
-    gram: X'X / N, float32 [n, n].
-    mean: of X, float32 [n].
+    gram: X'X / N of the inputs X [N, n], float32 [n, n].
+    mean: mean of the rows of X, float32 [n].
   """
 
   gram: jax.Array
@@ -47,11 +47,11 @@ class Reader(NamedTuple):
   """A kernel that reads a decision's channels.
 
   Attributes:
-    kernel: name of the array.
-    part: where the channels lie in it.
-    shift: name of the array that takes a constant: a bias, or the mean of the
-      batch normalization that follows. None: neither is there.
-    sign: of the constant in that array: 1, or -1 in a mean.
+    kernel: name of the kernel, 'params/Conv_1/kernel'.
+    part: axis of the kernel that the channels lie on.
+    shift: name of the array that absorbs a constant: a bias, or the mean of the
+      batch normalization that follows. None: there is none.
+    sign: sign of the constant in that array: 1 in a bias, -1 in a mean.
   """
 
   kernel: str
@@ -64,12 +64,13 @@ class Factor(NamedTuple):
   """What gives all options of a reader.
 
   Attributes:
-    lower: L, float32 [n, n], rows by importance.
-    z: float32 [n, outputs].
+    lower: L, Cholesky factor, rows by importance, float32 [n, n].
+    z: L^-1 X'X W, float32 [n, outputs].
     order: row of the kernel's matrix at each place, int32 [n].
-    mean: of X by importance, float32 [n]; zeros without an intercept.
+    mean: mean of X by importance, float32 [n]; zeros without an intercept.
     kernel: matrix of the original kernel by importance, float32 [n, outputs].
-    errors: of the first k rows, by the error of none, float32 [n + 1].
+    errors: error of the first k rows, relative to that of none, float32 [n +
+      1].
   """
 
   lower: jax.Array
@@ -84,9 +85,9 @@ class Option(NamedTuple):
   """A reader at one level, or at all levels along a first axis.
 
   Attributes:
-    kernel: of the original shape, zero where channels are gone.
-    shift: to add to the outputs, float32 [outputs].
-    error: by the error of no channels, float32 [].
+    kernel: float32, in the original shape, zero where channels are removed.
+    shift: constant to add to the outputs, float32 [outputs].
+    error: squared error relative to that of no channels, float32 [].
   """
 
   kernel: jax.Array
@@ -98,7 +99,7 @@ def moments(rows: jax.Array) -> Moments:
   """Returns the moments of inputs.
 
   Args:
-    rows: X, [N, n].
+    rows: X, the inputs as rows of the kernel's matrix see them, [N, n].
   """
   rows = rows.astype(jnp.float32)
   gram = jnp.matmul(rows.T, rows, precision=_HIGHEST) / rows.shape[0]
@@ -144,10 +145,10 @@ def row_order(
   """Returns the rows of a reader's matrix by importance of their channels.
 
   Args:
-    tree: that holds the kernel.
-    group: of the channels.
-    part: the reader's axis, all of which they take up.
-    channels: by importance, int [channels].
+    tree: parameters that hold the kernel.
+    group: the channels that the kernel reads.
+    part: the kernel's input axis; the group must cover all of it.
+    channels: the group's channels by importance, int [channels].
 
   Returns:
     int32 [n], n / channels of each channel.
@@ -179,10 +180,10 @@ def factorize(
   """Prepares all options of a reader.
 
   Args:
-    kernel: float32 [..., inputs, outputs].
-    order: rows of its matrix by importance, int32 [n].
-    inputs: moments of what it reads.
-    ridge: lambda, by the mean of the diagonal of X'X.
+    kernel: weights, floating [..., inputs, outputs].
+    order: rows of its matrix by importance, int32 [n]; see `row_order`.
+    inputs: moments of the kernel's inputs, see `moments`.
+    ridge: lambda, relative to the mean of the diagonal of X'X.
     intercept: whether a constant is fitted too, as if X had a column of ones
       that every prefix contains and lambda leaves alone.
   """
@@ -209,11 +210,12 @@ def option(
   """Returns what a reader becomes when the first rows stay.
 
   Args:
-    factor: of the reader.
-    rows: how many stay, int32 [], traced or not. All: the original kernel.
-    shape: of the kernel.
-    refit: whether the remaining weights are fitted anew; else they stay as they
-      are.
+    factor: the reader's, of `factorize`.
+    rows: number of rows that stay, int32 [], traced or not. All: the original
+      kernel.
+    shape: shape of the kernel, [..., inputs, outputs].
+    refit: whether the remaining weights are fitted anew; else they keep their
+      values.
   """
   count = factor.order.shape[0]
   index = jnp.arange(count)
@@ -243,11 +245,11 @@ def option_table(
   """Returns a reader at all levels, along a first axis.
 
   Args:
-    factor: of the reader.
-    channels: kept at each level, int [M].
-    shape: of the kernel.
-    all_channels: of the decision.
-    refit: see `option`.
+    factor: the reader's, of `factorize`.
+    channels: number of channels kept at each level, int [M].
+    shape: shape of the kernel, [..., inputs, outputs].
+    all_channels: number of channels of the decision.
+    refit: whether the remaining weights are fitted anew.
   """
   rows = jnp.asarray(channels) * (factor.order.shape[0] // all_channels)
   return jax.lax.map(
@@ -267,10 +269,10 @@ def with_options(
   computes what the smaller one does, and every candidate has the same shapes.
 
   Args:
-    variables: of the network.
-    readers: with the decision of each.
-    tables: of each reader.
-    candidate: levels, int32 [G].
+    variables: the network's variables, with all kernels of `readers`.
+    readers: each kernel, with the decision whose channels it reads.
+    tables: options of each reader at all levels, see `option_table`.
+    candidate: level of each decision, int32 [G].
   """
   replaced: dict[str, jax.Array] = {}
   shifts: dict[str, jax.Array] = {}
@@ -296,9 +298,9 @@ def errors_by_level(
   """Adds up the errors of the readers of each decision: float32 [G, M].
 
   Args:
-    readers: with the decision of each.
-    tables: of each reader.
-    space: of the decisions.
+    readers: each kernel, with the decision whose channels it reads.
+    tables: options of each reader at all levels, see `option_table`.
+    space: decisions, G, with at most M levels.
   """
   total = jnp.zeros((space.decisions, space.most_levels))
   for (decision, _), table in zip(readers, tables, strict=True):
@@ -314,8 +316,9 @@ def find_readers(
   """Lists the kernels that read each decision.
 
   Args:
-    groups: the decisions, in order.
-    shifts: by name of a kernel, the array that takes a constant, and its sign.
+    groups: channels of each decision, in order.
+    shifts: the array that absorbs a constant, and its sign, by name of a
+      kernel; see `Reader`.
   """
   return [
     (i, Reader(part.name, part, *shifts.get(part.name, (None, 1.0))))

@@ -19,9 +19,9 @@ def check_budget(space: Space, costs: Costs, amount: float) -> int:
   """Returns a budget in units, for the programs that search within it.
 
   Args:
-    space: of the network.
-    costs: of the space.
-    amount: in the unit of the cost model.
+    space: the decisions, see `make_space`.
+    costs: tables of the space, of `tabulate`.
+    amount: budget in the unit of the cost model, positive.
 
   Raises:
     ValueError: even the smallest candidate costs more; the message says what
@@ -50,7 +50,7 @@ def levels_of(
   Args:
     widths: channels by decision and level, int32 [G, M].
     counts: levels of each decision, int32 [G].
-    ratios: kept fractions, float32 [G], clipped to [0, 1].
+    ratios: fractions to keep, float32 [G], clipped to [0, 1].
 
   Returns:
     int32 [G]; the first level where the fraction is less.
@@ -80,13 +80,13 @@ def wall(
   largest that fits and is not above the level wanted.
 
   Args:
-    costs: of the space.
+    costs: tables of the space, of `tabulate`.
     counts: levels of each decision, int32 [G].
-    candidate: int32 [G]; decisions not made yet at their smallest levels. It is
-      within the budget.
-    decision: int32 [].
-    level: that is wanted, int32 [].
-    budget: in units, int32 [].
+    candidate: levels, int32 [G], within the budget; the smallest level where a
+      decision is not made yet.
+    decision: index of the decision to lower, int32 [].
+    level: level that is wanted, int32 [].
+    budget: in units of `costs`, int32 [].
 
   Returns:
     int32 []: the level; where none fits, the candidate's own.
@@ -111,11 +111,11 @@ def fit(
   is left of the budget is then spent on the decisions in order.
 
   Args:
-    costs: of the space.
-    widths: int32 [G, M].
-    counts: int32 [G].
-    ratios: wanted kept fractions, float32 [G].
-    budget: in units, int32 [].
+    costs: tables of the space, of `tabulate`.
+    widths: channels by decision and level, int32 [G, M].
+    counts: levels of each decision, int32 [G].
+    ratios: fractions to keep before the shift, float32 [G].
+    budget: in units of `costs`, int32 [].
 
   Returns:
     int32 [G], within the budget if the smallest candidate is.

@@ -19,6 +19,8 @@ from bandwidth.base import make_named
 from bandwidth.search.problem.counts import (
   CostModel,
   activations,
+  check_finite,
+  check_positive,
   macs,
   parameters,
 )
@@ -36,18 +38,13 @@ def memory(
   """Bytes of weights, and of the activations of an example.
 
   Args:
-    weight_bits: of a weight; 0 leaves weights out.
-    activation_bits: of an activation; 0 leaves activations out.
+    weight_bits: bits a weight; 0 leaves weights out.
+    activation_bits: bits an activation; 0 leaves activations out.
 
   Raises:
     ValueError: bits are negative or not finite.
   """
-  for name, bits in (
-    ('weight_bits', weight_bits),
-    ('activation_bits', activation_bits),
-  ):
-    if not 0 <= bits < math.inf:
-      raise ValueError(f'{name}={bits} is negative or not finite')
+  check_finite(weight_bits=weight_bits, activation_bits=activation_bits)
 
   def model(
     layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray
@@ -75,10 +72,10 @@ def roofline(
 
   Args:
     macs_per_second: p, multiply-adds a second.
-    bytes_per_second: b, of the memory.
-    overhead: o, seconds of any layer.
-    weight_bits: of a weight.
-    activation_bits: of an activation.
+    bytes_per_second: b, bandwidth of the memory.
+    overhead: o, seconds that each layer takes in addition.
+    weight_bits: number of bits of a weight.
+    activation_bits: number of bits of an activation.
 
   Raises:
     ValueError: a rate is not positive, or the overhead or bits are negative or
@@ -87,14 +84,10 @@ def roofline(
   References:
     Williams et al., Roofline, CACM 2009.
   """
-  for name, value in (
-    ('macs_per_second', macs_per_second),
-    ('bytes_per_second', bytes_per_second),
-  ):
-    if not value > 0:
-      raise ValueError(f'{name}={value} is not positive')
-  if not 0 <= overhead < math.inf:
-    raise ValueError(f'overhead={overhead} is negative or not finite')
+  check_positive(
+    macs_per_second=macs_per_second, bytes_per_second=bytes_per_second
+  )
+  check_finite(overhead=overhead)
   moved = memory(weight_bits=weight_bits, activation_bits=activation_bits)
 
   def model(
@@ -111,11 +104,11 @@ class Costs(NamedTuple):
   """A cost model over a space.
 
   Attributes:
-    units: int32 [layers, M, M]: cost of a layer by the levels of what it reads
-      and writes, rounded up; `FIXED` sides have level 0.
-    reads: int32 [layers], as `Space.reads`.
-    writes: int32 [layers].
-    unit: what 1 stands for, in the unit of the cost model; a power of two.
+    units: cost of a layer by the levels of the decisions that it reads and
+      writes, rounded up, int32 [layers, M, M]; `FIXED` sides have level 0.
+    reads: decision that each layer reads, as `Space.reads`, int32 [layers].
+    writes: decision that each layer writes, as `Space.writes`, int32 [layers].
+    unit: size of one unit, in the unit of the cost model; a power of two.
   """
 
   units: jax.Array
@@ -165,8 +158,8 @@ def layer_costs(costs: Costs, candidate: jax.Array) -> jax.Array:
   """Returns what each layer of a candidate costs in units.
 
   Args:
-    costs: of its space.
-    candidate: levels, int32 [G].
+    costs: tables of the space, of `tabulate`.
+    candidate: level of each decision, int32 [G].
 
   Returns:
     int32 [layers].
@@ -187,9 +180,9 @@ def costs_by_level(
   """Returns what a candidate costs with one decision at each level.
 
   Args:
-    costs: of its space.
-    candidate: levels, int32 [G].
-    decision: which one varies, int32 [].
+    costs: tables of the space, of `tabulate`.
+    candidate: level of each decision, int32 [G].
+    decision: index of the decision that varies, int32 [].
 
   Returns:
     int32 [M]. Beyond the decision's last level the last cost is repeated.
@@ -235,8 +228,8 @@ def cost_model(name: str, **arguments: Any) -> CostModel:
   """Returns a cost model by name.
 
   Args:
-    name: of `COSTS`.
-    **arguments: of its maker.
+    name: a key of `COSTS`.
+    **arguments: passed to its factory.
 
   Raises:
     ValueError: it is unknown, or an argument is.

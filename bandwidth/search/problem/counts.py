@@ -1,5 +1,6 @@
 """What a layer needs for an example: multiply-adds, weights, activations."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,20 @@ from bandwidth.search.problem.space import LayerShape
 CostModel = Callable[[LayerShape, np.ndarray, np.ndarray], np.ndarray]
 """(layer, inputs, outputs) -> cost: channels kept, two arrays broadcast against
 each other, to float64."""
+
+
+def check_finite(**numbers: float) -> None:
+  """Raises ValueError where a number is negative or not finite."""
+  for name, number in numbers.items():
+    if not 0 <= number < math.inf:
+      raise ValueError(f'{name}={number} is negative or not finite')
+
+
+def check_positive(**numbers: float) -> None:
+  """Raises ValueError where a number is not positive."""
+  for name, number in numbers.items():
+    if not number > 0:
+      raise ValueError(f'{name}={number} is not positive')
 
 
 def macs(

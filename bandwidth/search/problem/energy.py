@@ -8,6 +8,7 @@ from bandwidth.base import unknown_name
 from bandwidth.search.problem.counts import (
   CostModel,
   activations,
+  check_finite,
   macs,
   parameters,
 )
@@ -50,10 +51,10 @@ def energy(
   Constants are of a 45 nm process at 0.9 V.
 
   Args:
-    weights_in: 'dram', or 'sram' where all weights of the network fit there.
-    arithmetic: of `MULTIPLY_ADD`.
-    weight_bits: of a weight.
-    activation_bits: of an activation.
+    weights_in: 'dram', or 'sram' if all weights of the network fit there.
+    arithmetic: dtype of the multiply-adds, a key of `MULTIPLY_ADD`.
+    weight_bits: number of bits of a weight.
+    activation_bits: number of bits of an activation.
 
   Raises:
     ValueError: a name is unknown; bits are negative or not finite.
@@ -71,12 +72,7 @@ def energy(
     raise ValueError(unknown_name('weights_in', weights_in, ACCESS))
   if arithmetic not in MULTIPLY_ADD:
     raise ValueError(unknown_name('arithmetic', arithmetic, MULTIPLY_ADD))
-  for name, bits in (
-    ('weight_bits', weight_bits),
-    ('activation_bits', activation_bits),
-  ):
-    if not 0 <= bits < np.inf:
-      raise ValueError(f'{name}={bits} is negative or not finite')
+  check_finite(weight_bits=weight_bits, activation_bits=activation_bits)
   of_mac = _PICO * MULTIPLY_ADD[arithmetic]
   of_weight = _PICO * ACCESS[weights_in] * weight_bits / 32
   of_activation = _PICO * ACCESS['sram'] * activation_bits / 32

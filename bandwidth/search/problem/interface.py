@@ -19,11 +19,11 @@ class Data(NamedTuple):
   """What a searcher reads: arrays, so that programs do not contain them.
 
   Attributes:
-    costs: of the space.
+    costs: tables of the space, of `cost.tabulate`.
     widths: channels by decision and level, int32 [G, M].
     counts: levels of each decision, int32 [G].
-    errors: what a decision alone at a level does to the network, float32
-      [G, M], the last level's 0; for searchers that add them up.
+    errors: damage that a decision alone does to the network at a level, float32
+      [G, M], 0 at the last level; for searchers that sum them.
     objective: what the objective reads: weights, images, labels.
   """
 
@@ -38,9 +38,9 @@ class Problem(NamedTuple):
   """What is searched.
 
   Attributes:
-    space: of decisions; static.
-    objective: `(data.objective, candidate int32 [G]) -> float32 []`, the more
-      the better. Traced once.
+    space: the decisions; static under `jax.jit`.
+    objective: `(data.objective, candidate int32 [G]) -> float32 []`, a score to
+      maximize. Traced once.
   """
 
   space: Space
@@ -51,9 +51,9 @@ class History(NamedTuple):
   """Every candidate that a search evaluated, in order.
 
   Attributes:
-    candidates: int32 [N, G].
-    scores: float32 [N].
-    costs: in units, int32 [N]; none exceeds the budget.
+    candidates: level of each decision, int32 [N, G].
+    scores: value of the objective, float32 [N].
+    costs: cost in units, int32 [N]; none exceeds the budget.
   """
 
   candidates: jax.Array
@@ -76,10 +76,10 @@ def make_data(
   """Puts together what a searcher reads.
 
   Args:
-    space: of the problem.
-    costs: of the space.
-    errors: float32 [G, M]; None: zeros.
-    objective: arrays of the objective.
+    space: the decisions, G, with at most M levels.
+    costs: tables of the space, of `cost.tabulate`.
+    errors: damage of each decision at each level, float32 [G, M]; None: zeros.
+    objective: arrays that the objective reads, any pytree.
   """
   widths = jnp.asarray(space.widths())
   if errors is None:
@@ -94,9 +94,9 @@ def evaluate(problem: Problem, data: Data, candidates: jax.Array) -> History:
   many times slower than as many ordinary ones.
 
   Args:
-    problem: its objective.
-    data: of the problem.
-    candidates: int32 [N, G].
+    problem: space to search and objective to maximize.
+    data: what the objective reads, and the costs.
+    candidates: level of each decision, int32 [N, G].
   """
 
   def one(candidate: jax.Array) -> tuple[jax.Array, jax.Array]:

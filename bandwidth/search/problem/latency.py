@@ -27,6 +27,7 @@ import numpy as np
 from bandwidth.search.problem.counts import (
   CostModel,
   activations,
+  check_finite,
   macs,
   parameters,
 )
@@ -40,14 +41,14 @@ class Operation(NamedTuple):
   """What a layer does, whatever its widths.
 
   Attributes:
-    kind: of a layer, see `LayerShape`.
-    taps: weights for each pair of channels; 1 of a dense layer.
-    stride: of a convolution; 1 of a dense layer.
-    positions: numbers made of each output channel for an example.
-    pixels: numbers read of each input channel for an example; `positions` of a
-      dense layer.
-    multiplier: outputs for each input of a depthwise convolution; 1 of others.
-    bias: whether one is added.
+    kind: kind of the layer, one of `KINDS`.
+    taps: weights for each pair of channels; 1 for a dense layer.
+    stride: stride of the convolution; 1 for a dense layer.
+    positions: elements written per output channel and example.
+    pixels: elements read per input channel and example; `positions` for a dense
+      layer.
+    multiplier: outputs per input of a depthwise convolution; 1 for others.
+    bias: whether a bias is added.
   """
 
   kind: str
@@ -63,12 +64,12 @@ class Entry(NamedTuple):
   """Measurements of an operation.
 
   Attributes:
-    operation: that was measured.
-    inputs: channels of the kernel's input axis, ascending: those that a
+    operation: the operation that was measured.
+    inputs: lengths of the kernel's input axis, ascending: channels that a
       convolution reads; all rows of a dense layer, flattened pixels included; 1
-      of a depthwise convolution.
-    outputs: channels that it makes, ascending.
-    seconds: at each pair of them, float64 [inputs, outputs].
+      for a depthwise convolution.
+    outputs: numbers of output channels, ascending.
+    seconds: time at each pair of them, float64 [inputs, outputs].
   """
 
   operation: Operation
@@ -119,7 +120,7 @@ def latency_table(path: str | os.PathLike[str]) -> CostModel:
   table, nor what a compiler saves by fusing them with it.
 
   Args:
-    path: of a JSON file, see this module.
+    path: JSON file in the format of this module.
 
   Returns:
     A cost model. It raises ValueError where a layer's operation or widths were
@@ -163,9 +164,10 @@ def fitted_latency(
   by 21 to 30 %, so only totals mean anything.
 
   Args:
-    convolution: a of convolutions and dense layers, ms for a million.
-    depthwise: a of depthwise convolutions.
-    memory: m, ms for a million bytes.
+    convolution: a of convolutions and dense layers, ms per million
+      multiply-adds.
+    depthwise: a of depthwise convolutions, ms per million multiply-adds.
+    memory: m, ms per million bytes.
 
   Raises:
     ValueError: a coefficient is negative or not finite.
@@ -173,13 +175,7 @@ def fitted_latency(
   References:
     The logs: https://github.com/mit-han-lab/amc-models
   """
-  for name, value in (
-    ('convolution', convolution),
-    ('depthwise', depthwise),
-    ('memory', memory),
-  ):
-    if not 0 <= value < np.inf:
-      raise ValueError(f'{name}={value} is negative or not finite')
+  check_finite(convolution=convolution, depthwise=depthwise, memory=memory)
 
   def model(
     layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray
@@ -197,7 +193,7 @@ def read_table(path: str | os.PathLike[str]) -> tuple[Entry, ...]:
   """Reads a table of latencies.
 
   Args:
-    path: of a JSON file, see this module.
+    path: JSON file in the format of this module.
 
   Raises:
     ValueError: the file cannot be read, or is no table of latencies.

@@ -27,16 +27,16 @@ class LayerShape(NamedTuple):
 
   Attributes:
     name: path of its module, 'Conv_0'.
-    kind: one of `KINDS`.
-    inputs: channels that it reads.
-    outputs: channels that it makes.
-    taps: weights for each pair of channels: height * width of a kernel; of a
-      dense layer the pixels that were flattened before it.
-    positions: numbers that it makes of each output channel: height * width of
-      the result, 1 of a dense layer.
-    pixels: numbers that it reads of each input channel.
-    stride: of the convolution.
-    bias: whether it has one.
+    kind: 'conv', 'depthwise' or 'dense'.
+    inputs: number of channels that it reads.
+    outputs: number of channels that it writes.
+    taps: weights for each pair of channels: height * width of a kernel; for a
+      dense layer the pixels flattened before it.
+    positions: elements written per output channel: height * width of the
+      result, 1 for a dense layer.
+    pixels: elements read per input channel.
+    stride: stride of the convolution; 1 for a dense layer.
+    bias: whether it has a bias.
   """
 
   name: str
@@ -61,10 +61,11 @@ class Space(NamedTuple):
 
   Attributes:
     layers: in the order of computation.
-    groups: of channels, one a decision, in the order of their first readers.
-    reads: for each layer the decision whose channels it reads, or `FIXED`.
-    writes: likewise of its outputs.
-    levels: of each decision, channels kept: ascending, the last are all.
+    groups: channels of each decision, in the order of their first readers.
+    reads: decision whose channels each layer reads, or `FIXED`.
+    writes: decision whose channels each layer writes, or `FIXED`.
+    levels: channels kept at each level of each decision, ascending; the last
+      level keeps all.
   """
 
   layers: tuple[LayerShape, ...]
@@ -138,8 +139,8 @@ def make_space(
     groups: of the same network, see `bandwidth.pruning.channel_groups`.
     divisor: kept channels are multiples of it, or all.
     smallest: least fraction of its channels that a group keeps, in (0, 1].
-    most_levels: of a group; where it would have more, its channels are
-      multiples of a multiple of the divisor.
+    most_levels: largest number of levels of a group; where it would have more,
+      its channels are multiples of a multiple of the divisor.
 
   Raises:
     ValueError: an argument is out of range; the divisor is larger than a
@@ -175,12 +176,6 @@ def make_space(
       _levels(group, divisor, smallest, most_levels) for group in ordered
     ),
   )
-
-
-def level_of(space: Space, decision: int, channels: float) -> int:
-  """Returns the largest level that keeps at most so many channels, or 0."""
-  levels = space.levels[decision]
-  return max(sum(width <= channels for width in levels) - 1, 0)
 
 
 def extended(candidate: jax.Array) -> jax.Array:

@@ -229,9 +229,9 @@ def td3_in_numpy(mu, pair, steps):
   stack = jax.tree.map(lambda *x: np.stack(x), *pair)
   return {
     'actor': mu,
-    'critics': stack,
+    'critic': stack,
     'target_actor': target_mu,
-    'target_critics': jax.tree.map(lambda *x: np.stack(x), *target_pair),
+    'target_critic': jax.tree.map(lambda *x: np.stack(x), *target_pair),
     'baseline': b,
   }
 
@@ -242,7 +242,7 @@ def test_td3_updates_are_those_of_numpy():
   )
   agent = make_td3(FEATURES, options)
   state = start = agent.init(jax.random.key(0))
-  halves = [jax.tree.map(lambda x, i=i: x[i], state.critics) for i in (0, 1)]
+  halves = [jax.tree.map(lambda x, i=i: x[i], state.critic) for i in (0, 1)]
   assert not np.array_equal(*[x['last']['kernel'] for x in halves])
   steps = batches(5)
   expected = td3_in_numpy(
@@ -254,9 +254,9 @@ def test_td3_updates_are_those_of_numpy():
     if n == 0:
       same = jax.tree.map(np.array_equal, state, start)
       # Only the critics learn in the first update.
-      for name in ('actor', 'target_actor', 'target_critics'):
+      for name in ('actor', 'target_actor', 'target_critic'):
         assert all(jax.tree.leaves(getattr(same, name)))
-      assert not all(jax.tree.leaves(same.critics))
+      assert not all(jax.tree.leaves(same.critic))
   for name, tree in expected.items():
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5),

@@ -14,7 +14,6 @@ from bandwidth.search.problem.space import (
   LayerShape,
   Space,
   extended,
-  level_of,
   make_space,
 )
 
@@ -268,16 +267,6 @@ def test_layers_of_other_widths_than_their_group(layers, message):
 def test_bad_arguments(options, message):
   with pytest.raises(ValueError, match=message):
     pair(32, **options)
-
-
-@settings(max_examples=100, deadline=None)
-@given(channels=st.floats(0, 60), divisor=st.sampled_from([1, 3, 8]))
-def test_level_of(channels, divisor):
-  space = pair(50, divisor=divisor)
-  (levels,) = space.levels
-  level = level_of(space, 0, channels)
-  assert levels[level] <= max(channels, levels[0])
-  assert level + 1 == len(levels) or levels[level + 1] > channels
 
 
 def test_fixed_sides_have_level_0():
