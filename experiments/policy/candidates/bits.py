@@ -32,9 +32,6 @@ from bandwidth.search.decisions.grids import (
 )
 from bandwidth.search.problem.space import Space
 from experiments.models.geometry import in_plain_layers, layer_shapes
-from experiments.policy.candidates import scores
-from experiments.policy.candidates.channels import Candidates
-from experiments.policy.candidates.scores import Examples
 
 CLIPS = ('max', 'mse')
 
@@ -72,6 +69,51 @@ class QuantizedCandidates(NamedTuple):
   weight_grids: Grids | None
   input_grids: Grids | None
   errors: jax.Array
+
+  def arrays(self) -> dict[str, Any]:
+    """Returns the arrays that the methods below read."""
+    names = ('variables', 'tables', 'weight_grids', 'input_grids')
+    return {name: getattr(self, name) for name in names}
+
+  def chosen(self, data: Mapping[str, Any], candidate: jax.Array) -> Any:
+    """Returns the network's variables with the kernels of a candidate.
+
+    Args:
+      data: those of `arrays`.
+      candidate: levels, int32 [G]; traced or not.
+    """
+    places = {name: i for i, name in enumerate(self.kernels)}
+
+    def put(name: str, leaf: jax.Array) -> jax.Array:
+      if name not in places:
+        return leaf
+      layer = places[name]
+      level = candidate[self.space.reads[layer]]
+      if data['tables']:
+        return data['tables'][layer][level].astype(leaf.dtype)
+      return on_grid(leaf, _grid_at(data['weight_grids'], layer, level))
+
+    return tree.map_named(put, data['variables'])
+
+  def rounding(
+    self, data: Mapping[str, Any], candidate: jax.Array
+  ) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which layers round what they read.
+
+    Args:
+      data: those of `arrays`.
+      candidate: levels, int32 [G]; traced or not.
+    """
+    layers = [layer.name for layer in self.space.layers]
+    if data['input_grids'] is None:
+      return contextlib.nullcontext()
+
+    def change(name: str, inputs: jax.Array) -> jax.Array:
+      layer = layers.index(name)
+      level = candidate[self.space.writes[layer]]
+      return on_grid(inputs, _grid_at(data['input_grids'], layer, level))
+
+    return _inputs_through(change, layers)
 
 
 def make_quantized(
@@ -277,120 +319,8 @@ def _inputs_through(
   return nn.intercept_methods(intercept)
 
 
-def score_data(
-  quantized: QuantizedCandidates, examples: Examples | None
-) -> dict[str, Any]:
-  """Returns the arrays that `make_objective`'s function reads.
-
-  Without examples they do for `with_bits` and `rounding_inputs`.
-  """
-  return {
-    'variables': quantized.variables,
-    'tables': quantized.tables,
-    'weight_grids': quantized.weight_grids,
-    'input_grids': quantized.input_grids,
-    'examples': examples,
-  }
-
-
-def with_bits(
-  quantized: QuantizedCandidates, data: Mapping[str, Any], candidate: jax.Array
-) -> Any:
-  """Returns the network's variables with the kernels of a candidate.
-
-  Args:
-    quantized: of the network; what of it is no array.
-    data: see `score_data`.
-    candidate: levels, int32 [G]; traced or not.
-  """
-  reads = quantized.space.reads
-  places = {name: i for i, name in enumerate(quantized.kernels)}
-
-  def put(name: str, leaf: jax.Array) -> jax.Array:
-    if name not in places:
-      return leaf
-    layer = places[name]
-    level = candidate[reads[layer]]
-    if data['tables']:
-      return data['tables'][layer][level].astype(leaf.dtype)
-    return on_grid(leaf, _grid_at(data['weight_grids'], layer, level))
-
-  return tree.map_named(put, data['variables'])
-
-
-def _grid_at(grids: Grids, layer: int, level: jax.Array) -> Grids:
+def _grid_at(grids: Grids, layer: int, level: Any) -> Grids:
   return Grids(*(leaf[layer, level] for leaf in grids))
-
-
-def rounding_inputs(
-  quantized: QuantizedCandidates, data: Mapping[str, Any], candidate: jax.Array
-) -> Any:
-  """Returns a context in which layers round what they read.
-
-  Args:
-    quantized: of the network; what of it is no array.
-    data: see `score_data`.
-    candidate: levels, int32 [G]; traced or not.
-  """
-  layers = [layer.name for layer in quantized.space.layers]
-  writes = quantized.space.writes
-  if data['input_grids'] is None:
-    return contextlib.nullcontext()
-
-  def change(name: str, inputs: jax.Array) -> jax.Array:
-    layer = layers.index(name)
-    level = candidate[writes[layer]]
-    return on_grid(inputs, _grid_at(data['input_grids'], layer, level))
-
-  return _inputs_through(change, layers)
-
-
-def make_objective(
-  quantized: QuantizedCandidates, score: str
-) -> Callable[[Any, jax.Array], jax.Array]:
-  """Returns `(data, candidate) -> score`, the more the better.
-
-  Args:
-    quantized: of the network.
-    score: 'accuracy', a fraction, or 'loss', cross-entropy in nats, negative.
-
-  Raises:
-    ValueError: the score is unknown.
-  """
-  network = _without_channels(quantized)
-  return _with_bits(quantized, scores.make_objective(network, score))
-
-
-def make_measure(
-  quantized: QuantizedCandidates,
-) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
-  """Returns `(data, candidate) -> {'accuracy', 'loss'}`, float32 []."""
-  network = _without_channels(quantized)
-  return _with_bits(quantized, scores.make_measure(network))
-
-
-def _without_channels(quantized: QuantizedCandidates) -> Candidates:
-  """The network as `candidate_scores` takes it, none of its channels chosen."""
-  return Candidates(
-    quantized.model, quantized.variables, quantized.space, (), (), ()
-  )
-
-
-def _with_bits(
-  quantized: QuantizedCandidates, score: Callable[[Any, jax.Array], Any]
-) -> Callable[[Any, jax.Array], Any]:
-  """Scores a network after its bits are chosen."""
-
-  def of_bits(data: Mapping[str, Any], candidate: jax.Array) -> Any:
-    network = {
-      'variables': with_bits(quantized, data, candidate),
-      'tables': (),
-      'examples': data['examples'],
-    }
-    with rounding_inputs(quantized, data, candidate):
-      return score(network, candidate)
-
-  return of_bits
 
 
 def export_tensors(

@@ -1,7 +1,8 @@
 """A network as a search sees it: decisions, and options for each of them."""
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -59,6 +60,23 @@ class Candidates(NamedTuple):
   def errors(self) -> jax.Array:
     """What each decision alone does to its readers: float32 [G, M]."""
     return options.errors_by_level(self.readers, self.tables, self.space)
+
+  def arrays(self) -> dict[str, Any]:
+    """Returns the arrays that `chosen` reads."""
+    return {'variables': self.variables, 'tables': self.tables}
+
+  def chosen(self, data: Mapping[str, Any], candidate: jax.Array) -> Any:
+    """Returns the variables with the options of a candidate, int32 [G]."""
+    return options.with_options(
+      data['variables'], self.readers, data['tables'], candidate
+    )
+
+  def rounding(
+    self, data: Mapping[str, Any], candidate: jax.Array
+  ) -> contextlib.AbstractContextManager[None]:
+    """Returns a context that changes nothing: inputs are not rounded."""
+    del data, candidate
+    return contextlib.nullcontext()
 
 
 def network_space(
