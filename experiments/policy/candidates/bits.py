@@ -1,7 +1,7 @@
 """A network whose layers have bits to choose: options, and what they score.
 
-As `candidates`, of bits instead of channels: one program evaluates any
-candidate of a space of `make_bit_space`.
+As `channels`, of bits: one program evaluates any candidate of a space of
+`make_bit_space`.
 
 In k-means mode each kernel is a table of its codebooks' results, one a level.
 In linear mode kernels, and what layers read, are rounded to grids that lie in a
@@ -45,29 +45,21 @@ _FRACTIONS = 64
 class QuantizedCandidates(NamedTuple):
   """Everything of a network that a search for bits chooses from.
 
-  Attributes:
-    model: the network, made of plain layers in linear mode.
-    variables: of it, `{'params': …, 'batch_stats': …}`.
-    space: of decisions, those on weights and, in linear mode, on inputs.
-    kernels: name of the array of each layer.
-    books: in k-means mode, codebooks by layer and level, None where the kernel
-      stays; () in linear mode.
-    tables: in k-means mode, kernels by level, float32 [M, …], of each layer; ()
-      in linear mode.
-    weight_grids: in linear mode, leaves [layers, M]; None in k-means mode.
-    input_grids: likewise, of what layers read.
-    errors: of each decision alone, float32 [G, M], above those of its last
-      level: mean squares of what rounding does, by the mean square.
+  Codebooks and tables are those of k-means mode, () in linear mode; grids are
+  those of linear mode, None in k-means mode.
   """
 
-  model: nn.Module
-  variables: Any
-  space: Space
-  kernels: tuple[str, ...]
+  model: nn.Module  # made of plain layers in linear mode
+  variables: Any  # of the network, `{'params': …, 'batch_stats': …}`
+  space: Space  # decisions on weights and, in linear mode, on inputs
+  kernels: tuple[str, ...]  # name of the array of each layer
+  # By layer and level, None where the kernel stays.
   books: tuple[tuple[quantization.Codebook | None, ...], ...]
-  tables: tuple[jax.Array, ...]
-  weight_grids: Grids | None
-  input_grids: Grids | None
+  tables: tuple[jax.Array, ...]  # of each layer, kernels float32 [M, …]
+  weight_grids: Grids | None  # leaves [layers, M]
+  input_grids: Grids | None  # the same of what layers read
+  # Of each decision alone, float32 [G, M], above those of its last level: mean
+  # squares of what rounding does, by the mean square.
   errors: jax.Array
 
   def arrays(self) -> dict[str, Any]:
@@ -137,12 +129,12 @@ def make_quantized(
 
   Args:
     model: of `nn.Conv` and `nn.Dense`.
-    variables: of it.
+    variables: parameters and statistics of the trained network.
     batches: preprocessed training images, float32 [B, N, H, W, C], that tell
       the range of what layers read.
     mode: 'linear' or 'kmeans'; see `make_bit_space`.
-    bits: to choose among.
-    pins: see `make_bit_space`.
+    bits: the numbers of bits to choose among.
+    pins: bits of decisions that are made already, by name of the decision.
     clip: range of a grid. 'max': that of the weights, or of all batches. 'mse':
       the fraction of it whose squared error is least, for each number of bits.
       HAQ cuts off what minimizes a divergence, below 5 bits.
@@ -225,10 +217,10 @@ def input_samples(
   """Returns what layers read, in evaluation mode.
 
   Args:
-    model: the network.
-    variables: of it.
-    batches: images, float32 [B, N, H, W, C].
-    layers: paths of the modules.
+    model: the network, made of plain layers.
+    variables: its parameters and statistics.
+    batches: preprocessed images, float32 [B, N, H, W, C].
+    layers: paths of the modules, in the order of the result.
 
   Returns:
     Leaves [layers, …].
@@ -332,12 +324,12 @@ def export_tensors(
   left out.
 
   Args:
-    quantized: of the network.
-    candidate: levels, int32 [G].
+    quantized: the network and its options.
+    candidate: level of each decision, int32 [G].
 
   Returns:
     Tensors by name of the parameter, 'Conv_0/kernel', as
-    `model_files.write_file` takes them.
+    `compression.files.write_file` takes them.
   """
   levels = np.asarray(candidate)[list(quantized.space.reads)].tolist()
   leaves = dict(tree.named_leaves(quantized.variables))
