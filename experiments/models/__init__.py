@@ -53,7 +53,7 @@ def make_model(config: Mapping[str, Any], *, num_classes: int) -> nn.Module:
 
   Args:
     config: `name`, and arguments of the network's constructor.
-    num_classes: outputs.
+    num_classes: number of logits.
 
   Raises:
     ValueError: the name is unknown, or the network has no such argument.
@@ -64,15 +64,7 @@ def make_model(config: Mapping[str, Any], *, num_classes: int) -> nn.Module:
 def make_language_model(
   config: Mapping[str, Any], *, vocabulary: int
 ) -> nn.Module:
-  """Builds a network that predicts tokens; as `make_model`.
-
-  Args:
-    config: `name`, and arguments of the network's constructor.
-    vocabulary: tokens.
-
-  Raises:
-    ValueError: the name is unknown, or the network has no such argument.
-  """
+  """Builds a network that predicts which of `vocabulary` tokens is next."""
   return _make(LANGUAGE_MODELS, config, vocabulary=vocabulary)
 
 

@@ -6,19 +6,15 @@ Tan and Le, arXiv 1905.11946, as Lite: ReLU6 and no squeeze-and-excitation.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandwidth import tree
-from experiments.models import inverted_residual
 from experiments.models.inverted_residual import (
-  BlockShape,
-  InvertedResidual,
+  InvertedResidualNetwork,
   Stage,
-  conv,
 )
+from experiments.models.parameters import from_published
 
 _STAGES = (
   Stage(1, 3, 1),
@@ -31,73 +27,19 @@ _STAGES = (
 )
 
 
-class EfficientNetLite(inverted_residual.Shrinkable, nn.Module):
+class EfficientNetLite(InvertedResidualNetwork):
   """EfficientNet-Lite0: 4,652,008 parameters with 1000 classes.
 
   Images are RGB, (x - 127) / 128 with x in 0 to 255 for the published weights,
-  best of a size that 32 divides. There is no dropout.
-
-  Attributes:
-    num_classes: outputs.
-    stem: channels of the first convolution.
-    channels: that come out of the blocks of each of the seven groups.
-    inner_channels: of the depthwise convolution of each of the 16 blocks, in
-      order; None: six times what comes in. The first block does not expand, so
-      its inner channels are those of the stem.
-    head: channels of the last convolution, the pooled features.
-    norm_momentum: of the running statistics of batch norm.
+  best of a size that 32 divides. There is no dropout. Seven stages, 16 blocks.
   """
 
-  num_classes: int = 1000
-  stem: int = 32
   channels: Sequence[int] = (16, 24, 40, 80, 112, 192, 320)
-  inner_channels: Sequence[int] | None = None
-  head: int = 1280
   norm_momentum: float = 0.99
 
-  def __post_init__(self) -> None:
-    inverted_residual.check_channels(
-      _STAGES,
-      stem=self.stem,
-      channels=self.channels,
-      inner_channels=self.inner_channels,
-    )
-    super().__post_init__()
-
-  def block_shapes(self) -> list[BlockShape]:
-    """Returns the shapes of all blocks, in order."""
-    return inverted_residual.block_shapes(
-      _STAGES,
-      stem=self.stem,
-      channels=self.channels,
-      inner_channels=self.inner_channels,
-    )
-
-  def setup(self) -> None:
-    """Builds the layers, which two methods use."""
-    self.stem_conv = conv(self.stem, 3, stride=2)
-    self.blocks = [
-      InvertedResidual(shape, self.norm_momentum)
-      for shape in self.block_shapes()
-    ]
-    self.head_conv = conv(self.head, 1)
-    self.stem_norm, self.head_norm = (
-      nn.BatchNorm(momentum=self.norm_momentum, epsilon=1e-3) for _ in range(2)
-    )
-    self.classifier = nn.Dense(self.num_classes)
-
-  def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-    """Returns the pooled features [N, head] of images [N, H, W, 3]."""
-    frozen = not train
-    x = nn.relu6(self.stem_norm(self.stem_conv(images), frozen))
-    for block in self.blocks:
-      x = block(x, train=train)
-    x = nn.relu6(self.head_norm(self.head_conv(x), frozen))
-    return x.mean(axis=(1, 2))
-
-  def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-    """Returns logits [N, num_classes] of images [N, H, W, 3]."""
-    return self.classifier(self.features(images, train=train))
+  def stages(self) -> Sequence[Stage]:
+    """Returns the stages in order."""
+    return _STAGES
 
 
 _MODULES = {
@@ -146,19 +88,13 @@ def efficientnet_variables(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """
   model = EfficientNetLite(num_classes=len(arrays.get('_fc.bias', [0])))
   images = jnp.zeros((1, 32, 32, 3))
-  wanted = jax.eval_shape(model.init, jax.random.key(0), images)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
 
-  def load(name: str, like: Any) -> jax.Array:
-    source = source_of(name)
-    if source not in arrays:
-      raise ValueError(f'arrays: {source} is missing')
-    array = np.asarray(arrays[source], np.float32)
-    if array.ndim > 1:
-      array = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
-    if array.shape != like.shape:
-      raise ValueError(
-        f'arrays: {source}.shape={arrays[source].shape} is wrong'
-      )
-    return jnp.asarray(array)
+  def source(name: str) -> tuple[str, tuple[int, ...] | None]:
+    axes = (1, 0) if name.startswith('classifier/') else (2, 3, 1, 0)
+    return source_of(name), axes
 
-  return {kind: tree.map_named(load, wanted[kind]) for kind in wanted}
+  return {
+    kind: from_published(arrays, variables, source)
+    for kind, variables in shapes.items()
+  }

@@ -83,7 +83,7 @@ def macs(shapes: Iterable[LayerShape]) -> int:
   Those of convolutions and dense layers; no biases, no normalization.
 
   Args:
-    shapes: of the layers.
+    shapes: layers, as `layer_shapes` returns them.
   """
   return sum(shape.weights * shape.positions for shape in shapes)
 

@@ -1,13 +1,12 @@
-"""Inverted residual blocks: narrow between blocks, wide inside.
+"""Inverted residual blocks, narrow between blocks and wide inside; networks.
 
-Sandler et al., MobileNetV2, arXiv 1801.04381, table 1. Networks of them have a
-convolution `stem_conv`, blocks `blocks_0`, `blocks_1`, …, in stages of equal
-width, a last convolution `head_conv` and a linear `classifier`.
+Sandler et al., MobileNetV2, arXiv 1801.04381, table 1.
 """
 
+import abc
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import flax.linen as nn
 import jax
@@ -24,38 +23,26 @@ _EXPANSION = 6
 
 
 class Stage(NamedTuple):
-  """Blocks one after another whose outputs have one width.
+  """Blocks one after another whose outputs have one width."""
 
-  Attributes:
-    blocks: how many.
-    size: of their kernels.
-    stride: of the first.
-  """
-
-  blocks: int
-  size: int
-  stride: int
+  blocks: int  # how many
+  size: int  # height and width of their kernels
+  stride: int  # of the first block
 
 
 class BlockShape(NamedTuple):
   """What makes a block.
 
-  Attributes:
-    inner: channels of the depthwise convolution.
-    channels: that come out.
-    size: of its kernel.
-    stride: of it.
-    expands: whether a 1x1 convolution makes the inner channels.
-    adds: whether what comes in is added to what comes out. The first block of a
-      stage does not, even if a search gives both the same width.
+  The first block of a stage does not add, even if a search gives what comes in
+  and what comes out the same width.
   """
 
-  inner: int
-  channels: int
-  size: int
-  stride: int
-  expands: bool
-  adds: bool
+  inner: int  # channels of the depthwise convolution
+  channels: int  # that come out
+  size: int  # height and width of the depthwise kernel
+  stride: int  # of the depthwise convolution
+  expands: bool  # whether a 1x1 convolution makes the inner channels
+  adds: bool  # whether what comes in is added to what comes out
 
 
 class InvertedResidual(nn.Module):
@@ -112,93 +99,149 @@ def norm(name: str, *, train: bool, momentum: float) -> nn.BatchNorm:
   )
 
 
-def check_channels(
-  stages: Sequence[Stage],
-  *,
-  stem: int,
-  channels: Sequence[int],
-  inner_channels: Sequence[int] | None,
-) -> None:
-  """Checks what a network of such blocks is built of, see `block_shapes`.
+class InvertedResidualNetwork(nn.Module):
+  """A convolution, inverted residual blocks, a convolution, a classifier.
 
-  Raises:
-    ValueError: a sequence has not as many entries as there are stages or
-      blocks, or the first block has not the channels of the stem.
+  Blocks are in stages of equal width; those of the first do not expand.
+
+  Attributes:
+    num_classes: number of logits.
+    stem: channels of the first convolution.
+    channels: that come out of the blocks of each stage.
+    inner_channels: of the depthwise convolution of each block, in order; None:
+      six times what comes in. The first block does not expand, so its inner
+      channels are those of the stem.
+    head: channels of the last convolution, the pooled features.
+    norm_momentum: of the running statistics of batch norm.
   """
-  if len(channels) != len(stages):
-    raise ValueError(f'channels={channels} has not {len(stages)} entries')
-  blocks = sum(stage.blocks for stage in stages)
-  inner = inner_channels
-  if inner and (len(inner) != blocks or inner[0] != stem):
-    raise ValueError(
-      f'inner_channels={inner} has not {blocks} entries, the first stem={stem}'
+
+  num_classes: int = 1000
+  stem: int = 32
+  channels: Sequence[int] = ()
+  inner_channels: Sequence[int] | None = None
+  head: int = 1280
+  norm_momentum: float = 0.9
+
+  def __post_init__(self) -> None:
+    stages, inner = self.stages(), self.inner_channels
+    if len(self.channels) != len(stages):
+      raise ValueError(
+        f'channels={self.channels} has not {len(stages)} entries'
+      )
+    blocks = sum(stage.blocks for stage in stages)
+    if inner and (len(inner) != blocks or inner[0] != self.stem):
+      raise ValueError(
+        f'inner_channels={inner} has not {blocks} entries, the first '
+        f'stem={self.stem}'
+      )
+    super().__post_init__()
+
+  @abc.abstractmethod
+  def stages(self) -> Sequence[Stage]:
+    """Returns the stages in order."""
+
+  def stem_stride(self) -> int:
+    """Returns the stride of the first convolution."""
+    return 2
+
+  def block_shapes(self) -> list[BlockShape]:
+    """Returns the shapes of all blocks, in order."""
+    shapes = []
+    before = self.stem
+    pairs = zip(self.stages(), self.channels, strict=True)
+    for index, (stage, width) in enumerate(pairs):
+      for i in range(stage.blocks):
+        inner = before * (_EXPANSION if index else 1)
+        if self.inner_channels:
+          inner = self.inner_channels[len(shapes)]
+        stride = 1 if i else stage.stride
+        shapes.append(
+          BlockShape(inner, width, stage.size, stride, index > 0, i > 0)
+        )
+        before = width
+    return shapes
+
+  def setup(self) -> None:
+    """Builds the layers, which two methods use."""
+    self.stem_conv = conv(self.stem, 3, stride=self.stem_stride())
+    self.blocks = [
+      InvertedResidual(shape, self.norm_momentum)
+      for shape in self.block_shapes()
+    ]
+    self.head_conv = conv(self.head, 1)
+    self.stem_norm, self.head_norm = (
+      nn.BatchNorm(momentum=self.norm_momentum, epsilon=1e-3) for _ in range(2)
+    )
+    self.classifier = nn.Dense(self.num_classes)
+
+  def features(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    """Returns the pooled features [N, head] of images [N, H, W, 3]."""
+    frozen = not train
+    x = nn.relu6(self.stem_norm(self.stem_conv(images), frozen))
+    for block in self.blocks:
+      x = block(x, train=train)
+    x = nn.relu6(self.head_norm(self.head_conv(x), frozen))
+    return x.mean(axis=(1, 2))
+
+  def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    """Returns logits [N, num_classes] of images [N, H, W, 3]."""
+    return self.classifier(self.features(images, train=train))
+
+  def layers(self, *, residual: str = 'fixed') -> tuple[pruning.Layer, ...]:
+    """Returns who reads whose channels; see `prunable.Prunable`.
+
+    Args:
+      residual: channels that are added are 'fixed', so that none may be
+        removed, or of each stage a 'group' that is one decision.
+
+    Raises:
+      ValueError: `residual` is unknown.
+    """
+    if residual not in RESIDUALS:
+      raise ValueError(unknown_name('residual', residual, RESIDUALS))
+    # What is added to the network's input can't be removed.
+    fixed = (INPUT,) if residual == 'fixed' else ()
+    described: list[pruning.Layer] = [
+      pruning.Conv('stem_conv', INPUT),
+      pruning.Norm('stem_norm', 'stem_conv'),
+    ]
+    x = 'stem_norm'
+    for i, shape in enumerate(self.block_shapes()):
+      described += _block_layers(f'blocks_{i}', shape, x)
+      y = described[-1].name
+      if shape.adds:
+        described.append(pruning.Add(f'blocks_{i}', (y, x, *fixed)))
+      x = described[-1].name
+    return (
+      *described,
+      pruning.Conv('head_conv', x),
+      pruning.Norm('head_norm', 'head_conv'),
+      pruning.Dense('classifier', 'head_norm'),
     )
 
+  def with_channels(self, kept: Mapping[str, int]) -> Self:
+    """Returns the network of fewer channels; see `prunable.Prunable`.
 
-def block_shapes(
-  stages: Sequence[Stage],
-  *,
-  stem: int,
-  channels: Sequence[int],
-  inner_channels: Sequence[int] | None,
-) -> list[BlockShape]:
-  """Returns the shapes of all blocks, in order.
-
-  Args:
-    stages: of the network. Blocks of the first do not expand.
-    stem: channels that come in.
-    channels: that come out of the blocks of each stage.
-    inner_channels: of each block; None: six times what comes in.
-  """
-  shapes = []
-  before = stem
-  for index, (stage, width) in enumerate(zip(stages, channels, strict=True)):
-    for i in range(stage.blocks):
-      inner = before * (_EXPANSION if index else 1)
-      if inner_channels:
-        inner = inner_channels[len(shapes)]
-      stride = 1 if i else stage.stride
-      shapes.append(
-        BlockShape(inner, width, stage.size, stride, index > 0, i > 0)
-      )
-      before = width
-  return shapes
-
-
-def layers(
-  shapes: Sequence[BlockShape], *, residual: str = 'fixed'
-) -> tuple[pruning.Layer, ...]:
-  """Describes a network of such blocks to `bandwidth.pruning.channel_groups`.
-
-  Args:
-    shapes: of its blocks.
-    residual: channels that are added are 'fixed', so that none may be removed,
-      or of each stage a 'group' that is one decision.
-
-  Raises:
-    ValueError: `residual` is unknown.
-  """
-  if residual not in RESIDUALS:
-    raise ValueError(unknown_name('residual', residual, RESIDUALS))
-  # What is added to the network's input can't be removed.
-  fixed = (INPUT,) if residual == 'fixed' else ()
-  described: list[pruning.Layer] = [
-    pruning.Conv('stem_conv', INPUT),
-    pruning.Norm('stem_norm', 'stem_conv'),
-  ]
-  x = 'stem_norm'
-  for i, shape in enumerate(shapes):
-    described += _block_layers(f'blocks_{i}', shape, x)
-    y = described[-1].name
-    if shape.adds:
-      described.append(pruning.Add(f'blocks_{i}', (y, x, *fixed)))
-    x = described[-1].name
-  return (
-    *described,
-    pruning.Conv('head_conv', x),
-    pruning.Norm('head_norm', 'head_conv'),
-    pruning.Dense('classifier', 'head_norm'),
-  )
+    Groups are those of `layers` with either `residual`.
+    """
+    shapes = self.block_shapes()
+    widths = {'stem_conv': self.stem}
+    for i, shape in enumerate(shapes):
+      if shape.expands:
+        widths[f'blocks_{i}/expand'] = shape.inner
+      # The others of its stage are added to the first block's.
+      if not shape.adds:
+        widths[f'blocks_{i}/project'] = shape.channels
+    widths = kept_widths({**widths, 'head_conv': self.head}, kept)
+    stem = widths['stem_conv']
+    inner = (widths.get(f'blocks_{i}/expand', stem) for i in range(len(shapes)))
+    projects = (w for name, w in widths.items() if name.endswith('/project'))
+    return self.clone(
+      stem=stem,
+      channels=tuple(projects),
+      inner_channels=tuple(inner),
+      head=widths['head_conv'],
+    )
 
 
 def _block_layers(name: str, shape: BlockShape, x: str) -> list[pruning.Layer]:
@@ -216,86 +259,3 @@ def _block_layers(name: str, shape: BlockShape, x: str) -> list[pruning.Layer]:
     pruning.Conv(f'{name}/project', f'{name}/depthwise_norm'),
     pruning.Norm(f'{name}/project_norm', f'{name}/project'),
   ]
-
-
-class Widths(NamedTuple):
-  """Constructor arguments of a network of such blocks.
-
-  Attributes:
-    stem: channels of the first convolution.
-    channels: that come out of the blocks of each stage.
-    inner_channels: of each block.
-    head: channels of the last convolution.
-  """
-
-  stem: int
-  channels: tuple[int, ...]
-  inner_channels: tuple[int, ...]
-  head: int
-
-
-def shrunk(
-  shapes: Sequence[BlockShape],
-  kept: Mapping[str, int],
-  *,
-  stem: int,
-  head: int,
-) -> Widths:
-  """Returns the widths of a network whose groups keep so many channels.
-
-  Args:
-    shapes: of its blocks.
-    kept: channels by name of the group, as `layers` makes them with either
-      `residual`.
-    stem: channels of the first convolution.
-    head: channels of the last.
-
-  Raises:
-    ValueError: there is no such group, or it has not so many channels.
-  """
-  widths = {'stem_conv': stem}
-  for i, shape in enumerate(shapes):
-    if shape.expands:
-      widths[f'blocks_{i}/expand'] = shape.inner
-    # The others of its stage are added to the first block's.
-    if not shape.adds:
-      widths[f'blocks_{i}/project'] = shape.channels
-  widths = kept_widths({**widths, 'head_conv': head}, kept)
-  inner = [widths['stem_conv']] * len(shapes)
-  for i, shape in enumerate(shapes):
-    if shape.expands:
-      inner[i] = widths[f'blocks_{i}/expand']
-  projects = (w for name, w in widths.items() if name.endswith('/project'))
-  return Widths(
-    widths['stem_conv'], tuple(projects), tuple(inner), widths['head_conv']
-  )
-
-
-class Shrinkable:
-  """What networks of a stem, such blocks and a head tell a search."""
-
-  def layers(
-    self: Any, *, residual: str = 'fixed'
-  ) -> tuple[pruning.Layer, ...]:
-    """Returns who reads whose channels; see `prunable.Prunable`.
-
-    Args:
-      residual: channels that are added are 'fixed', so that none may be
-        removed, or of each stage a 'group' that is one decision.
-
-    Raises:
-      ValueError: `residual` is unknown.
-    """
-    return layers(self.block_shapes(), residual=residual)
-
-  def with_channels(self: Any, kept: Mapping[str, int]) -> Any:
-    """Returns the network whose groups keep so many channels.
-
-    Args:
-      kept: channels by name of the group, of either `residual`.
-
-    Raises:
-      ValueError: there is no such group, or it has not so many channels.
-    """
-    widths = shrunk(self.block_shapes(), kept, stem=self.stem, head=self.head)
-    return self.clone(**widths._asdict())

@@ -10,6 +10,7 @@ from bandwidth import pruning
 from bandwidth.base import unknown_name
 from bandwidth.pruning.connections import INPUT
 from experiments.models.matrix_convolution import convolve_and_pool
+from experiments.models.parameters import KernelAndBias
 from experiments.models.prunable import kept_widths
 
 CONVOLUTIONS = ('xla', 'matrix')
@@ -22,7 +23,7 @@ class LeNet300(nn.Module):
   Han et al., arXiv 1510.00149, table 2.
 
   Attributes:
-    num_classes: outputs.
+    num_classes: number of logits.
     features: units of the hidden layers.
   """
 
@@ -45,14 +46,7 @@ class LeNet300(nn.Module):
     return tuple(pruning.Dense(name, before) for name, before in pairs)
 
   def with_channels(self, kept: Mapping[str, int]) -> Self:
-    """Returns the network whose groups keep so many channels.
-
-    Args:
-      kept: channels by name of the group.
-
-    Raises:
-      ValueError: there is no such group, or it has not so many channels.
-    """
+    """Returns the network of fewer channels; see `prunable.Prunable`."""
     widths = {f'Dense_{i}': width for i, width in enumerate(self.features)}
     return self.clone(features=tuple(kept_widths(widths, kept).values()))
 
@@ -64,9 +58,9 @@ class LeNet5(nn.Module):
   nonlinearity, then 500 rectified units. Han et al., arXiv 1510.00149, table 3.
 
   Attributes:
-    num_classes: outputs.
+    num_classes: number of logits.
     channels: filters of the convolutions.
-    features: hidden units.
+    features: units of the hidden layer.
     convolution: 'xla', or 'matrix': the same on matrix products, for CPUs.
   """
 
@@ -90,7 +84,8 @@ class LeNet5(nn.Module):
     if self.convolution == 'matrix':
       layers, inputs = [], images.shape[-1]
       for i, channels in enumerate(self.channels):
-        layers.append(_KernelAndBias(inputs, channels, name=f'Conv_{i}')())
+        kernel = (5, 5, inputs, channels)
+        layers.append(KernelAndBias(kernel, name=f'Conv_{i}')())
         inputs = channels
       x = convolve_and_pool(images, layers)
     else:
@@ -112,30 +107,9 @@ class LeNet5(nn.Module):
     )
 
   def with_channels(self, kept: Mapping[str, int]) -> Self:
-    """Returns the network whose groups keep so many channels.
-
-    Args:
-      kept: channels by name of the group.
-
-    Raises:
-      ValueError: there is no such group, or it has not so many channels.
-    """
+    """Returns the network of fewer channels; see `prunable.Prunable`."""
     widths = {f'Conv_{i}': width for i, width in enumerate(self.channels)}
     *channels, features = kept_widths(
       {**widths, 'Dense_0': self.features}, kept
     ).values()
     return self.clone(channels=tuple(channels), features=features)
-
-
-class _KernelAndBias(nn.Module):
-  """The parameters of a 5x5 `nn.Conv`, without what it does with them."""
-
-  inputs: int
-  outputs: int
-
-  @nn.compact
-  def __call__(self) -> tuple[jax.Array, jax.Array]:
-    shape = (5, 5, self.inputs, self.outputs)
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), shape)
-    bias = self.param('bias', nn.initializers.zeros, (self.outputs,))
-    return kernel, bias

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from experiments.models.parameters import KernelAndBias
+
 
 class LSTM(nn.Module):
   """Embedding, layers of LSTM, a softmax over the vocabulary.
@@ -19,9 +21,9 @@ class LSTM(nn.Module):
   parameters of the Penn Treebank model of Lin et al., arXiv 1712.01887.
 
   Attributes:
-    vocabulary: tokens.
+    vocabulary: number of tokens.
     hidden: units of each layer, and of the embedding.
-    layers: number of them.
+    layers: number of LSTM layers.
     tied: whether the softmax has the embedding's matrix (Press & Wolf, arXiv
       1608.05859) or one of its own.
     dropout: probability that an input or output of a layer is zeroed in
@@ -47,7 +49,7 @@ class LSTM(nn.Module):
     """Returns logits [N, T, vocabulary] of the tokens that follow.
 
     Args:
-      tokens: int32 [N, T].
+      tokens: ids of the tokens read, int32 [N, T].
       train: whether to drop out, with the random key `dropout`.
     """
     initializer = symmetric_uniform(self.hidden**-0.5)
@@ -75,7 +77,7 @@ class LSTMLayer(nn.Module):
   columns. As in their code, and in cuDNN's, both products have a bias.
 
   Attributes:
-    hidden: units, H.
+    hidden: number of units, H.
   """
 
   hidden: int
@@ -88,8 +90,8 @@ class LSTMLayer(nn.Module):
     projected = nn.Dense(
       4 * self.hidden, kernel_init=initializer, name='input'
     )(x)
-    kernel, bias = _KernelAndBias(
-      self.hidden, 4 * self.hidden, initializer, name='recurrent'
+    kernel, bias = KernelAndBias(
+      (self.hidden, 4 * self.hidden), initializer, name='recurrent'
     )()
     return recur(projected + bias[None, None], kernel)
 
@@ -99,7 +101,7 @@ def recur(projected: jax.Array, kernel: jax.Array) -> jax.Array:
 
   Args:
     projected: [T, N, 4H], what each step adds to the gates.
-    kernel: [H, 4H].
+    kernel: weights from the output of the step before, [H, 4H].
 
   Returns:
     [T, N, H].
@@ -126,18 +128,3 @@ def symmetric_uniform(limit: float) -> Callable[..., jax.Array]:
     return jax.random.uniform(key, shape, dtype, -limit, limit)
 
   return init
-
-
-class _KernelAndBias(nn.Module):
-  """The parameters of an `nn.Dense`, without the product."""
-
-  inputs: int
-  outputs: int
-  initializer: Callable[..., jax.Array]
-
-  @nn.compact
-  def __call__(self) -> tuple[jax.Array, jax.Array]:
-    shape = (self.inputs, self.outputs)
-    kernel = self.param('kernel', self.initializer, shape)
-    bias = self.param('bias', nn.initializers.zeros, (self.outputs,))
-    return kernel, bias

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandwidth import tree
+from experiments.models.parameters import from_published
 
 _EPSILON = 1e-12
 
@@ -39,7 +39,7 @@ class BertLayer(nn.Module):
 
   Attributes:
     heads: of the attention; they divide the width.
-    features: hidden units.
+    features: units of the hidden layer.
   """
 
   heads: int
@@ -69,10 +69,10 @@ class MiniLM(nn.Module):
   22,565,376 parameters, more than half of them the embeddings of word pieces.
 
   Attributes:
-    vocabulary: word pieces.
-    positions: the longest text.
+    vocabulary: number of word pieces.
+    positions: word pieces of the longest text.
     width: of embeddings and layers.
-    heads: of each layer.
+    heads: of each layer's attention.
     features: hidden units of each layer, in order.
   """
 
@@ -133,18 +133,10 @@ def minilm_variables(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
   if count != len(MiniLM().features):
     raise ValueError(f'arrays: {count} layers are not those of MiniLM-L6')
   tokens = jnp.zeros((1, 1), jnp.int32)
-  wanted = jax.eval_shape(MiniLM().init, jax.random.key(0), tokens, tokens > 0)
+  shapes = jax.eval_shape(MiniLM().init, jax.random.key(0), tokens, tokens > 0)
 
-  def load(name: str, like: Any) -> jax.Array:
-    source, transposed = source_of(name)
-    if source not in arrays:
-      raise ValueError(f'arrays: {source} is missing')
-    array = np.asarray(arrays[source], np.float32)
-    array = array.T if transposed else array
-    if array.shape != like.shape:
-      raise ValueError(
-        f'arrays: {source}.shape={arrays[source].shape} is wrong'
-      )
-    return jnp.asarray(array)
+  def source(name: str) -> tuple[str, tuple[int, ...] | None]:
+    published, transposed = source_of(name)
+    return published, (1, 0) if transposed else None
 
-  return {'params': tree.map_named(load, wanted['params'])}
+  return {'params': from_published(arrays, shapes['params'], source)}

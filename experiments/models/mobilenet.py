@@ -10,13 +10,10 @@ import jax
 from bandwidth import pruning
 from bandwidth.base import unknown_name
 from bandwidth.pruning.connections import INPUT
-from experiments.models import inverted_residual
 from experiments.models.inverted_residual import (
-  BlockShape,
-  InvertedResidual,
+  InvertedResidualNetwork,
   Stage,
   conv,
-  norm,
 )
 from experiments.models.prunable import kept_widths
 
@@ -51,7 +48,7 @@ class MobileNetV1(nn.Module):
   is printed with a stride of 2 but keeps its 7x7 pixels.
 
   Attributes:
-    num_classes: outputs.
+    num_classes: number of logits.
     channels: of the first convolution and of the 1x1 convolution of each block,
       in order: 14 numbers.
     variant: 'imagenet', or 'cifar' for images of 32x32.
@@ -107,20 +104,13 @@ class MobileNetV1(nn.Module):
     return (*described, pruning.Dense('classifier', described[-1].name))
 
   def with_channels(self, kept: Mapping[str, int]) -> Self:
-    """Returns the network whose groups keep so many channels.
-
-    Args:
-      kept: channels by name of the group: 'stem', 'pointwise_0', ….
-
-    Raises:
-      ValueError: there is no such group, or it has not so many channels.
-    """
+    """Returns the network of fewer channels; see `prunable.Prunable`."""
     names = ['stem', *(f'pointwise_{i}' for i in range(len(_V1_CHANNELS) - 1))]
     widths = dict(zip(names, self.channels, strict=True))
     return self.clone(channels=tuple(kept_widths(widths, kept).values()))
 
 
-class MobileNetV2(inverted_residual.Shrinkable, nn.Module):
+class MobileNetV2(InvertedResidualNetwork):
   """MobileNetV2: 17 inverted residual blocks in seven stages.
 
   With 1000 classes 3,504,872 parameters, and 300,774,272 multiply-adds at
@@ -131,55 +121,21 @@ class MobileNetV2(inverted_residual.Shrinkable, nn.Module):
   Sandler et al., arXiv 1801.04381, table 2.
 
   Attributes:
-    num_classes: outputs.
-    stem: channels of the first convolution.
-    channels: that come out of the blocks of each of the seven stages.
-    inner_channels: of the depthwise convolution of each of the 17 blocks, in
-      order; None: six times what comes in. The first block does not expand, so
-      its inner channels are those of the stem.
-    head: channels of the last convolution, the pooled features.
     variant: 'imagenet', or 'cifar' for images of 32x32.
-    norm_momentum: of the running statistics of batch norm.
   """
 
-  num_classes: int = 1000
-  stem: int = 32
   channels: Sequence[int] = (16, 24, 32, 64, 96, 160, 320)
-  inner_channels: Sequence[int] | None = None
-  head: int = 1280
   variant: str = 'imagenet'
-  norm_momentum: float = 0.9
 
   def __post_init__(self) -> None:
     if self.variant not in _V2_STAGES:
       raise ValueError(unknown_name('model.variant', self.variant, _V2_STAGES))
-    inverted_residual.check_channels(
-      _V2_STAGES[self.variant],
-      stem=self.stem,
-      channels=self.channels,
-      inner_channels=self.inner_channels,
-    )
     super().__post_init__()
 
-  def block_shapes(self) -> list[BlockShape]:
-    """Returns the shapes of all blocks, in order."""
-    return inverted_residual.block_shapes(
-      _V2_STAGES[self.variant],
-      stem=self.stem,
-      channels=self.channels,
-      inner_channels=self.inner_channels,
-    )
+  def stages(self) -> Sequence[Stage]:
+    """Returns the stages in order."""
+    return _V2_STAGES[self.variant]
 
-  @nn.compact
-  def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-    """Returns logits [N, num_classes] of images [N, H, W, C]."""
-    batch_norm = partial(norm, train=train, momentum=self.norm_momentum)
-    stride = _V2_STEM_STRIDES[self.variant]
-    x = conv(self.stem, 3, stride=stride, name='stem_conv')(images)
-    x = nn.relu6(batch_norm('stem_norm')(x))
-    for i, shape in enumerate(self.block_shapes()):
-      block = InvertedResidual(shape, self.norm_momentum, name=f'blocks_{i}')
-      x = block(x, train=train)
-    x = conv(self.head, 1, name='head_conv')(x)
-    x = nn.relu6(batch_norm('head_norm')(x))
-    return nn.Dense(self.num_classes, name='classifier')(x.mean(axis=(1, 2)))
+  def stem_stride(self) -> int:
+    """Returns the stride of the first convolution."""
+    return _V2_STEM_STRIDES[self.variant]

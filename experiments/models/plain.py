@@ -22,8 +22,8 @@ class PlainCifar(nn.Module):
   40,551,040 multiply-adds at 32x32.
 
   Attributes:
-    depth: layers, 6n+2.
-    num_classes: outputs.
+    depth: number of layers with weights, 6n+2.
+    num_classes: number of logits.
     channels: of each of the 6n+1 convolutions, in order; None: 16, 32 and 64 in
       the three groups.
     norm_momentum: of the running statistics of batch norm.
@@ -83,13 +83,6 @@ class PlainCifar(nn.Module):
     return (*described, pruning.Dense('Dense_0', x))
 
   def with_channels(self, kept: Mapping[str, int]) -> Self:
-    """Returns the network whose groups keep so many channels.
-
-    Args:
-      kept: channels by name of the group.
-
-    Raises:
-      ValueError: there is no such group, or it has not so many channels.
-    """
+    """Returns the network of fewer channels; see `prunable.Prunable`."""
     widths = {f'Conv_{i}': width for i, width in enumerate(self.widths())}
     return self.clone(channels=tuple(kept_widths(widths, kept).values()))

@@ -23,8 +23,8 @@ class ResNetCifar(nn.Module):
   269,722, 853,018 and 1,727,962 parameters.
 
   Attributes:
-    depth: layers, 6n+2.
-    num_classes: outputs.
+    depth: number of layers with weights, 6n+2.
+    num_classes: number of logits.
     channels: of each group; the first convolution has those of the first group.
     inner_channels: of the first convolution in each of the 3n blocks, in order;
       None: the channels of the block's group.
@@ -95,14 +95,7 @@ class ResNetCifar(nn.Module):
     return (*described, pruning.Dense('Dense_0', INPUT))
 
   def with_channels(self, kept: Mapping[str, int]) -> Self:
-    """Returns the network whose groups keep so many channels.
-
-    Args:
-      kept: channels by name of the group: 'Conv_1', 'Conv_3', ….
-
-    Raises:
-      ValueError: there is no such group, or it has not so many channels.
-    """
+    """Returns the network of fewer channels; see `prunable.Prunable`."""
     inner = self.inner_widths()
     widths = {f'Conv_{2 * i + 1}': width for i, width in enumerate(inner)}
     return self.clone(inner_channels=tuple(kept_widths(widths, kept).values()))

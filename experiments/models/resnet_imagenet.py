@@ -18,8 +18,8 @@ class ResNetImagenet(nn.Module):
   thousand classes.
 
   Attributes:
-    num_classes: outputs.
-    blocks: of each group.
+    num_classes: number of logits.
+    blocks: number of blocks of each group.
     width: channels of the first convolution, and of the 3x3 ones of the first
       group.
     norm_momentum: of the running statistics of batch norm.

@@ -18,28 +18,20 @@ from bandwidth.search.searchers import make_searcher
 from experiments.policy.candidates.scores import better_first
 from experiments.policy.export import write_network
 from experiments.policy.plan import searcher_of
-from experiments.policy.setup import Prepared
+from experiments.policy.setup import SearchSetup
 
 
-class Found(NamedTuple):
-  """What a search found.
+class SearchResult(NamedTuple):
+  """What a search found."""
 
-  Attributes:
-    histories: of all seeds, [S, N].
-    best: the candidate, int32 [G].
-    finalists: how many it was chosen among.
-    seconds: of the search's parts.
-    traces: how often the objective was traced.
-  """
-
-  histories: History
-  best: np.ndarray
-  finalists: int
-  seconds: dict[str, float]
-  traces: int
+  histories: History  # of all seeds, [S, N]
+  best: np.ndarray  # the candidate, int32 [G]
+  finalists: int  # how many it was chosen among
+  seconds: dict[str, float]  # of the search's parts, by name
+  traces: int  # how often the objective was traced
 
 
-def search(prepared: Prepared) -> Found:
+def search(prepared: SearchSetup) -> SearchResult:
   """Runs a searcher, all seeds in one program, and chooses among the best.
 
   The candidates of highest score are scored again on examples that the search
@@ -72,10 +64,10 @@ def search(prepared: Prepared) -> Found:
   finalists = _finalists(prepared, histories)
   order = better_first(given['score'], measure_all(prepared, finalists))
   best = finalists[order[0]]
-  return Found(histories, best, len(finalists), seconds, traces)
+  return SearchResult(histories, best, len(finalists), seconds, traces)
 
 
-def _finalists(prepared: Prepared, histories: History) -> np.ndarray:
+def _finalists(prepared: SearchSetup, histories: History) -> np.ndarray:
   """The best candidates of all seeds, each once, int32 [at most count, G].
 
   Where the budget is of the file, those whose file is within it.
@@ -101,7 +93,7 @@ def _finalists(prepared: Prepared, histories: History) -> np.ndarray:
   return np.stack(finalists)
 
 
-def _file_fits(prepared: Prepared, candidate: np.ndarray) -> bool:
+def _file_fits(prepared: SearchSetup, candidate: np.ndarray) -> bool:
   if not prepared.subject.file_budget:
     return True
   most = prepared.plan.config['search']['budget'] * prepared.priced.whole
@@ -112,7 +104,7 @@ def _file_fits(prepared: Prepared, candidate: np.ndarray) -> bool:
 
 
 def measure_all(
-  prepared: Prepared, candidates: np.ndarray
+  prepared: SearchSetup, candidates: np.ndarray
 ) -> dict[str, np.ndarray]:
   """Measures candidates on the examples that the search does not see.
 
@@ -129,7 +121,9 @@ def measure_all(
   }
 
 
-def measure_frontier(prepared: Prepared, found: Found) -> list[dict[str, Any]]:
+def measure_frontier(
+  prepared: SearchSetup, found: SearchResult
+) -> list[dict[str, Any]]:
   """Measures the whole network, what was found, and what other ways give.
 
   One fraction for all layers, at several budgets; and, where the decisions are
@@ -163,7 +157,7 @@ def measure_frontier(prepared: Prepared, found: Found) -> list[dict[str, Any]]:
   ]
 
 
-def _budgets(prepared: Prepared) -> jax.Array:
+def _budgets(prepared: SearchSetup) -> jax.Array:
   """Budgets of the frontier in units, ascending, int32 [N]."""
   priced = prepared.priced
   given = prepared.plan.config['search']
@@ -174,7 +168,7 @@ def _budgets(prepared: Prepared) -> jax.Array:
   return jnp.array([each for each in units if each >= least], jnp.int32)
 
 
-def _uniform(prepared: Prepared, budgets: jax.Array) -> np.ndarray:
+def _uniform(prepared: SearchSetup, budgets: jax.Array) -> np.ndarray:
   """Candidates of one fraction for all layers, int32 [N, G]."""
   unscored = prepared.problem._replace(
     objective=lambda data, candidate: jnp.float32(0)

@@ -16,10 +16,10 @@ from experiments.compression.files import (
   write_file,
 )
 from experiments.inference.evaluation import evaluate
-from experiments.policy.setup import Prepared
+from experiments.policy.setup import SearchSetup
 
 
-class Exported(NamedTuple):
+class ExportResult(NamedTuple):
   """What the file of a network is.
 
   Attributes:
@@ -35,28 +35,17 @@ class Exported(NamedTuple):
   difference: float
 
 
-class Written(NamedTuple):
-  """A network in a file.
+class NetworkFile(NamedTuple):
+  """A network that has been written to a file."""
 
-  Attributes:
-    config: of the file.
-    model: it.
-  """
-
-  config: dict[str, Any]
-  model: Any
+  config: dict[str, Any]  # of the run, `model` that of the network
+  model: Any  # the network, a `flax.linen.Module`
 
 
 def write_network(
-  prepared: Prepared, candidate: np.ndarray, path: pathlib.Path
-) -> Written:
-  """Writes the network of a candidate.
-
-  Args:
-    prepared: what was searched.
-    candidate: levels, int32 [G].
-    path: of the file.
-  """
+  prepared: SearchSetup, candidate: np.ndarray, path: pathlib.Path
+) -> NetworkFile:
+  """Writes the network of a candidate, levels int32 [G], to a .bwz file."""
   plan, subject = prepared.plan, prepared.subject
   statistics = prepared.check['examples'].statistics
   model, arrays, tensors = subject.network(candidate, statistics)
@@ -65,30 +54,24 @@ def write_network(
     'model': _model_config(plan.config['model'], plan.task.model, model),
   }
   write_file(path, 'auto', arrays, tensors, metadata_of(config))
-  return Written(config, model)
+  return NetworkFile(config, model)
 
 
 def export_file(
-  prepared: Prepared, candidate: np.ndarray, directory: pathlib.Path
-) -> Exported:
-  """Writes the network of a candidate and measures its file.
-
-  Args:
-    prepared: what was searched.
-    candidate: levels, int32 [G].
-    directory: gets `model.bwz`.
-  """
+  prepared: SearchSetup, candidate: np.ndarray, directory: pathlib.Path
+) -> ExportResult:
+  """Writes a candidate's network to `model.bwz`, and measures the file."""
   path = directory / MODEL
-  written = write_network(prepared, candidate, path)
+  network = write_network(prepared, candidate, path)
   params, model_state = read_file(path)
   examples = prepared.check['examples']
   images = examples.images[0]
   whole = prepared.subject.variables(candidate, examples.statistics)
   logits = jax.jit(prepared.plan.task.model.apply)(whole, images)
-  own = jax.jit(written.model.apply)({'params': params, **model_state}, images)
-  return Exported(
-    model=written.config['model'],
-    tested=evaluate(path, written.config, split='test'),
+  own = jax.jit(network.model.apply)({'params': params, **model_state}, images)
+  return ExportResult(
+    model=network.config['model'],
+    tested=evaluate(path, network.config, split='test'),
     difference=float(jnp.abs(logits - own).max()),
   )
 

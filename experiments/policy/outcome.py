@@ -10,10 +10,10 @@ import numpy as np
 from bandwidth.files import replace_text
 from bandwidth.report import markdown_table
 from experiments.compression.files import MODEL
-from experiments.policy.choice import Found
-from experiments.policy.export import Exported
+from experiments.policy.choice import SearchResult
+from experiments.policy.export import ExportResult
 from experiments.policy.kinds import kind_of
-from experiments.policy.setup import Prepared
+from experiments.policy.setup import SearchSetup
 from experiments.reports.policy import plot_frontier, plot_policy
 from experiments.runtime import provenance
 
@@ -21,10 +21,10 @@ SEARCH = 'search.json'
 
 
 def make_outcome(
-  prepared: Prepared,
-  found: Found,
+  prepared: SearchSetup,
+  found: SearchResult,
   frontier: Sequence[Mapping[str, Any]],
-  exported: Exported,
+  exported: ExportResult,
 ) -> dict[str, Any]:
   """Returns what `search.json` says, but for the seconds."""
   plan, priced = prepared.plan, prepared.priced

@@ -15,7 +15,7 @@ from bandwidth.search.searchers import check_searcher, make_searcher
 from experiments.compression.files import as_variables, check_shapes
 from experiments.policy.candidates.scores import check_score
 from experiments.policy.kinds import kind_of
-from experiments.policy.kinds.kind import Kind, Priced, named
+from experiments.policy.kinds.kind import Kind, PricedSpace, named
 from experiments.training.tasks import Task, make_task
 
 _POSITIVE = (
@@ -25,27 +25,20 @@ _POSITIVE = (
 _NOT_NEGATIVE = ('statistics', 'refit.ridge')
 
 
-class Plan(NamedTuple):
-  """A search without weights.
+class SearchPlan(NamedTuple):
+  """A search without weights."""
 
-  Attributes:
-    config: resolved.
-    task: network and data.
-    variables: of the network, shapes and dtypes.
-    kind: of its decisions.
-  """
-
-  config: Mapping[str, Any]
-  task: Task
-  variables: Any
-  kind: Kind
+  config: Mapping[str, Any]  # resolved
+  task: Task  # network and data
+  variables: Any  # of the network, shapes and dtypes
+  kind: Kind  # of its decisions
 
 
-def make_plan(config: Mapping[str, Any]) -> Plan:
+def make_plan(config: Mapping[str, Any]) -> SearchPlan:
   """Reads the data, finds the decisions, and checks all that it can.
 
   Args:
-    config: resolved.
+    config: all of its fields, as `config.resolve` returns them.
 
   Raises:
     ValueError: a field of `search` can't be used; the network can't be shrunk,
@@ -64,10 +57,10 @@ def make_plan(config: Mapping[str, Any]) -> Plan:
   if priced is not None:
     searcher_of(given, Problem(priced.space, lambda *_: jnp.float32(0)))
     budget_of(given, priced)
-  return Plan(config, task, variables, kind)
+  return SearchPlan(config, task, variables, kind)
 
 
-def budget_of(given: Mapping[str, Any], priced: Priced) -> int:
+def budget_of(given: Mapping[str, Any], priced: PricedSpace) -> int:
   """Returns the budget in units.
 
   Raises:
@@ -96,14 +89,14 @@ def searcher_of(given: Mapping[str, Any], problem: Problem) -> Searcher:
 
 
 def network_variables(
-  plan: Plan, arrays: Mapping[str, np.ndarray], source: str
+  plan: SearchPlan, arrays: Mapping[str, np.ndarray], source: str
 ) -> Any:
   """Returns the variables of a trained network.
 
   Args:
-    plan: of the search.
-    arrays: by name.
-    source: of the arrays, for error messages.
+    plan: of the search, whose network it must be.
+    arrays: all arrays of a file, by name.
+    source: where they are from, for error messages.
 
   Raises:
     ValueError: they are those of another network.

@@ -9,46 +9,42 @@ import numpy as np
 
 from bandwidth.search.problem.interface import Data, Problem, make_data
 from experiments import datasets
-from experiments.policy.candidates.scores import Examples, make_examples
-from experiments.policy.kinds.kind import Priced, Subject
-from experiments.policy.plan import Plan, budget_of
+from experiments.policy.candidates.scores import (
+  Examples,
+  make_examples,
+  make_measure,
+  make_objective,
+  score_data,
+)
+from experiments.policy.kinds.kind import PricedSpace, SearchSubject
+from experiments.policy.plan import SearchPlan, budget_of
 from experiments.training.objectives import make_preprocess
 
 
-class Prepared(NamedTuple):
-  """What a search runs on.
+class SearchSetup(NamedTuple):
+  """What a search runs on."""
 
-  Attributes:
-    plan: of the search.
-    subject: the network with its options.
-    budget: in units of the costs.
-    problem: what is searched.
-    data: arrays of it.
-    check: arrays of other examples, that the search does not see.
-    measure: compiled `(data, candidate) -> {'accuracy', 'loss'}`, of
-      `data.objective` or `check`.
-  """
-
-  plan: Plan
-  subject: Subject
-  budget: int
-  problem: Problem
-  data: Data
-  check: dict[str, Any]
+  plan: SearchPlan
+  subject: SearchSubject  # the network with its options
+  budget: int  # in units of the costs
+  problem: Problem  # decisions and objective
+  data: Data  # arrays that the objective reads
+  check: dict[str, Any]  # the same of examples that the search does not see
+  # Compiled `(data.objective or check, candidate) -> {'accuracy', 'loss'}`.
   measure: Callable[[Any, jax.Array], dict[str, jax.Array]]
 
   @property
-  def priced(self) -> Priced:
+  def priced(self) -> PricedSpace:
     """The decisions and what they cost."""
     return self.subject.priced
 
 
-def prepare(plan: Plan, variables: Any) -> Prepared:
+def prepare(plan: SearchPlan, variables: Any) -> SearchSetup:
   """Makes options and scores of a network.
 
   Args:
-    plan: of the search.
-    variables: of the network.
+    plan: what the config asks for.
+    variables: of the trained network, collections by name.
 
   Raises:
     ValueError: a layer can't be refitted; the budget cannot be reached.
@@ -64,22 +60,23 @@ def prepare(plan: Plan, variables: Any) -> Prepared:
     jax.random.key(plan.config['seed']),
   )
   seen, check = (
-    subject.arrays(examples) for examples in _held_out(plan, statistics, rng)
+    score_data(subject.candidates, examples)
+    for examples in _held_out(plan, statistics, rng)
   )
   space, costs = subject.priced.space, subject.priced.costs
-  return Prepared(
+  return SearchSetup(
     plan=plan,
     subject=subject,
     budget=budget_of(given, subject.priced),
-    problem=Problem(space, subject.objective),
+    problem=Problem(space, make_objective(subject.candidates, given['score'])),
     data=make_data(space, costs, errors=subject.errors, objective=seen),
     check=check,
-    measure=jax.jit(subject.measure),
+    measure=jax.jit(make_measure(subject.candidates)),
   )
 
 
 def _training_images(
-  plan: Plan, rng: np.random.Generator
+  plan: SearchPlan, rng: np.random.Generator
 ) -> tuple[jax.Array, jax.Array | None]:
   """Batches that layers are refitted on, and images for statistics."""
   given, train = plan.config['search'], plan.task.train
@@ -92,7 +89,7 @@ def _training_images(
 
 
 def _held_out(
-  plan: Plan, statistics: jax.Array | None, rng: np.random.Generator
+  plan: SearchPlan, statistics: jax.Array | None, rng: np.random.Generator
 ) -> tuple[Examples, Examples]:
   """The examples that a search sees, and those that it does not."""
   count, held = plan.config['search']['images'], plan.task.evaluated
@@ -104,7 +101,7 @@ def _held_out(
 
 
 def _read(
-  plan: Plan,
+  plan: SearchPlan,
   split: datasets.Split | datasets.StreamedSplit,
   index: np.ndarray,
 ) -> tuple[jax.Array, jax.Array]:

@@ -16,11 +16,11 @@ from bandwidth.search.dynamic import frontier
 from bandwidth.search.problem.budget import check_budget
 from bandwidth.search.problem.interface import History, best
 from experiments.policy.choice import measure_all
-from experiments.policy.setup import Prepared
+from experiments.policy.setup import SearchSetup
 
 
 def frontier_rows(
-  prepared: Prepared,
+  prepared: SearchSetup,
   fractions: Sequence[float],
   searcher: str,
   program: Callable[..., History],
@@ -54,7 +54,7 @@ def frontier_rows(
 
 
 def _rows(
-  prepared: Prepared, fraction: float, ways: dict[str, np.ndarray]
+  prepared: SearchSetup, fraction: float, ways: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
   priced, errors = prepared.priced, np.asarray(prepared.data.errors, np.float64)
   measured = measure_all(prepared, np.stack(list(ways.values())))

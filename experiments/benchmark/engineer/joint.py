@@ -31,10 +31,10 @@ from experiments.benchmark.engineer.search import (
   network_config,
   read_lines,
 )
-from experiments.policy.choice import Found, measure_all, search
+from experiments.policy.choice import SearchResult, measure_all, search
 from experiments.policy.export import export_file
 from experiments.policy.plan import budget_of, make_plan, network_variables
-from experiments.policy.setup import Prepared, prepare
+from experiments.policy.setup import SearchSetup, prepare
 from experiments.runtime import table
 from experiments.runtime.startup import InputError
 
@@ -44,12 +44,12 @@ _ROWS = 'joint.jsonl'
 
 Config = Mapping[str, Any]
 Arrays = Mapping[str, np.ndarray]
-Searched = tuple[Prepared, Found]
+Searched = tuple[SearchSetup, SearchResult]
 
 
 def prepared_as(
   config: Config, arrays: Arrays, name: str, **given: Any
-) -> Prepared:
+) -> SearchSetup:
   """Prepares a network with some fields of `search` changed."""
   plan = make_plan({**config, 'search': {**config['search'], **given}})
   return prepare(plan, network_variables(plan, arrays, name))
@@ -72,7 +72,7 @@ def pruned_first(
   *,
   part: float,
   evaluations: int,
-) -> Prepared:
+) -> SearchSetup:
   """Chooses channels; steps of what is left are then to be searched.
 
   Args:
@@ -103,7 +103,7 @@ def pruned_first(
 
 def _prepared(
   config: Config, arrays: Arrays, name: str, given: argparse.Namespace
-) -> dict[str, list[Prepared]]:
+) -> dict[str, list[SearchSetup]]:
   """What each way searches; of several the best counts."""
   whole = (config, arrays, name)
   each = given.evaluations // (2 * len(given.pruned))
@@ -118,7 +118,7 @@ def _prepared(
   }
 
 
-def within(ways: Sequence[Prepared], budget: float) -> Searched:
+def within(ways: Sequence[SearchSetup], budget: float) -> Searched:
   """Searches within a budget of bytes; the best of several.
 
   Raises:
@@ -149,7 +149,7 @@ def _score(result: Searched) -> float:
 def _row(
   place: Mapping[str, Any],
   way: str,
-  ways: Sequence[Prepared],
+  ways: Sequence[SearchSetup],
   given: argparse.Namespace,
 ) -> dict[str, Any]:
   prepared, found = within(ways, place['bytes_budget'])

@@ -47,7 +47,7 @@ from experiments.compression.weights import read_weights
 from experiments.config import named_config, resolve
 from experiments.policy.choice import measure_all
 from experiments.policy.plan import make_plan, network_variables
-from experiments.policy.setup import Prepared, prepare
+from experiments.policy.setup import SearchSetup, prepare
 from experiments.runtime import table
 from experiments.runtime.startup import InputError
 from experiments.training.run import run as train
@@ -81,13 +81,13 @@ def network_arrays(name: str, runs: pathlib.Path) -> dict[str, np.ndarray]:
 
 def prepared_for(
   name: str, arrays: Mapping[str, np.ndarray], given: argparse.Namespace
-) -> Callable[[int], Prepared]:
+) -> Callable[[int], SearchSetup]:
   """Returns what prepares the options and examples of a seed."""
   config = network_config(name)
   if given.images:
     config['search'] = {**config['search'], 'images': given.images}
 
-  def of_seed(seed: int) -> Prepared:
+  def of_seed(seed: int) -> SearchSetup:
     plan = make_plan({**config, 'seed': seed})
     return prepare(plan, network_variables(plan, arrays, name))
 
@@ -95,7 +95,7 @@ def prepared_for(
 
 
 def make_programs(
-  prepared: Prepared, names: Sequence[str], evaluations: int
+  prepared: SearchSetup, names: Sequence[str], evaluations: int
 ) -> Programs:
   """Returns compiled searchers `(key, data, budget) -> history`, by name."""
   return {
@@ -120,7 +120,7 @@ def cell(
   name: str,
   fraction: float,
   searcher: str,
-  prepared: Prepared,
+  prepared: SearchSetup,
   program: Callable[..., History],
   finish: Callable[[tuple[int, ...]], dict[str, float]],
 ) -> Cell:
@@ -161,7 +161,7 @@ def cell(
 
 
 def finisher(
-  prepared: Prepared, tuning: Tuning | None
+  prepared: SearchSetup, tuning: Tuning | None
 ) -> Callable[[tuple[int, ...]], dict[str, float]]:
   """Returns `levels -> accuracies on the test set`, before and after tuning.
 

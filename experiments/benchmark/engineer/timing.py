@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from bandwidth.search.problem.budget import check_budget
 from bandwidth.search.problem.interface import evaluate
 from bandwidth.search.searchers import make_searcher
-from experiments.policy.setup import Prepared
+from experiments.policy.setup import SearchSetup
 
 _REPEATS = 2
 
 
 def time_search(
-  prepared: Prepared, searcher: str, evaluations: int, fraction: float
+  prepared: SearchSetup, searcher: str, evaluations: int, fraction: float
 ) -> dict[str, Any]:
   """Times a search, its evaluations alone, and it without evaluations.
 

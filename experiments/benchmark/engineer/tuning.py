@@ -16,7 +16,7 @@ import optax
 
 from bandwidth import tree
 from experiments import datasets
-from experiments.policy.plan import Plan
+from experiments.policy.plan import SearchPlan
 from experiments.training.optimizers import make_optimizer
 from experiments.training.tasks import make_task
 
@@ -36,7 +36,7 @@ class Tuning(NamedTuple):
 
 
 def make_tuning(
-  plan: Plan, *, steps: int, learning_rate: float, tested: int
+  plan: SearchPlan, *, steps: int, learning_rate: float, tested: int
 ) -> Tuning:
   """Compiles both when they are first called.
 

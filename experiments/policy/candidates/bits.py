@@ -1,7 +1,7 @@
 """A network whose layers have bits to choose: options, and what they score.
 
-As `candidates`, of bits instead of channels: one program evaluates any
-candidate of a space of `make_bit_space`.
+As `channels`, of bits: one program evaluates any candidate of a space of
+`make_bit_space`.
 
 In k-means mode each kernel is a table of its codebooks' results, one a level.
 In linear mode kernels, and what layers read, are rounded to grids that lie in a
@@ -32,9 +32,6 @@ from bandwidth.search.decisions.grids import (
 )
 from bandwidth.search.problem.space import Space
 from experiments.models.geometry import in_plain_layers, layer_shapes
-from experiments.policy.candidates import scores
-from experiments.policy.candidates.channels import Candidates
-from experiments.policy.candidates.scores import Examples
 
 CLIPS = ('max', 'mse')
 
@@ -48,30 +45,67 @@ _FRACTIONS = 64
 class QuantizedCandidates(NamedTuple):
   """Everything of a network that a search for bits chooses from.
 
-  Attributes:
-    model: the network, made of plain layers in linear mode.
-    variables: of it, `{'params': …, 'batch_stats': …}`.
-    space: of decisions, those on weights and, in linear mode, on inputs.
-    kernels: name of the array of each layer.
-    books: in k-means mode, codebooks by layer and level, None where the kernel
-      stays; () in linear mode.
-    tables: in k-means mode, kernels by level, float32 [M, …], of each layer; ()
-      in linear mode.
-    weight_grids: in linear mode, leaves [layers, M]; None in k-means mode.
-    input_grids: likewise, of what layers read.
-    errors: of each decision alone, float32 [G, M], above those of its last
-      level: mean squares of what rounding does, by the mean square.
+  Codebooks and tables are those of k-means mode, () in linear mode; grids are
+  those of linear mode, None in k-means mode.
   """
 
-  model: nn.Module
-  variables: Any
-  space: Space
-  kernels: tuple[str, ...]
+  model: nn.Module  # made of plain layers in linear mode
+  variables: Any  # of the network, `{'params': …, 'batch_stats': …}`
+  space: Space  # decisions on weights and, in linear mode, on inputs
+  kernels: tuple[str, ...]  # name of the array of each layer
+  # By layer and level, None where the kernel stays.
   books: tuple[tuple[quantization.Codebook | None, ...], ...]
-  tables: tuple[jax.Array, ...]
-  weight_grids: Grids | None
-  input_grids: Grids | None
+  tables: tuple[jax.Array, ...]  # of each layer, kernels float32 [M, …]
+  weight_grids: Grids | None  # leaves [layers, M]
+  input_grids: Grids | None  # the same of what layers read
+  # Of each decision alone, float32 [G, M], above those of its last level: mean
+  # squares of what rounding does, by the mean square.
   errors: jax.Array
+
+  def arrays(self) -> dict[str, Any]:
+    """Returns the arrays that the methods below read."""
+    names = ('variables', 'tables', 'weight_grids', 'input_grids')
+    return {name: getattr(self, name) for name in names}
+
+  def chosen(self, data: Mapping[str, Any], candidate: jax.Array) -> Any:
+    """Returns the network's variables with the kernels of a candidate.
+
+    Args:
+      data: those of `arrays`.
+      candidate: levels, int32 [G]; traced or not.
+    """
+    places = {name: i for i, name in enumerate(self.kernels)}
+
+    def put(name: str, leaf: jax.Array) -> jax.Array:
+      if name not in places:
+        return leaf
+      layer = places[name]
+      level = candidate[self.space.reads[layer]]
+      if data['tables']:
+        return data['tables'][layer][level].astype(leaf.dtype)
+      return on_grid(leaf, _grid_at(data['weight_grids'], layer, level))
+
+    return tree.map_named(put, data['variables'])
+
+  def rounding(
+    self, data: Mapping[str, Any], candidate: jax.Array
+  ) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which layers round what they read.
+
+    Args:
+      data: those of `arrays`.
+      candidate: levels, int32 [G]; traced or not.
+    """
+    layers = [layer.name for layer in self.space.layers]
+    if data['input_grids'] is None:
+      return contextlib.nullcontext()
+
+    def change(name: str, inputs: jax.Array) -> jax.Array:
+      layer = layers.index(name)
+      level = candidate[self.space.writes[layer]]
+      return on_grid(inputs, _grid_at(data['input_grids'], layer, level))
+
+    return _inputs_through(change, layers)
 
 
 def make_quantized(
@@ -95,12 +129,12 @@ def make_quantized(
 
   Args:
     model: of `nn.Conv` and `nn.Dense`.
-    variables: of it.
+    variables: parameters and statistics of the trained network.
     batches: preprocessed training images, float32 [B, N, H, W, C], that tell
       the range of what layers read.
     mode: 'linear' or 'kmeans'; see `make_bit_space`.
-    bits: to choose among.
-    pins: see `make_bit_space`.
+    bits: the numbers of bits to choose among.
+    pins: bits of decisions that are made already, by name of the decision.
     clip: range of a grid. 'max': that of the weights, or of all batches. 'mse':
       the fraction of it whose squared error is least, for each number of bits.
       HAQ cuts off what minimizes a divergence, below 5 bits.
@@ -183,10 +217,10 @@ def input_samples(
   """Returns what layers read, in evaluation mode.
 
   Args:
-    model: the network.
-    variables: of it.
-    batches: images, float32 [B, N, H, W, C].
-    layers: paths of the modules.
+    model: the network, made of plain layers.
+    variables: its parameters and statistics.
+    batches: preprocessed images, float32 [B, N, H, W, C].
+    layers: paths of the modules, in the order of the result.
 
   Returns:
     Leaves [layers, …].
@@ -277,120 +311,8 @@ def _inputs_through(
   return nn.intercept_methods(intercept)
 
 
-def score_data(
-  quantized: QuantizedCandidates, examples: Examples | None
-) -> dict[str, Any]:
-  """Returns the arrays that `make_objective`'s function reads.
-
-  Without examples they do for `with_bits` and `rounding_inputs`.
-  """
-  return {
-    'variables': quantized.variables,
-    'tables': quantized.tables,
-    'weight_grids': quantized.weight_grids,
-    'input_grids': quantized.input_grids,
-    'examples': examples,
-  }
-
-
-def with_bits(
-  quantized: QuantizedCandidates, data: Mapping[str, Any], candidate: jax.Array
-) -> Any:
-  """Returns the network's variables with the kernels of a candidate.
-
-  Args:
-    quantized: of the network; what of it is no array.
-    data: see `score_data`.
-    candidate: levels, int32 [G]; traced or not.
-  """
-  reads = quantized.space.reads
-  places = {name: i for i, name in enumerate(quantized.kernels)}
-
-  def put(name: str, leaf: jax.Array) -> jax.Array:
-    if name not in places:
-      return leaf
-    layer = places[name]
-    level = candidate[reads[layer]]
-    if data['tables']:
-      return data['tables'][layer][level].astype(leaf.dtype)
-    return on_grid(leaf, _grid_at(data['weight_grids'], layer, level))
-
-  return tree.map_named(put, data['variables'])
-
-
-def _grid_at(grids: Grids, layer: int, level: jax.Array) -> Grids:
+def _grid_at(grids: Grids, layer: int, level: Any) -> Grids:
   return Grids(*(leaf[layer, level] for leaf in grids))
-
-
-def rounding_inputs(
-  quantized: QuantizedCandidates, data: Mapping[str, Any], candidate: jax.Array
-) -> Any:
-  """Returns a context in which layers round what they read.
-
-  Args:
-    quantized: of the network; what of it is no array.
-    data: see `score_data`.
-    candidate: levels, int32 [G]; traced or not.
-  """
-  layers = [layer.name for layer in quantized.space.layers]
-  writes = quantized.space.writes
-  if data['input_grids'] is None:
-    return contextlib.nullcontext()
-
-  def change(name: str, inputs: jax.Array) -> jax.Array:
-    layer = layers.index(name)
-    level = candidate[writes[layer]]
-    return on_grid(inputs, _grid_at(data['input_grids'], layer, level))
-
-  return _inputs_through(change, layers)
-
-
-def make_objective(
-  quantized: QuantizedCandidates, score: str
-) -> Callable[[Any, jax.Array], jax.Array]:
-  """Returns `(data, candidate) -> score`, the more the better.
-
-  Args:
-    quantized: of the network.
-    score: 'accuracy', a fraction, or 'loss', cross-entropy in nats, negative.
-
-  Raises:
-    ValueError: the score is unknown.
-  """
-  network = _without_channels(quantized)
-  return _with_bits(quantized, scores.make_objective(network, score))
-
-
-def make_measure(
-  quantized: QuantizedCandidates,
-) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
-  """Returns `(data, candidate) -> {'accuracy', 'loss'}`, float32 []."""
-  network = _without_channels(quantized)
-  return _with_bits(quantized, scores.make_measure(network))
-
-
-def _without_channels(quantized: QuantizedCandidates) -> Candidates:
-  """The network as `candidate_scores` takes it, none of its channels chosen."""
-  return Candidates(
-    quantized.model, quantized.variables, quantized.space, (), (), ()
-  )
-
-
-def _with_bits(
-  quantized: QuantizedCandidates, score: Callable[[Any, jax.Array], Any]
-) -> Callable[[Any, jax.Array], Any]:
-  """Scores a network after its bits are chosen."""
-
-  def of_bits(data: Mapping[str, Any], candidate: jax.Array) -> Any:
-    network = {
-      'variables': with_bits(quantized, data, candidate),
-      'tables': (),
-      'examples': data['examples'],
-    }
-    with rounding_inputs(quantized, data, candidate):
-      return score(network, candidate)
-
-  return of_bits
 
 
 def export_tensors(
@@ -402,12 +324,12 @@ def export_tensors(
   left out.
 
   Args:
-    quantized: of the network.
-    candidate: levels, int32 [G].
+    quantized: the network and its options.
+    candidate: level of each decision, int32 [G].
 
   Returns:
     Tensors by name of the parameter, 'Conv_0/kernel', as
-    `model_files.write_file` takes them.
+    `compression.files.write_file` takes them.
   """
   levels = np.asarray(candidate)[list(quantized.space.reads)].tolist()
   leaves = dict(tree.named_leaves(quantized.variables))

@@ -29,8 +29,8 @@ def input_moments(
   """Returns the moments of what layers read, in evaluation mode.
 
   Args:
-    model: the network.
-    variables: of it.
+    model: a network of `nn.Conv` and `nn.Dense`.
+    variables: its parameters and statistics.
     batches: images, float32 [B, N, H, W, C].
     layers: paths of the modules, convolutions and dense layers.
     points: of each convolution's result in each batch, at random, the same in

@@ -1,7 +1,8 @@
 """A network as a search sees it: decisions, and options for each of them."""
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,47 +19,49 @@ from experiments.policy.candidates.calibration import input_moments
 
 
 class Refit(NamedTuple):
-  """How the layers that read fewer channels are refitted.
+  """How the layers that read fewer channels are refitted."""
 
-  Attributes:
-    enabled: whether they are; otherwise their remaining weights stay.
-    ridge: see `options.factorize`.
-    intercept: whether a constant is fitted too.
-    points: of each convolution in each batch.
-  """
-
-  enabled: bool = True
-  ridge: float = 1e-4
-  intercept: bool = True
-  points: int = 10
+  enabled: bool = True  # otherwise their remaining weights stay
+  ridge: float = 1e-4  # of the least squares, see `options.factorize`
+  intercept: bool = True  # whether a constant is fitted too
+  points: int = 10  # of each convolution in each batch
 
 
 _REFIT = Refit()
 
 
 class Candidates(NamedTuple):
-  """Everything of a network that a search chooses from.
+  """Everything of a network that a search chooses from."""
 
-  Attributes:
-    model: the network.
-    variables: of it, `{'params': …, 'batch_stats': …}`.
-    space: of decisions.
-    orders: channels by importance, of each decision.
-    readers: kernels that read a decision, with its index.
-    tables: options of each reader.
-  """
-
-  model: Any
-  variables: Any
-  space: Space
-  orders: tuple[np.ndarray, ...]
+  model: Any  # the network
+  variables: Any  # of the network, `{'params': …, 'batch_stats': …}`
+  space: Space  # of decisions
+  orders: tuple[np.ndarray, ...]  # channels by importance, of each decision
+  # Kernels that read a decision, with its index.
   readers: tuple[tuple[int, options.Reader], ...]
-  tables: tuple[options.Option, ...]
+  tables: tuple[options.Option, ...]  # of each reader
 
   @property
   def errors(self) -> jax.Array:
     """What each decision alone does to its readers: float32 [G, M]."""
     return options.errors_by_level(self.readers, self.tables, self.space)
+
+  def arrays(self) -> dict[str, Any]:
+    """Returns the arrays that `chosen` reads."""
+    return {'variables': self.variables, 'tables': self.tables}
+
+  def chosen(self, data: Mapping[str, Any], candidate: jax.Array) -> Any:
+    """Returns the variables with the options of a candidate, int32 [G]."""
+    return options.with_options(
+      data['variables'], self.readers, data['tables'], candidate
+    )
+
+  def rounding(
+    self, data: Mapping[str, Any], candidate: jax.Array
+  ) -> contextlib.AbstractContextManager[None]:
+    """Returns a context that changes nothing: inputs are not rounded."""
+    del data, candidate
+    return contextlib.nullcontext()
 
 
 def network_space(
@@ -74,13 +77,13 @@ def network_space(
   """Finds the decisions of a network; no weights are needed.
 
   Args:
-    model: the network.
-    variables: of it, arrays or abstract shapes.
+    model: a `Prunable` network.
+    variables: its parameters and statistics, arrays or abstract shapes.
     example: an input, batch of one; only shape and dtype matter.
-    layers: of the network; None: `model.layers()`.
-    divisor: see `make_space`.
-    smallest: likewise.
-    most_levels: likewise.
+    layers: who reads whose channels; None: `model.layers()`.
+    divisor: channels are kept in multiples of it.
+    smallest: the fraction of channels that each group keeps at least.
+    most_levels: the most levels that a decision may have, see `make_space`.
 
   Raises:
     ValueError: see `make_space`; the network does not say which layers read
@@ -115,38 +118,28 @@ def make_candidates(
   variables: Any,
   batches: jax.Array,
   *,
-  layers: Sequence[pruning.Layer] | None = None,
-  divisor: int = 8,
-  smallest: float = 0.2,
-  most_levels: int = 64,
   refit: Refit = _REFIT,
   key: jax.Array,
+  layers: Sequence[pruning.Layer] | None = None,
+  **levels: Any,
 ) -> Candidates:
   """Prepares the options of a trained network.
 
   Args:
     model: a `Prunable` network.
-    variables: of it.
+    variables: parameters and statistics of the trained network.
     batches: preprocessed training images, float32 [B, N, H, W, C].
-    layers: see `network_space`.
-    divisor: likewise.
-    smallest: likewise.
-    most_levels: likewise.
-    refit: how options are made.
+    refit: how layers are fitted to the channels that stay.
     key: typed key of the points that are looked at.
+    layers: who reads whose channels; None: `model.layers()`.
+    **levels: `divisor`, `smallest` and `most_levels` of `network_space`.
 
   Raises:
     ValueError: see `network_space`; a layer cannot be refitted, or what it
       reads is not finite, or so alike that rounding is all that differs.
   """
   space = network_space(
-    model,
-    variables,
-    batches[0, :1],
-    layers=layers,
-    divisor=divisor,
-    smallest=smallest,
-    most_levels=most_levels,
+    model, variables, batches[0, :1], layers=layers, **levels
   )
   shifts = shift_arrays(variables, model.layers() if layers is None else layers)
   readers = tuple(options.find_readers(space.groups, shifts))
@@ -155,7 +148,7 @@ def make_candidates(
     model,
     variables,
     batches,
-    [_module(reader.kernel) for _, reader in readers],
+    [module_of(reader.kernel) for _, reader in readers],
     points=refit.points,
     key=key,
   )
@@ -167,7 +160,7 @@ def make_candidates(
     return _table(
       jnp.asarray(leaves[reader.kernel]),
       jnp.asarray(rows),
-      inputs[_module(reader.kernel)],
+      inputs[module_of(reader.kernel)],
       levels=space.levels[decision],
       all_channels=group.channels,
       refit=refit._replace(
@@ -243,8 +236,8 @@ def masked(
   """Returns the whole network's variables with the options of a candidate.
 
   Args:
-    candidates: of the network.
-    candidate: levels, int32 [G].
+    candidates: the network and its options.
+    candidate: level of each decision, int32 [G].
     statistics: images, see `with_statistics`; None: batch normalization keeps
       its own statistics.
   """
@@ -272,7 +265,7 @@ def with_statistics(model: nn.Module, variables: Any, images: jax.Array) -> Any:
 
   Args:
     model: the network, with `norm_momentum` where it normalizes.
-    variables: of it.
+    variables: its parameters and statistics.
     images: preprocessed, float32 [N, H, W, C].
   """
   if 'batch_stats' not in variables:
@@ -291,8 +284,8 @@ def export(
   It computes what the masked one does.
 
   Args:
-    candidates: of the network.
-    candidate: levels, int32 [G].
+    candidates: the network and its options.
+    candidate: level of each decision, int32 [G].
     variables: of the masked network, see `masked`, which None stands for.
   """
   space = candidates.space
@@ -314,5 +307,6 @@ def kept_channels(
   return np.sort(candidates.orders[decision][:count])
 
 
-def _module(kernel: str) -> str:
+def module_of(kernel: str) -> str:
+  """Returns the path of the module that has a kernel, `params/…/kernel`."""
   return kernel.removeprefix('params/').removesuffix('/kernel')

@@ -1,10 +1,11 @@
 """A network whose kernels choose channels and precision together.
 
-As `candidates`, of choices of `decisions.joint` instead of channels: a
-kernel is refitted to the channels that stay and then rounded. One program
-evaluates any candidate, and `candidate_scores` works on `.candidates`.
+As `channels`, with choices of `decisions.joint`: a kernel is refitted to the
+channels that stay and then rounded. One program evaluates any candidate, and
+`scores` works on `.candidates`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -24,6 +25,7 @@ from experiments.policy.candidates.channels import (
   Candidates,
   Refit,
   masked,
+  module_of,
   network_space,
   shift_arrays,
 )
@@ -40,16 +42,13 @@ _REFIT = Refit()
 class JointCandidates(NamedTuple):
   """Everything of a network that a joint search chooses from.
 
-  Attributes:
-    candidates: of the network; its space is `space`, and each kernel has one
-      reader and one table.
-    choices: of each decision by level.
-    groups: channels that may be removed.
+  Of the candidates, the space is `space`, and each kernel has one reader and
+  one table.
   """
 
   candidates: Candidates
-  choices: tuple[tuple[Choice, ...], ...]
-  groups: tuple[pruning.ChannelGroup, ...]
+  choices: tuple[tuple[Choice, ...], ...]  # of each decision by level
+  groups: tuple[pruning.ChannelGroup, ...]  # channels that may be removed
 
   @property
   def space(self) -> Space:
@@ -63,22 +62,14 @@ class JointCandidates(NamedTuple):
 
 
 class _Source(NamedTuple):
-  """A kernel before its choices are known.
+  """A kernel before its choices are known."""
 
-  Attributes:
-    layer: its place among the layers.
-    reader: the kernel, and what takes a constant.
-    order: channels by importance, int [inputs].
-    rows: of the kernel's matrix by importance, int32 [n]; None where all
-      channels stay in any case.
-    floats: see `joint_space.JointGroup`.
-  """
-
-  layer: int
-  reader: options.Reader
-  order: np.ndarray
+  layer: int  # its place among the layers
+  reader: options.Reader  # the kernel, and what takes a constant
+  order: np.ndarray  # channels by importance, int [inputs]
+  # Of the kernel's matrix by importance, int32 [n]; None: all channels stay.
   rows: np.ndarray | None
-  floats: int
+  floats: int  # see `joint_space.JointGroup`
 
 
 def make_joint(
@@ -99,19 +90,20 @@ def make_joint(
 
   Args:
     model: a `Prunable` network.
-    variables: of it.
+    variables: parameters and statistics of the trained network.
     batches: preprocessed training images, float32 [B, N, H, W, C].
-    divisor: see `make_space`.
-    smallest: likewise.
+    divisor: channels are kept in multiples of it, see `make_space`.
+    smallest: the fraction of channels that each kernel keeps at least.
     bits: about how many a weight takes, ascending; 32: it is not rounded.
       One alone leaves only channels to choose.
-    most_levels: of a decision.
+    most_levels: the most levels that a decision may have.
     refit: how kernels are fitted to the channels that stay.
     key: typed key of the points that are looked at.
     kept: channels of each kernel that are chosen already, by name of the
       kernel; kernels that it lacks keep all, and so does every one with 'all'.
       None: they are chosen too.
-    compensate: see `joint.Rounding`.
+    compensate: whether later weights make up for the rounding of earlier
+      ones, see `joint.Rounding`.
 
   Raises:
     ValueError: see `network_space`; several kernels read the same channels; a
@@ -128,29 +120,31 @@ def make_joint(
     most_levels=_MOST_WIDTHS,
   )
   sources = _sources(channels, variables, model.layers())
-  names = [_module(source.reader.kernel) for source in sources]
+  names = [module_of(source.reader.kernel) for source in sources]
   inputs = input_moments(
     model, variables, batches, names, points=refit.points, key=key
   )
-  widths = _widths(channels, sources, kept)
   leaves = dict(tree.named_leaves(variables))
   rates = [bits[i] for i in (0, len(bits) // 2, -1)]
-  choices, tables = [], []
-  for source, name, own in zip(sources, names, widths, strict=True):
-    picked, table = _choose(
-      channels,
-      source,
-      jnp.asarray(leaves[source.reader.kernel]),
-      inputs[name],
-      channels_kept=own,
-      bits=bits,
-      rates=rates,
-      most_levels=most_levels,
-      refit=refit,
-      compensate=compensate,
-    )
-    choices.append(picked)
-    tables.append(table)
+  choose = functools.partial(
+    _choose,
+    channels,
+    bits=bits,
+    rates=rates,
+    most_levels=most_levels,
+    refit=refit,
+    rounding=Rounding(refit=refit.enabled, compensate=compensate),
+  )
+  widths = _widths(channels, sources, kept)
+  choices, tables = zip(
+    *(
+      choose(
+        source, jnp.asarray(leaves[source.reader.kernel]), inputs[name], own
+      )
+      for source, name, own in zip(sources, names, widths, strict=True)
+    ),
+    strict=True,
+  )
   space = joint_space.make_joint_space(
     channels,
     choices,
@@ -160,10 +154,8 @@ def make_joint(
   )
   readers = tuple((i, source.reader) for i, source in enumerate(sources))
   orders = tuple(source.order for source in sources)
-  candidates = Candidates(
-    model, variables, space, orders, readers, tuple(tables)
-  )
-  return JointCandidates(candidates, tuple(choices), channels.groups)
+  candidates = Candidates(model, variables, space, orders, readers, tables)
+  return JointCandidates(candidates, choices, channels.groups)
 
 
 def _choose(
@@ -171,13 +163,13 @@ def _choose(
   source: _Source,
   kernel: jax.Array,
   inputs: options.Moments,
-  *,
   channels_kept: Sequence[int],
+  *,
   bits: Sequence[float],
   rates: Sequence[float],
   most_levels: int,
   refit: Refit,
-  compensate: bool,
+  rounding: Rounding,
 ) -> tuple[tuple[Choice, ...], options.Option]:
   """Levels of a kernel, and the kernel at each."""
   prepared, count = _prepare(source, kernel, inputs, refit), len(source.order)
@@ -186,7 +178,7 @@ def _choose(
     channels=channels_kept,
     all_channels=count,
     steps=joint_lib.steps_for(np.asarray(kernel), bits),
-    rounding=Rounding(refit=refit.enabled, compensate=compensate),
+    rounding=rounding,
   )
   _check_finite(source.reader.kernel, every)
   picked = joint_space.order_choices(
@@ -344,14 +336,14 @@ def export_joint(
   evaluated, bit for bit.
 
   Args:
-    joint: of the network.
-    candidate: levels, int32 [G].
-    statistics: images, see `candidates.with_statistics`; None: batch
+    joint: the network and its choices.
+    candidate: level of each decision, int32 [G].
+    statistics: images, see `channels.with_statistics`; None: batch
       normalization keeps its own statistics.
 
   Returns:
     The smaller network; all its arrays by name; and integers and steps of its
-    kernels, named without `params/`, as `model_files.write_file` takes them.
+    kernels, named without `params/`, as `files.write_file` takes them.
 
   Raises:
     ValueError: see `Space.kept`.
@@ -412,7 +404,3 @@ def policy_rows(
 
 def _layer(joint: JointCandidates, decision: int) -> int:
   return cast(Any, joint.space.groups)[decision].layer
-
-
-def _module(kernel: str) -> str:
-  return kernel.removeprefix('params/').removesuffix('/kernel')

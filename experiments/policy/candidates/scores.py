@@ -1,7 +1,8 @@
 """What a candidate scores: accuracy or loss of the network that is left."""
 
+import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,27 +11,44 @@ import optax
 from jax import lax
 
 from bandwidth.base import unknown_name
-from bandwidth.search.decisions import options
 from experiments.models import matrix_convolution
-from experiments.policy.candidates.channels import Candidates, with_statistics
+from experiments.policy.candidates.channels import with_statistics
 
 SCORES = ('accuracy', 'loss')
 
 _BATCH = 256
 
 
+class Scorable(Protocol):
+  """A network with options: `Candidates`, `QuantizedCandidates`."""
+
+  @property
+  def model(self) -> Any:
+    """The network, a `flax.linen.Module`."""
+    ...
+
+  def arrays(self) -> dict[str, Any]:
+    """Returns the arrays that the other methods read, by name."""
+    ...
+
+  def chosen(self, data: Mapping[str, Any], candidate: jax.Array) -> Any:
+    """Returns the variables with the options of a candidate, int32 [G]."""
+    ...
+
+  def rounding(
+    self, data: Mapping[str, Any], candidate: jax.Array
+  ) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context in which layers read what a candidate lets them."""
+    ...
+
+
 class Examples(NamedTuple):
-  """What candidates are scored on.
+  """Labeled images on which candidates are scored."""
 
-  Attributes:
-    images: preprocessed, float32 [B, N, H, W, C].
-    labels: int32 [B, N]; -1 of what only fills the batches.
-    statistics: images [N, H, W, C] whose statistics batch normalization takes
-      in every candidate; None: it keeps those of the whole network.
-  """
-
-  images: jax.Array
-  labels: jax.Array
+  images: jax.Array  # preprocessed, float32 [B, N, H, W, C]
+  labels: jax.Array  # int32 [B, N]; -1 where an image only fills a batch
+  # Images [N, H, W, C] from which batch normalization takes its statistics in
+  # every candidate; None: it keeps those of the whole network.
   statistics: jax.Array | None = None
 
 
@@ -41,8 +59,8 @@ def make_examples(
 
   Args:
     images: preprocessed, float32 [N, H, W, C].
-    labels: int32 [N].
-    statistics: see `Examples`.
+    labels: class of each image, int32 [N].
+    statistics: images for batch normalization, see `Examples`.
   """
   count = len(labels)
   batches = -(-count // _BATCH)
@@ -59,13 +77,9 @@ def make_examples(
   )
 
 
-def score_data(candidates: Candidates, examples: Examples) -> dict[str, Any]:
+def score_data(candidates: Scorable, examples: Examples) -> dict[str, Any]:
   """Returns the arrays that the functions below read."""
-  return {
-    'variables': candidates.variables,
-    'tables': candidates.tables,
-    'examples': examples,
-  }
+  return {**candidates.arrays(), 'examples': examples}
 
 
 def check_score(score: str) -> None:
@@ -75,12 +89,12 @@ def check_score(score: str) -> None:
 
 
 def make_objective(
-  candidates: Candidates, score: str
+  candidates: Scorable, score: str
 ) -> Callable[[Any, jax.Array], jax.Array]:
   """Returns `(data, candidate) -> score`, the more the better.
 
   Args:
-    candidates: of the network.
+    candidates: the network and its options.
     score: 'accuracy', a fraction, or 'loss', cross-entropy in nats, negative.
 
   Raises:
@@ -97,19 +111,20 @@ def make_objective(
 
 
 def make_measure(
-  candidates: Candidates,
+  candidates: Scorable,
 ) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
   """Returns `(data, candidate) -> {'accuracy', 'loss'}`, float32 [].
 
   The data are those of `score_data`, the candidate levels, int32 [G].
   """
-  model, readers = candidates.model, candidates.readers
+  model = candidates.model
 
   def measure(data: Mapping[str, Any], candidate: jax.Array) -> Any:
-    examples = data['examples']
-    variables = options.with_options(
-      data['variables'], readers, data['tables'], candidate
-    )
+    variables = candidates.chosen(data, candidate)
+    with candidates.rounding(data, candidate):
+      return of_variables(data['examples'], variables)
+
+  def of_variables(examples: Examples, variables: Any) -> Any:
     if examples.statistics is not None:
       variables = with_statistics(model, variables, examples.statistics)
 
@@ -134,7 +149,7 @@ def better_first(score: str, measured: Mapping[str, np.ndarray]) -> np.ndarray:
   """Returns the order of candidates, the best first.
 
   Args:
-    score: of `SCORES`.
+    score: one of `SCORES`.
     measured: accuracies and losses, [N] each; what is no number comes last.
 
   Returns:

@@ -1,7 +1,7 @@
 """What a search may decide of a network: channels, bits, or both.
 
-Of each there is a module that prices the decisions and makes their options; all
-give a `Subject`, and whatever searches, measures and writes knows no more.
+Each has a module that prices the decisions and makes their options. All give a
+`SearchSubject`; whatever searches, measures and writes knows no more.
 """
 
 from collections.abc import Mapping

@@ -14,7 +14,6 @@ import numpy as np
 
 from bandwidth.search.decisions.bit_options import (
   BIT_COSTS,
-  BitModel,
   authors_pins,
   bit_cost_model,
   equal_bit_cost,
@@ -22,24 +21,19 @@ from bandwidth.search.decisions.bit_options import (
   make_bit_space,
   tabulate_bits,
 )
-from bandwidth.search.problem.space import LayerShape, Space
+from bandwidth.search.problem.space import LayerShape
 from experiments.models.geometry import layer_shapes
 from experiments.policy.candidates.bits import (
   QuantizedCandidates,
   export_tensors,
-  make_measure,
-  make_objective,
   make_quantized,
-  rounding_inputs,
-  score_data,
-  with_bits,
 )
 from experiments.policy.candidates.channels import with_statistics
 from experiments.policy.kinds.kind import (
   Kind,
   Network,
-  Priced,
-  Subject,
+  PricedSpace,
+  SearchSubject,
   arrays_of,
   named,
   options_of,
@@ -50,17 +44,11 @@ _BUDGETED = {'linear': 8, 'kmeans': 32}
 
 
 class Options(NamedTuple):
-  """Options of the decisions.
+  """Options of the decisions."""
 
-  Attributes:
-    mode: linear or kmeans.
-    bits: to choose among.
-    pins: whether first and last layer have HAQ's bits, in linear mode.
-  """
-
-  mode: str = 'linear'
-  bits: tuple[int, ...] = tuple(range(2, 9))
-  pins: bool = True
+  mode: str = 'linear'  # or 'kmeans'
+  bits: tuple[int, ...] = tuple(range(2, 9))  # to choose among
+  pins: bool = True  # linear mode: HAQ's bits in the first and last layer
 
 
 def _options(
@@ -74,18 +62,16 @@ def _options(
   return layers, {**options, 'pins': authors_pins(layers) if pins else None}
 
 
-def _price(config: Mapping[str, Any], task: Task, variables: Any) -> Priced:
+def _price(
+  config: Mapping[str, Any], task: Task, variables: Any
+) -> PricedSpace:
   del variables  # a kernel has the shape that its layer says
   given = config['search']
   layers, options = _options(given, task)
   space = make_bit_space(layers, **options)
   model = bit_cost_model(**named(given, 'cost'))
-  return _priced(space, model, options['mode'])
-
-
-def _priced(space: Space, model: BitModel, mode: str) -> Priced:
-  bits = _BUDGETED[mode]
-  return Priced(
+  bits = _BUDGETED[options['mode']]
+  return PricedSpace(
     space=space,
     costs=tabulate_bits(space, model),
     whole=equal_bit_cost(space, model, weight_bits=bits, activation_bits=bits),
@@ -99,31 +85,28 @@ def _make(
   variables: Any,
   batches: jax.Array,
   key: jax.Array,
-) -> Subject:
+) -> SearchSubject:
   del key  # all pixels are looked at
-  given = config['search']
-  _, options = _options(given, task)
+  _, options = _options(config['search'], task)
   quantized = make_quantized(task.model, variables, batches, **options)
 
   def in_bits(candidate: np.ndarray, images: jax.Array | None) -> Any:
     levels = jnp.asarray(candidate, jnp.int32)
-    data = score_data(quantized, None)
-    chosen = jax.jit(lambda x: with_bits(quantized, data, x))(levels)
+    data = quantized.arrays()
+    chosen = jax.jit(lambda x: quantized.chosen(data, x))(levels)
     if images is None:
       return chosen
-    with rounding_inputs(quantized, data, levels):
+    with quantized.rounding(data, levels):
       return with_statistics(quantized.model, chosen, images)
 
   def network(candidate: np.ndarray, images: jax.Array | None) -> Network:
     arrays = arrays_of(in_bits(candidate, images))
     return Network(task.model, arrays, export_tensors(quantized, candidate))
 
-  return Subject(
+  return SearchSubject(
     priced=_price(config, task, variables),
+    candidates=quantized,
     errors=quantized.errors,
-    objective=make_objective(quantized, given['score']),
-    measure=make_measure(quantized),
-    arrays=lambda examples: score_data(quantized, examples),
     variables=in_bits,
     network=network,
     policy=lambda candidate: _policy(quantized, candidate),

@@ -4,6 +4,7 @@ Channels that residual connections add are 'fixed', or one decision for each
 'group' of them, where the network knows both (`decisions.residual`).
 """
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -19,26 +20,21 @@ from bandwidth.search.problem.cost import (
 )
 from experiments.policy.candidates.channels import (
   Candidates,
-  Refit,
   export,
   kept_channels,
   make_candidates,
   masked,
   network_space,
 )
-from experiments.policy.candidates.scores import (
-  make_measure,
-  make_objective,
-  score_data,
-)
 from experiments.policy.kinds.kind import (
   Kind,
   Network,
-  Priced,
-  Subject,
+  PricedSpace,
+  SearchSubject,
   arrays_of,
   named,
   options_of,
+  refit_of,
 )
 from experiments.training.tasks import Task
 
@@ -47,17 +43,13 @@ LEVELS = ('divisor', 'smallest', 'most_levels')
 
 
 class Options(NamedTuple):
-  """Options of the decisions.
+  """Options of the decisions."""
 
-  Attributes:
-    residual: fixed or group, see above.
-  """
-
-  residual: str = 'fixed'
+  residual: str = 'fixed'  # or 'group', see above
 
 
 def _space_options(given: Mapping[str, Any], model: Any) -> dict[str, Any]:
-  """Arguments of `candidates.network_space` that the config chooses.
+  """Arguments of `network_space` that the config chooses.
 
   Raises:
     ValueError: a field is unknown, or one that the network has no use for.
@@ -75,12 +67,14 @@ def _space_options(given: Mapping[str, Any], model: Any) -> dict[str, Any]:
   return {**levels, 'layers': layers(residual=residual)}
 
 
-def _price(config: Mapping[str, Any], task: Task, variables: Any) -> Priced:
+def _price(
+  config: Mapping[str, Any], task: Task, variables: Any
+) -> PricedSpace:
   given = config['search']
   levels = _space_options(given, task.model)
   model = cost_model(**named(given, 'cost'))
   space = network_space(task.model, variables, task.example, **levels)
-  return Priced(
+  return PricedSpace(
     space=space,
     costs=tabulate(space, model),
     whole=exact_cost(space, model, space.full()),
@@ -94,13 +88,13 @@ def _make(
   variables: Any,
   batches: jax.Array,
   key: jax.Array,
-) -> Subject:
+) -> SearchSubject:
   given = config['search']
   candidates = make_candidates(
     task.model,
     variables,
     batches,
-    refit=Refit(**{name: given['refit'][name] for name in Refit._fields}),
+    refit=refit_of(given),
     key=key,
     **_space_options(given, task.model),
   )
@@ -110,15 +104,13 @@ def _make(
     model, small = export(candidates, candidate, whole)
     return Network(model, arrays_of(small), {})
 
-  return Subject(
+  return SearchSubject(
     priced=_price(config, task, variables),
+    candidates=candidates,
     errors=candidates.errors,
-    objective=make_objective(candidates, given['score']),
-    measure=make_measure(candidates),
-    arrays=lambda examples: score_data(candidates, examples),
-    variables=lambda candidate, images: masked(candidates, candidate, images),
+    variables=functools.partial(masked, candidates),
     network=network,
-    policy=lambda candidate: _policy(candidates, candidate),
+    policy=functools.partial(_policy, candidates),
   )
 
 

@@ -1,5 +1,6 @@
 """Decisions on channels and precision together, in bytes of the file."""
 
+import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
@@ -16,25 +17,21 @@ from bandwidth.search.decisions.joint_space import (
 )
 from bandwidth.search.problem.cost import Costs
 from experiments.compression.files import metadata_of, write_file
-from experiments.policy.candidates.channels import Refit, masked, network_space
+from experiments.policy.candidates.channels import masked, network_space
 from experiments.policy.candidates.joint import (
   JointCandidates,
   export_joint,
   make_joint,
   policy_rows,
 )
-from experiments.policy.candidates.scores import (
-  make_measure,
-  make_objective,
-  score_data,
-)
 from experiments.policy.kinds.kind import (
   Kind,
   Network,
-  Priced,
-  Subject,
+  PricedSpace,
+  SearchSubject,
   named,
   options_of,
+  refit_of,
 )
 from experiments.training.tasks import Task
 
@@ -42,17 +39,13 @@ FILE_BYTES = 'file_bytes'
 
 
 class Options(NamedTuple):
-  """Options of the decisions.
+  """Options of the decisions."""
 
-  Attributes:
-    bits: a weight, about, among which the steps are.
-    kept: by kernel, channels that are given; 'all': none is removed.
-  """
-
+  # About how many a weight takes: the steps to choose among.
   bits: tuple[float, ...] = (
     *(0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0),
   )
-  kept: Any = None
+  kept: Any = None  # channels by kernel that are given; 'all': none is removed
 
 
 def _check(config: Mapping[str, Any], task: Task, variables: Any) -> None:
@@ -75,7 +68,7 @@ def _make(
   variables: Any,
   batches: jax.Array,
   key: jax.Array,
-) -> Subject:
+) -> SearchSubject:
   given = config['search']
   options = options_of(given, Options)
   joint = make_joint(
@@ -87,32 +80,27 @@ def _make(
     most_levels=given['most_levels'],
     bits=tuple(options['bits']),
     kept=options['kept'],
-    refit=Refit(**{name: given['refit'][name] for name in Refit._fields}),
+    refit=refit_of(given),
     key=key,
   )
-  of_file = given['cost']['name'] == FILE_BYTES
 
   def network(candidate: np.ndarray, images: jax.Array | None) -> Network:
     return Network(*export_joint(joint, candidate, images))
 
-  return Subject(
+  return SearchSubject(
     priced=_priced(joint, config, variables),
+    candidates=joint.candidates,
     errors=joint.errors,
-    objective=make_objective(joint.candidates, given['score']),
-    measure=make_measure(joint.candidates),
-    arrays=lambda examples: score_data(joint.candidates, examples),
-    variables=lambda candidate, images: masked(
-      joint.candidates, candidate, images
-    ),
+    variables=functools.partial(masked, joint.candidates),
     network=network,
-    policy=lambda candidate: _policy(joint, candidate),
-    file_budget=of_file,
+    policy=functools.partial(_policy, joint),
+    file_budget=given['cost']['name'] == FILE_BYTES,
   )
 
 
 def _priced(
   joint: JointCandidates, config: Mapping[str, Any], variables: Any
-) -> Priced:
+) -> PricedSpace:
   given = config['search']
   model = joint_cost_model(**named(given, 'cost'))
   space, choices = joint.space, joint.choices
@@ -122,11 +110,11 @@ def _priced(
     return exact_joint_cost(space, choices, model, candidate)
 
   if given['cost']['name'] != FILE_BYTES:
-    return Priced(space, costs, exact(space.full()), exact)
+    return PricedSpace(space, costs, exact(space.full()), exact)
   # What a file has beyond the codes: names, shapes, tables of the coder.
   over = _overhead(joint, exact, metadata_of(config))
   whole = sum(4.0 * x.size for x in jax.tree.leaves(variables))
-  return Priced(
+  return PricedSpace(
     space,
     _raised(costs, over),
     whole,

@@ -11,34 +11,25 @@ from bandwidth.base import make_named
 from bandwidth.search.problem.cost import Costs
 from bandwidth.search.problem.space import Space
 from experiments.compression.files import named_arrays
-from experiments.policy.candidates.scores import Examples
+from experiments.policy.candidates.channels import Refit
+from experiments.policy.candidates.scores import Scorable
 from experiments.training.tasks import Task
 
 
-class Priced(NamedTuple):
-  """Decisions and what they cost.
-
-  Attributes:
-    space: of decisions.
-    costs: of the space.
-    whole: what budgets are fractions of, in the unit of the cost model.
-    exact: cost of a candidate in that unit.
-  """
+class PricedSpace(NamedTuple):
+  """Decisions, and what they cost in the unit of a cost model."""
 
   space: Space
-  costs: Costs
-  whole: float
-  exact: Callable[[np.ndarray], float]
+  costs: Costs  # of the options of each decision
+  whole: float  # that of the network that budgets are fractions of
+  exact: Callable[[np.ndarray], float]  # cost of a candidate, int32 [G]
 
 
 class Network(NamedTuple):
   """A candidate as a network of its own.
 
-  Attributes:
-    model: it.
-    arrays: of it, by name.
-    tensors: parameters as a file holds them, named without `params/`; the
-      others are float32.
+  `tensors` are the parameters that a file holds in another form than float32,
+  named without `params/`.
   """
 
   model: Any
@@ -46,28 +37,26 @@ class Network(NamedTuple):
   tensors: Mapping[str, coding.Tensor]
 
 
-class Subject(NamedTuple):
-  """A trained network with options for each decision.
+class SearchSubject(NamedTuple):
+  """A trained network with its options: what a search needs of it.
+
+  A candidate is levels, int32 [G]; images, float32 [N, H, W, C], are those from
+  which batch normalization takes its statistics, None: it keeps its own.
 
   Attributes:
-    priced: its decisions.
-    errors: of each decision alone, float32 [G, M].
-    objective: `(arrays, candidate) -> float32 []`, the more the better.
-    measure: `(arrays, candidate) -> {'accuracy', 'loss'}`.
-    arrays: what both read, of given examples.
-    variables: of the network with the options of a candidate, shapes unchanged;
-      batch normalization has the statistics of the images given.
-    network: the same as a network of its own.
+    priced: its decisions and what they cost.
+    candidates: what is scored.
+    errors: of each decision alone, float32 [G, M]; 0 at its last level.
+    variables: `(candidate, images) -> variables`, shapes unchanged.
+    network: `(candidate, images) -> Network`, which computes the same.
     policy: what a candidate decides, a row a decision or layer: its `name`, the
       `fraction` of it that is kept, a `label`, and details.
     file_budget: whether the cost is that of the file that is written.
   """
 
-  priced: Priced
+  priced: PricedSpace
+  candidates: Scorable
   errors: jax.Array
-  objective: Callable[[Any, jax.Array], jax.Array]
-  measure: Callable[[Any, jax.Array], dict[str, jax.Array]]
-  arrays: Callable[[Examples], dict[str, Any]]
   variables: Callable[[np.ndarray, jax.Array | None], Any]
   network: Callable[[np.ndarray, jax.Array | None], Network]
   policy: Callable[[np.ndarray], list[dict[str, Any]]]
@@ -78,18 +67,20 @@ class Kind(NamedTuple):
   """A kind of decisions.
 
   Attributes:
-    price: `(config, task, abstract variables) -> Priced`, found out
+    price: `(config, task, abstract variables) -> PricedSpace`, found out
       before the network is trained; None: what is decided costs more or less
       by the network's weights. ValueError where the config can't be used.
-    make: `(config, task, variables, batches, key) -> Subject`, where
+    make: `(config, task, variables, batches, key) -> SearchSubject`, where
       batches are preprocessed training images, float32 [B, N, H, W, C].
-    labels: what the labels of a policy are.
+    labels: what the labels of a policy are, a heading.
     options: a named tuple of them, with defaults.
     costs: makers of cost models, by name.
   """
 
-  price: Callable[[Mapping[str, Any], Task, Any], Priced | None]
-  make: Callable[[Mapping[str, Any], Task, Any, jax.Array, jax.Array], Subject]
+  price: Callable[[Mapping[str, Any], Task, Any], PricedSpace | None]
+  make: Callable[
+    [Mapping[str, Any], Task, Any, jax.Array, jax.Array], SearchSubject
+  ]
   labels: str
   options: Callable[..., Any]
   costs: Mapping[str, Callable[..., Any]]
@@ -129,3 +120,8 @@ def options_of(
   name = arguments.pop('name')
   found = make_named('search.decisions', name, {name: options}, arguments)
   return found._asdict()
+
+
+def refit_of(given: Mapping[str, Any]) -> Refit:
+  """Returns how the group `search` of a config wants layers refitted."""
+  return Refit(**{name: given['refit'][name] for name in Refit._fields})

@@ -20,8 +20,8 @@ from bandwidth.search.problem.latency import FORMAT
 from experiments import datasets
 from experiments.config import named_config, resolve
 from experiments.policy.candidates.channels import network_space
+from experiments.policy.run import run
 from experiments.runtime.startup import InputError
-from experiments.search import run
 
 ROOT = pathlib.Path(__file__).parents[3]
 REPEATS = functools.cache(datasets.load)

@@ -24,9 +24,9 @@ from experiments.models import make_model
 from experiments.models.geometry import layer_shapes, macs
 from experiments.policy.outcome import to_markdown
 from experiments.policy.plan import make_plan, network_variables
+from experiments.policy.run import run
 from experiments.policy.setup import prepare
 from experiments.runtime.startup import InputError
-from experiments.search import run
 from experiments.training.run import run as train
 
 ROOT = pathlib.Path(__file__).parents[3]

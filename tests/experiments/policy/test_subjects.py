@@ -11,8 +11,8 @@ from experiments.config import named_config, resolve
 from experiments.models import make_model
 from experiments.policy.kinds import KINDS
 from experiments.policy.plan import make_plan
+from experiments.policy.run import run
 from experiments.runtime.startup import InputError
-from experiments.search import run
 
 KINDS_OF = {
   'linear': {

@@ -26,14 +26,14 @@ from experiments.models.lenet import LeNet5, LeNet300
 from experiments.models.mobilenet import MobileNetV2
 from experiments.policy.candidates.bits import (
   export_tensors,
+  make_quantized,
+)
+from experiments.policy.candidates.scores import (
+  Examples,
   make_measure,
   make_objective,
-  make_quantized,
-  rounding_inputs,
   score_data,
-  with_bits,
 )
-from experiments.policy.candidates.scores import Examples
 
 MODEL = LeNet300(features=(16, 8))
 BITS = (1, 2, 4, 8)
@@ -68,11 +68,11 @@ def program(mode, clip='mse'):
 
   @Counted
   def evaluate(data, candidate, images):
-    variables = with_bits(found, data, candidate)
-    with rounding_inputs(found, data, candidate):
+    variables = found.chosen(data, candidate)
+    with found.rounding(data, candidate):
       return variables, found.model.apply(variables, images)
 
-  data = score_data(found, None)
+  data = found.arrays()
   return functools.partial(jax.jit(evaluate), data), evaluate
 
 
@@ -422,7 +422,7 @@ def test_kernels_may_stay(mode):
     'Dense_1/kernel',
     'Dense_2/kernel',
   ]
-  chosen = with_bits(found, score_data(found, None), jnp.asarray(candidate))
+  chosen = found.chosen(found.arrays(), jnp.asarray(candidate))
   np.testing.assert_array_equal(kernels_of(chosen)[0], kernels_of(variables)[0])
 
 
@@ -467,8 +467,8 @@ def test_convolutions_round_what_they_read():
         seen['made'] = y
       return y
 
-    with rounding_inputs(found, data, candidate), nn.intercept_methods(note):
-      logits = model.apply(with_bits(found, data, candidate), images[0])
+    with found.rounding(data, candidate), nn.intercept_methods(note):
+      logits = model.apply(found.chosen(data, candidate), images[0])
     measured = measure(data, candidate)
     again = data['examples']._replace(statistics=images[0])
     fresh = measure({**data, 'examples': again}, candidate)
