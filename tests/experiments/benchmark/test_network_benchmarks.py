@@ -13,6 +13,7 @@ from experiments.models import make_model
 from experiments.weights import write_safetensors
 
 
+@pytest.mark.slow
 def test_sensitivity_prunes_one_array_at_a_time(tmp_path, capsys):
   config = {'name': 'lenet300', 'features': [8, 4]}
   model = make_model(config, num_classes=10)
