@@ -70,7 +70,7 @@ def momentum_of(reducer, state, workers):
   ('exchange', 'old', 'new'),
   [
     ('all_gather', (2, 2), (4, 2)),
-    ('all_gather', (2, 4), (3, 1)),
+    pytest.param('all_gather', (2, 4), (3, 1), marks=pytest.mark.slow),
     ('owner_sharded', (4, 2), (2, 2)),
     pytest.param('owner_sharded', (2, 2), (2, 4), marks=pytest.mark.slow),
   ],

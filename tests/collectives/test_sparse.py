@@ -166,7 +166,15 @@ def test_two_links(exchange):
 
 
 @pytest.mark.parametrize('exchange', ['all_gather', 'owner_sharded'])
-@pytest.mark.parametrize(('old', 'new'), [(4, 2), (2, 4), (3, 5), (4, 4)])
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    (4, 2),
+    pytest.param(2, 4, marks=pytest.mark.slow),
+    pytest.param(3, 5, marks=pytest.mark.slow),
+    (4, 4),
+  ],
+)
 def test_other_workers_conserve_what_is_pending(exchange, old, new):
   params = {'w': jnp.ones((3000, 11)), 'b': jnp.ones(9)}
   make = functools.partial(

@@ -79,7 +79,15 @@ def relative(y, reference):
   return np.linalg.norm(y - reference) / np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize(('name', 'mode'), ARITHMETIC)
+@pytest.mark.parametrize(
+  ('name', 'mode'),
+  [
+    pytest.param(*case, marks=pytest.mark.slow)
+    if case in (('codebook4', 'int16'), ('by_output2', 'int8'))
+    else case
+    for case in ARITHMETIC
+  ],
+)
 def test_each_arithmetic(name, mode):
   matrix = matrices(300, 11)[name]
   x = RNG.normal(size=(2, 300)).astype(np.float32)

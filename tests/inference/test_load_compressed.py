@@ -296,7 +296,9 @@ class Everything(nn.Module):
     return nn.Dense(5)(nn.relu(nn.Dense(7)(x)))
 
 
-@pytest.mark.parametrize('backend', ['xla', 'auto'])
+@pytest.mark.parametrize(
+  'backend', [pytest.param('xla', marks=pytest.mark.slow), 'auto']
+)
 def test_layers_of_flax(backend, tmp_path):
   model = Everything()
   images = jnp.asarray(RNG.normal(size=(2, 16, 14, 3)), jnp.float32)
@@ -322,7 +324,9 @@ def test_layers_of_flax(backend, tmp_path):
   np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['lenet300', 'lenet5'])
+@pytest.mark.parametrize(
+  'name', ['lenet300', pytest.param('lenet5', marks=pytest.mark.slow)]
+)
 def test_accuracy_of_a_file_is_the_same(name, tmp_path):
   config = {
     'model': {'name': name},

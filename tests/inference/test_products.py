@@ -141,7 +141,7 @@ def test_largest_integers_do_not_overflow(backend):
         np.testing.assert_allclose(y, np.full((1, 2), wanted), rtol=1e-2)
 
 
-@pytest.mark.parametrize('batch', [1, 6])
+@pytest.mark.parametrize('batch', [1, pytest.param(6, marks=pytest.mark.slow)])
 def test_tpu_kernel_interpreted(batch):
   for shape, names in (
     ((300, 17), ('codebook4', 'by_output', 'int8')),

@@ -87,6 +87,7 @@ def test_gradients_are_finite(name):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_learned_priors_reach_the_entropy():
   rng = np.random.default_rng(2)
   levels = jnp.asarray(np.rint(rng.laplace(0, 1.2, 2000)), jnp.float32)

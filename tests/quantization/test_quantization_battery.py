@@ -1,5 +1,7 @@
 """What every trainable form of quantization must survive."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,21 +95,27 @@ CASES = [(name, jnp.float32) for name in METHODS] + [
 ]
 
 
-@pytest.mark.parametrize(('name', 'dtype'), CASES)
-def test_battery(name, dtype):
-  method, first = METHODS[name]
-  params = make_params(dtype)
-  tx = optax.chain(first, optax.adamw(1e-2))
+def make_loss(method):
   bits = getattr(method, 'bits', lambda variables: 0.0)
-
-  def start(params):
-    variables = method.init(params)
-    return variables, tx.init(variables)
 
   def loss(variables):
     decoded = jax.tree.leaves(method.decode(variables))
     power = sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in decoded)
     return power + 1e-3 * bits(variables)
+
+  return loss
+
+
+@pytest.mark.parametrize(('name', 'dtype'), CASES)
+def test_battery(name, dtype):
+  method, first = METHODS[name]
+  params = make_params(dtype)
+  tx = optax.chain(first, optax.adamw(1e-2))
+  loss = make_loss(method)
+
+  def start(params):
+    variables = method.init(params)
+    return variables, tx.init(variables)
 
   def step(variables, state):
     updates, state = tx.update(jax.grad(loss)(variables), state, variables)
@@ -127,17 +135,32 @@ def test_battery(name, dtype):
   assert jax.tree.structure(once) == jax.tree.structure((variables, state))
   twice = jitted(*once)
   assert counted.traces == 1
-  if dtype == jnp.float32:
-    # Without jit each operation compiles alone: slow, so only what is ours.
-    np.testing.assert_allclose(
-      loss(variables), jax.jit(loss)(variables), rtol=1e-5
-    )
-    shared = first.update(variables, state[0])[0]
-    jitted = jax.jit(first.update)(variables, state[0])[0]
-    jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), shared, jitted
-    )
   assert all(np.isfinite(x.astype(float)).all() for x in jax.tree.leaves(twice))
   for leaf, tensor in method.export(variables).items():
     assert leaf != 'plain'
     assert np.isfinite(tensor.decode()).all()
+
+
+# Each operation compiles alone, so only what is ours; two methods are fast.
+@pytest.mark.parametrize(
+  'name',
+  [
+    name
+    if name in ('share', 'uniform')
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in METHODS
+  ],
+)
+def test_jit_equals_no_jit(name):
+  method, first = METHODS[name]
+  loss, params = make_loss(method), make_params(jnp.float32)
+  variables = jax.jit(method.init)(params)
+  state = first.init(variables)
+  np.testing.assert_allclose(
+    loss(variables), jax.jit(loss)(variables), rtol=1e-5
+  )
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5),
+    first.update(variables, state)[0],
+    jax.jit(first.update)(variables, state)[0],
+  )

@@ -128,6 +128,7 @@ def test_prior_gets_the_gradient_of_the_code_length():
   np.testing.assert_allclose(ours, wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_trades_error_for_bits():
   target = make_params()
   model = rate_model(RULES)

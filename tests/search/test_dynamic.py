@@ -112,6 +112,7 @@ def test_exhaustive_search_finds_nothing_better(seed):
   )
 
 
+@pytest.mark.slow
 def test_each_point_of_the_frontier_is_a_separate_solution():
   space = chain(16, 24, 32, divisor=4)
   rng = np.random.default_rng(3)

@@ -214,6 +214,7 @@ PROBES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_shows_what_it_says(path, tmp_path):
   probe, check, plots = PROBES[path.name]

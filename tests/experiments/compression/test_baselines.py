@@ -98,6 +98,7 @@ def test_decoded_values_against_their_definitions(arrays, axis):
       np.testing.assert_allclose(values, levels * scale, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_4_bits_have_16_values_of_least_squared_error(arrays):
   cluster = pytest.importorskip('sklearn.cluster')
   array = arrays['kernel']

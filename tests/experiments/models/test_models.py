@@ -111,6 +111,7 @@ def test_lenet5_equals_a_plain_transcription():
   )
 
 
+@pytest.mark.slow
 def test_batch_norm_keeps_running_statistics_only_in_training():
   model = make_model({'name': 'resnet20', 'depth': 8}, num_classes=10)
   images = jnp.ones((2, 8, 8, 3))

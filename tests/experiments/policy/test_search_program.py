@@ -217,6 +217,7 @@ def test_tables_say_which_examples_they_are_of(searched):
   assert named[named.index('whole') :][:3] == ['whole', 'searched', 'uniform']
 
 
+@pytest.mark.slow
 def test_another_search_of_the_same_network(searched, tmp_path):
   _, workdir, before = searched
   shutil.copytree(workdir, tmp_path / 'w')
@@ -436,6 +437,7 @@ def test_streamed_and_resident_sets_are_searched_alike(tmp_path, monkeypatch):
     np.testing.assert_array_equal(first[name], second[name])
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
   done = subprocess.run(
     [

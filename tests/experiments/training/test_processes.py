@@ -135,7 +135,11 @@ def test_two_processes_reach_what_one_with_two_devices_does(
 @pytest.mark.parametrize(
   ('argument', 'message'),
   [
-    ('--config.batch_size=63', 'batch_size=63 is not divisible by workers=2'),
+    pytest.param(
+      '--config.batch_size=63',
+      'batch_size=63 is not divisible by workers=2',
+      marks=pytest.mark.slow,
+    ),
     ('--config.workers=1', 'workers=1 leave process 1 of 2 without one'),
   ],
 )

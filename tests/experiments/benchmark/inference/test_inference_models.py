@@ -126,6 +126,7 @@ def test_scores():
   }
 
 
+@pytest.mark.slow
 def test_lenet300_from_a_run(tmp_path, capsys):
   """A file that is there is not made again."""
   model = LeNet300()

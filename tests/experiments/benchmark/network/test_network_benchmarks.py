@@ -13,6 +13,7 @@ from experiments.compression.weights import write_safetensors
 from experiments.models import make_model
 
 
+@pytest.mark.slow
 def test_sensitivity_prunes_one_array_at_a_time(tmp_path, capsys):
   config = {'name': 'lenet300', 'features': [8, 4]}
   model = make_model(config, num_classes=10)

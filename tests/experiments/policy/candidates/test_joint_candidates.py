@@ -213,6 +213,7 @@ def test_decisions_are_a_chain_of_falling_errors(name):
     assert not row[len(own) - 1 :].any()
 
 
+@pytest.mark.slow
 def test_searches_stay_within_their_budget():
   joint = prepared('lenet5')
   space = joint.space

@@ -443,6 +443,7 @@ class Separable(nn.Module):
     return nn.Dense(5)(nn.relu(x).mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_convolutions_round_what_they_read():
   model = Separable()
   images = jax.random.uniform(jax.random.key(0), (2, 4, 8, 8, 3))
