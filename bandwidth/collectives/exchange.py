@@ -27,7 +27,7 @@ from bandwidth.collectives.closed_forms import (
 from bandwidth.collectives.ordered import pairwise_sum
 from bandwidth.collectives.selection import Stripes, select_each
 from bandwidth.collectives.sparse_message import Entries, SparseMessage
-from bandwidth.collectives.units import Units
+from bandwidth.collectives.units import Units, check_places
 
 Vectors = list[jax.Array]
 """float32, one for each unit of selection."""
@@ -49,6 +49,7 @@ class Exchanged(NamedTuple):
 
 def gather_message(units: Units, density: float, values: str) -> SparseMessage:
   """Returns the layout of the message that a worker sends to all others."""
+  check_places(sum(units.sizes), 'all parameters')
   return SparseMessage(
     units.sizes, units.counts(density), units.dense_size, values
   )
@@ -100,6 +101,7 @@ def owner_messages(
   """
   owners = units.layouts[0].count if units.layouts else 1
   counts, sizes = units.counts(density), units.local_sizes
+  check_places(sum(sizes), 'the stripes of an owner')
   forwarded = tuple(
     min(max(round(forward * k), 1), size)
     for k, size in zip(counts, sizes, strict=True)
