@@ -86,6 +86,10 @@ class GradientReducer(NamedTuple):
   replicated, `reducer_state` sharded along the axis of the workers, see
   `bandwidth.collectives.stack_states`.
 
+  Each call of `reduce` sends its message. To accumulate gradients over several
+  batches, sum them on the worker and reduce once; `optax.MultiSteps`, which
+  comes behind the reducer, saves nothing.
+
   Attributes:
     init: `params -> state`. The state of one worker, without a device axis.
     reduce: `(grads, state, params=None) -> (mean_grads, state)`. Called by

@@ -265,3 +265,30 @@ def test_gradients_that_are_already_summed_are_refused(name):
   )
   with pytest.raises(ValueError, match='pass check_vma=False'):
     jax.eval_shape(mapped, params, jnp.arange(4.0), make_state(reducer, params))
+
+
+WITH_SCALES = (
+  'qsgd',
+  'sign',
+  'terngrad',
+  'terngrad_unclipped',
+  'two_phase_int4',
+  'two_phase_int8',
+)
+
+
+@pytest.mark.parametrize('name', WITH_SCALES)
+def test_not_a_number_in_a_long_vector_reaches_all_workers(name):
+  """XLA:CPU loses NaN in a maximum over a thousand elements and more."""
+  params = {'w': jnp.zeros(6000), 'bias': jnp.zeros(3)}
+  reducer = REDUCERS[name]('data')
+  grads = {
+    'w': np.random.default_rng(0).normal(size=(WORKERS, 6000)),
+    'bias': np.zeros((WORKERS, 3)),
+  }
+  grads = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), grads)
+  grads['w'] = grads['w'].at[1, 2000].set(jnp.nan)
+  mean, _ = jax.jit(all_workers(reducer, params))(
+    grads, make_state(reducer, params)
+  )
+  assert not np.isfinite(mean['w']).all(axis=1).any()

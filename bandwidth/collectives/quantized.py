@@ -39,6 +39,7 @@ from bandwidth.collectives.workers.axes import (
 )
 from bandwidth.collectives.workers.ordered import (
   fixed_order_sum,
+  largest_magnitude,
   pairwise_sum,
   rounded,
 )
@@ -261,14 +262,12 @@ def _qsgd_decode(
 
 def _ternary_scale(leaf: jax.Array, clip: float | None) -> jax.Array:
   """Largest magnitude after clipping; infinite if not finite."""
-  largest = jnp.max(jnp.abs(leaf))
-  scale = largest
+  largest = scale = largest_magnitude(leaf)
   if clip is not None:
     relative = leaf / jnp.where(largest == 0, 1, largest)
     square = fixed_order_sum(rounded(relative * relative))
     deviation = jnp.sqrt(square * np.float32(1 / leaf.size))
     scale = jnp.minimum(largest, np.float32(clip) * deviation * largest)
-  # A maximum over workers may lose NaN, but not infinity.
   return jnp.where(jnp.isfinite(largest), scale, jnp.inf)
 
 

@@ -142,7 +142,7 @@ def sparse_all_reduce(
       'owner_sharded', whose does not; or 'dense'.
     scope: 'layer' selects from each leaf, 'global' from all leaves together.
     dense_rules: pairs (expression, bool): parameters that travel in full in the
-      same message, biases and norms, say.
+      same message, biases and norms, say. Where all do, they are all-reduced.
     forward: of 'owner_sharded': entries that an owner sends to all, by those
       that one worker sends to it.
     workers: their number, which 'owner_sharded' and `resplit` need.
@@ -228,12 +228,13 @@ def _reduce(
   check_floating(grads)
   leaves, structure = jax.tree.flatten(grads)
   kept = Leaves.of(state.kept, structure)
-  if options.is_dense:
+  units = None if options.is_dense else options.units(grads)
+  if units is None or not units.groups:
     update, new = _dense_update(options.memory, axis, leaves, kept)
     owned = state.owned
   else:
     update, new, owned = _sparse_update(
-      options, axis, options.units(grads), leaves, kept, state.owned
+      options, axis, units, leaves, kept, state.owned
     )
   return (
     cast(jax.tree.unflatten(structure, update), grads),
@@ -331,16 +332,16 @@ def _wire_bytes(
 ) -> int:
   count = count_workers(workers)
   if options.is_dense:
-    return dense_wire_bytes(params, workers=count)
+    return dense_wire_bytes(params, count)
+  units = options._replace(workers=count).units(params)
+  if not units.groups:
+    return dense_wire_bytes(params, count)
   if options.is_sharded:
-    units = options._replace(workers=count).units(params)
     messages = exchanges.owner_messages(
       units, options.density, options.values, options.forward
     )
     return exchanges.owner_sharded_traffic(messages, count)
-  message = exchanges.gather_message(
-    options.units(params), options.density, options.values
-  )
+  message = exchanges.gather_message(units, options.density, options.values)
   return exchanges.all_gather_traffic(message, count)
 
 

@@ -12,6 +12,7 @@ from bandwidth.collectives import (
   deep_gradient_compression,
   no_memory,
   sparse_all_reduce,
+  stack_states,
 )
 from bandwidth.collectives.traffic import accounting
 
@@ -235,3 +236,42 @@ def test_global_scope_lets_layers_compete():
     mean, _ = reducer.reduce(grads, reducer.init(grads))
     np.testing.assert_array_equal(mean['a'], expected[0])
     np.testing.assert_array_equal(mean['b'], expected[1])
+
+
+@pytest.mark.parametrize('exchange', ['all_gather', 'owner_sharded'])
+def test_rules_that_leave_nothing_to_select_average_densely(exchange):
+  reducer = sparse_all_reduce(
+    'data',
+    density=0.1,
+    values='float8',
+    exchange=exchange,
+    dense_rules=[('.*', True)],
+    workers=P,
+  )
+  grads = np.random.default_rng(0).normal(size=(P, 6, 5)).astype(np.float32)
+  state = stack_states(reducer.init(jnp.zeros((6, 5))), P)
+  mean, _ = jax.vmap(reducer.reduce, axis_name='data')(grads, state)
+  np.testing.assert_allclose(mean[1], grads.mean(0), rtol=1e-5, atol=1e-6)
+  assert reducer.wire_bytes(jnp.zeros((6, 5)), P) == (
+    accounting.dense_wire_bytes(jnp.zeros((6, 5)), P)
+  )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sizes'),
+  [
+    ({}, (2**31,)),
+    ({'exchange': 'owner_sharded', 'workers': 4}, (2**31 + 1000,)),
+    ({'scope': 'global'}, (2**30, 2**30)),
+    ({}, (2**30, 2**30)),
+  ],
+)
+def test_more_elements_than_indices_reach_are_named(arguments, sizes):
+  params = {
+    f'w{i}': jax.ShapeDtypeStruct((n,), jnp.bfloat16)
+    for i, n in enumerate(sizes)
+  }
+  reducer = sparse_all_reduce('data', density=1e-3, **arguments)
+  message = r'2,14.,48.,... elements together, and indices reach 2,147,483,647'
+  with pytest.raises(ValueError, match=message):
+    reducer.wire_bytes(params, 4)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bandwidth.collectives.sparsity.selection import Stripes, select_each
-from bandwidth.collectives.sparsity.units import Units
+from bandwidth.collectives.sparsity.units import Units, check_places
 from bandwidth.collectives.traffic.closed_forms import (
   all_gather_bytes,
   all_to_all_bytes,
@@ -49,6 +49,7 @@ class Exchanged(NamedTuple):
 
 def gather_message(units: Units, density: float, values: str) -> SparseMessage:
   """Returns the layout of the message that a worker sends to all others."""
+  check_places(sum(units.sizes), 'all parameters')
   return SparseMessage(
     units.sizes, units.counts(density), units.dense_size, values
   )
@@ -100,6 +101,7 @@ def owner_messages(
   """
   owners = units.layouts[0].count if units.layouts else 1
   counts, sizes = units.counts(density), units.local_sizes
+  check_places(sum(sizes), 'the stripes of an owner')
   forwarded = tuple(
     min(max(round(forward * k), 1), size)
     for k, size in zip(counts, sizes, strict=True)

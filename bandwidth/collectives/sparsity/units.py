@@ -19,6 +19,7 @@ from bandwidth.collectives.sparsity.selection import Stripes, stripes
 
 SCOPES = ('layer', 'global')
 _LARGE = 8192
+_MOST_PLACES = 2**31 - 1
 
 
 class Units(NamedTuple):
@@ -118,7 +119,8 @@ def plan_units(
       `8192 * owners` elements form one unit together.
 
   Raises:
-    ValueError: the scope is unknown, or a rule is wrong.
+    ValueError: the scope is unknown, a rule is wrong, or a unit has 2^31
+      elements or more.
   """
   check_scope(scope)
   named = tree.named_leaves(params)
@@ -131,12 +133,29 @@ def plan_units(
   empty = tuple(i for i, s in enumerate(shapes) if math.prod(s) == 0)
   groups = _groups(rest, shapes, scope, owners)
   sizes = [sum(math.prod(shapes[i]) for i in group) for group in groups]
+  for group, size in zip(groups, sizes, strict=True):
+    check_places(size, ', '.join(named[i][0] for i in group[:3]))
   return Units(
     shapes=shapes,
     groups=groups,
     dense=tuple(sorted({*dense, *empty})),
     layouts=tuple(stripes(size, owners) for size in sizes),
   )
+
+
+def check_places(size: int, where: str) -> None:
+  """Raises a `ValueError` where elements are too many for int32 indices.
+
+  Args:
+    size: elements that one selection, or one message, is made of.
+    where: what they are, for the message.
+  """
+  if size > _MOST_PLACES:
+    raise ValueError(
+      f'params: {where} have {size:,} elements together, and indices reach '
+      f"{_MOST_PLACES:,}: split the array, or use scope='layer', "
+      "exchange='owner_sharded' or dense_rules"
+    )
 
 
 def check_scope(scope: str) -> None:

@@ -13,7 +13,11 @@ from bandwidth.collectives.wire.codes import (
   unpack_codes,
 )
 from bandwidth.collectives.wire.value_formats import from_bytes, to_bytes
-from bandwidth.collectives.workers.ordered import pairwise_sum, rounded
+from bandwidth.collectives.workers.ordered import (
+  largest_magnitude,
+  pairwise_sum,
+  rounded,
+)
 
 
 class _Format(NamedTuple):
@@ -38,7 +42,7 @@ def _integer_format(bits: int) -> _Format:
     values: jax.Array, shares: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     del shares
-    scales = jnp.max(jnp.abs(values), axis=-1) * np.float32(1 / levels)
+    scales = largest_magnitude(values, -1) * np.float32(1 / levels)
     steps = jnp.round(values / jnp.where(scales == 0, 1, scales)[..., None])
     # Not finite: the scale says so.
     steps = jnp.where(jnp.abs(steps) <= levels, steps, 0)

@@ -170,6 +170,19 @@ def fixed_order_sum(x: jax.Array) -> jax.Array:
 _ROW = 128
 
 
+def largest_magnitude(x: jax.Array, axis: int | None = None) -> jax.Array:
+  """Returns the maximum of |x|; infinity where an element is not a number.
+
+  A maximum over many elements may lose NaN (XLA:CPU does), but not infinity.
+
+  >>> largest_magnitude(jax.numpy.array([1.0, -3.0, jax.numpy.nan]))
+  Array(inf, dtype=float32)
+  """
+  inf = jax.numpy.asarray(jax.numpy.inf, x.dtype)
+  magnitudes = jax.numpy.where(jax.numpy.isnan(x), inf, jax.numpy.abs(x))
+  return jax.numpy.max(magnitudes, axis)
+
+
 def rounded(product: jax.Array) -> jax.Array:
   """Returns its argument, which no compiler contracts with a sum behind it.
 
