@@ -58,7 +58,7 @@ FLOAT_BITS = 32
 """Of a weight that is not rounded."""
 
 
-class Choice(NamedTuple):
+class KernelChoice(NamedTuple):
   """A level of a decision.
 
   Attributes:
@@ -246,7 +246,7 @@ def choices_of(
   all_channels: int,
   steps: Sequence[float] | np.ndarray,
   rounding: Rounding = _ROUNDING,
-) -> list[Choice]:
+) -> list[KernelChoice]:
   """Returns all pairs of channels and steps of a kernel.
 
   Args:
@@ -271,7 +271,7 @@ def choices_of(
   )
   errors, bits, density = (np.asarray(x, np.float64) for x in measured)
   return [
-    Choice(
+    KernelChoice(
       kept=kept,
       step=float(step),
       bits=bits[i, j] * kept * each * outputs,
@@ -313,7 +313,7 @@ def _measure(
 
 def table_of(
   kernel: Kernel,
-  choices: Sequence[Choice],
+  choices: Sequence[KernelChoice],
   shape: Sequence[int],
   *,
   all_channels: int,
@@ -381,7 +381,7 @@ def _density(weights: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def pareto(
-  choices: Sequence[Choice], sizes: Sequence[float] | np.ndarray
+  choices: Sequence[KernelChoice], sizes: Sequence[float] | np.ndarray
 ) -> list[int]:
   """Returns the choices that no other beats in size and error, by size.
 
@@ -389,7 +389,7 @@ def pareto(
     choices: candidates for the frontier, in any order.
     sizes: size of each choice, in any unit.
 
-  >>> a, b, c = (Choice(1, 0, 0, 1, e) for e in (0.5, 0.6, 0.1))
+  >>> a, b, c = (KernelChoice(1, 0, 0, 1, e) for e in (0.5, 0.6, 0.1))
   >>> pareto([a, b, c], [10, 20, 30])
   [0, 2]
   """

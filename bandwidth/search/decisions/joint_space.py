@@ -16,7 +16,7 @@ import numpy as np
 
 from bandwidth.base import make_named
 from bandwidth.search.decisions import joint
-from bandwidth.search.decisions.joint import Choice
+from bandwidth.search.decisions.joint import KernelChoice
 from bandwidth.search.problem import cost
 from bandwidth.search.problem.counts import CostModel
 from bandwidth.search.problem.space import FIXED, LayerShape, Space
@@ -125,7 +125,7 @@ def producer_weights(channels: Space, layer: int) -> int:
 def sizes_of(
   channels: Space,
   layer: int,
-  choices: Sequence[Choice],
+  choices: Sequence[KernelChoice],
   *,
   floats: int = 0,
   rate: float,
@@ -150,12 +150,12 @@ def sizes_of(
 def order_choices(
   channels: Space,
   layer: int,
-  choices: Sequence[Choice],
+  choices: Sequence[KernelChoice],
   *,
   floats: int = 0,
   rates: Sequence[float],
   most_levels: int = 48,
-) -> tuple[Choice, ...]:
+) -> tuple[KernelChoice, ...]:
   """Picks the levels of a decision, and puts them in order.
 
   The first has the fewest channels and the coarsest step, so that no candidate
@@ -198,7 +198,7 @@ def order_choices(
 
 def make_joint_space(
   channels: Space,
-  choices: Sequence[Sequence[Choice]],
+  choices: Sequence[Sequence[KernelChoice]],
   *,
   floats: Mapping[str, int] | None = None,
   fixed: int = 0,
@@ -255,7 +255,7 @@ def make_joint_space(
 
 
 def _check_choices(
-  layer: LayerShape, choices: Sequence[Choice], *, shrinks: bool
+  layer: LayerShape, choices: Sequence[KernelChoice], *, shrinks: bool
 ) -> None:
   if not choices:
     raise ValueError(f'{layer.name}: it has no choices')
@@ -330,7 +330,7 @@ JOINT_COSTS: Mapping[str, Callable[..., JointModel]] = {
 
 
 def tabulate_joint(
-  space: Space, choices: Sequence[Sequence[Choice]], model: JointModel
+  space: Space, choices: Sequence[Sequence[KernelChoice]], model: JointModel
 ) -> cost.Costs:
   """Evaluates a cost model at all levels of all layers.
 
@@ -348,7 +348,7 @@ def tabulate_joint(
 
 def exact_joint_cost(
   space: Space,
-  choices: Sequence[Sequence[Choice]],
+  choices: Sequence[Sequence[KernelChoice]],
   model: JointModel,
   candidate: np.ndarray,
 ) -> float:
@@ -357,7 +357,7 @@ def exact_joint_cost(
 
 
 def _as_levels(
-  space: Space, choices: Sequence[Sequence[Choice]], model: JointModel
+  space: Space, choices: Sequence[Sequence[KernelChoice]], model: JointModel
 ) -> tuple[Space, CostModel]:
   """Indices of levels where `cost` has numbers of channels."""
   if [len(x) for x in choices] != [len(x) for x in space.levels]:
