@@ -330,7 +330,7 @@ def _make_observe(
 
 
 def _most_bits(space: Space) -> int:
-  """The largest number among decisions that are not pinned, if there are any."""
+  """The largest number of decisions that are not pinned, if there are any."""
   chosen = [levels[-1] for levels in space.levels if len(levels) > 1]
   return max(chosen or [levels[-1] for levels in space.levels])
 

@@ -53,10 +53,10 @@ def make_spdy(
   .. math:: \sum_g q_g e_g(k_g)
 
   within the budget. The first one has q = 1, the dynamic program's own
-  solution; the other `starts` have weights uniform on [0, 1]. Afterwards, each
-  trial draws some of the best weights anew, and keeps them if the score
-  improves. After `patience` failures, trials draw one weight fewer, but at
-  least one; the published search stops there, this one goes on while
+  solution; the others of the first `starts` have weights uniform on [0, 1].
+  Afterwards, each trial draws some of the best weights anew, and keeps them if
+  the score improves. After `patience` failures, trials draw one weight fewer,
+  but at least one; the published search stops there, this one goes on while
   evaluations are left.
 
   Args:
