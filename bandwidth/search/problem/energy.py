@@ -23,7 +23,7 @@ MULTIPLY_ADD: Mapping[str, float] = {
 """Picojoules of a multiplication and an addition, by dtype."""
 
 ACCESS: Mapping[str, float] = {'dram': 640.0, 'sram': 5.0}
-"""Picojoules of reading 32 bits; from an SRAM of 32 KB."""
+"""Picojoules of reading 32 bits, from DRAM or from an SRAM of 32 KB."""
 
 _PICO = 1e-12
 

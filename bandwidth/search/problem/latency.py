@@ -113,7 +113,7 @@ def latency_table(path: str | os.PathLike[str]) -> CostModel:
 
   Seconds are interpolated bilinearly between measured widths; widths outside of
   them are an error. If an operation was measured several times, a layer uses
-  the measurement with the smallest largest widths that cover the layer.
+  the measurement that covers its channels with the fewest to spare.
 
   The table includes neither what a network does between its convolutions and
   dense layers, nor what a compiler saves by fusing the two.
