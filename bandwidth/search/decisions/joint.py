@@ -411,7 +411,7 @@ def pareto(
 def thin(
   indices: Sequence[int], sizes: Sequence[float] | np.ndarray, most: int
 ) -> list[int]:
-  """Picks about `most` of a frontier, evenly spaced in the logarithm of size.
+  """Picks at most `most` of a frontier, evenly spaced in the logarithm of size.
 
   The smallest and the largest are always picked.
   """

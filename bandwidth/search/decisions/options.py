@@ -10,7 +10,7 @@ where X are inputs of the unpruned network, so that an option depends only on
 its layer and level. With :math:`G = X'X + \lambda I = L L'` in the order of
 importance and :math:`z = L^{-1} X'X W`, all prefixes share the rows of z:
 :math:`W_k = L_k^{-T} z_{1:k}`, and the error is
-:math:`\|XW\|^2 - \sum_{i \le k} \|z_i\|^2`. One factorization serves all levels.
+:math:`\|XW\|^2 - \sum_{i \le k} \|z_i\|^2`. All levels share one factorization.
 
 The matrix of a kernel `[…, inputs, outputs]` has a row for each input and tap;
 the taps of an input are adjacent.
