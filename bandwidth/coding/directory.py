@@ -29,7 +29,7 @@ MAX_AXES = 32
 
 
 class Entry(NamedTuple):
-  """A tensor's kind, dtype and shape, and the length of its payload in bytes."""
+  """Name, kind, dtype and shape of a tensor, and the bytes of its payload."""
 
   name: str
   kind: str
