@@ -402,10 +402,7 @@ def _read_grid(source: wire.Source, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _read_values(
   source: wire.Source, grid: tuple[int, ...], entries: int, *, skipped: int
 ) -> np.ndarray:
-  """The codebooks or steps, flat, with `skipped` leading zeros in each codebook.
-
-  Steps are codebooks of one entry.
-  """
+  """The codebooks or steps, flat; codebooks begin with `skipped` zeros."""
   groups = math.prod(grid)
   stored = np.empty((groups * (entries - skipped), 4), np.uint8)
   blocks.read_raw(source, stored, component='codebooks')

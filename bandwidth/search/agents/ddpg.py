@@ -257,7 +257,7 @@ def init_state(mu: Params, q: Params, options: AgentOptions) -> AgentState:
   Args:
     mu: parameters of the actor, see `init_actor`.
     q: parameters of the critic, or of stacked critics; see `init_critic`.
-    options: hyperparameters.
+    options: hyperparameters of the agent.
   """
   return AgentState(
     actor=mu,
@@ -281,8 +281,8 @@ def update_critic(
   """Updates the baseline, then takes a step of the critic.
 
   Args:
-    options: hyperparameters.
-    state: before the update.
+    options: hyperparameters of the agent.
+    state: state of the agent before the update.
     batch: minibatch of transitions, leaves [B, …].
     ahead: discounted value of the next state, 0 at the end of an episode,
       float32 [B].
@@ -313,8 +313,8 @@ def update_actor(
   """Takes a step of the actor, then updates both target networks.
 
   Args:
-    options: hyperparameters.
-    state: before the update.
+    options: hyperparameters of the agent.
+    state: state of the agent before the update.
     critic_params: parameters of the one critic that the actor ascends.
     observations: of the minibatch, float32 [B, F].
   """
