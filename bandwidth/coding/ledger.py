@@ -34,7 +34,7 @@ class TensorEntry:
 
   @property
   def size(self) -> int:
-    """Elements of the array."""
+    """Number of elements of the array."""
     return math.prod(self.shape)
 
   @property

@@ -93,7 +93,7 @@ def axes_of(order: int, ndim: int) -> tuple[int, ...]:
 
 
 def kind_of(tensor: tensors.Tensor) -> str:
-  """Returns the kind's name, one of `ledger.KINDS`."""
+  """Returns the kind of a tensor, one of `ledger.KINDS`."""
   if isinstance(tensor, tensors.CodebookTensor):
     return 'codebook'
   return 'uniform' if isinstance(tensor, tensors.UniformTensor) else 'raw'

@@ -36,7 +36,7 @@ class RelativeIndex(NamedTuple):
 
 
 class IndexChoice(NamedTuple):
-  """The smallest index.
+  """The smallest kind of index for given positions, and its size.
 
   Attributes:
     kind: kind of index, one of `KINDS`.

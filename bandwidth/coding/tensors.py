@@ -352,7 +352,7 @@ def checked_codebook(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_codes(codes: np.ndarray, entries: int) -> None:
-  """Raises ValueError where a code has no entry in the codebook."""
+  """Raises ValueError if a code has no entry in the codebook."""
   if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < entries:
     raise ValueError(
       f'codes reach from {codes.min()} to {codes.max()}; '

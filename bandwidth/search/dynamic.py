@@ -79,7 +79,7 @@ def check_chain(space: Space) -> None:
 def make_chain(
   space: Space, costs: Costs, largest: jax.Array, *, buckets: int = 10_000
 ) -> Chain:
-  """Rounds costs up to buckets.
+  """Makes a chain of decisions, with costs rounded up to buckets.
 
   Args:
     space: a chain, see `check_chain`.

@@ -48,7 +48,7 @@ ALL: Mapping[str, Callable[..., Searcher]] = {**SEARCHERS, **BITS, **SINGLE}
 
 
 def check_searcher(name: str) -> None:
-  """Raises ValueError where a searcher is unknown."""
+  """Raises ValueError if a searcher is unknown."""
   check_name('searcher', name, ALL)
 
 

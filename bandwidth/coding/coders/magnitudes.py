@@ -20,9 +20,9 @@ def code_signed(
 ) -> np.ndarray:
   """Codes zigzag levels: 1, 2, 3, … stand for −1, 1, −2, and so on.
 
-  Per batch: whether each is negative, one context; then for k = 1 … 15 whether
-  those of magnitude at least k exceed k, context k; then what magnitudes exceed
-  15 by, less one, see `_Gamma`.
+  Per batch: the signs, in one context; then for k = 1 … 15, whether magnitudes
+  that are at least k exceed k, in context k; then the excess of magnitudes over
+  16, see `_Gamma`.
 
   Args:
     coder: an encoder, or a decoder.

@@ -226,7 +226,7 @@ def explore(key: jax.Array, mean: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def make_ddpg(features: int, options: AgentOptions | None = None) -> Agent:
-  r"""Builds the agent of the authors' code.
+  r"""Builds the DDPG agent of AMC's authors' code.
 
   .. math:: y = r - b + (1 - d) \gamma Q'(s', \mu'(s'))
 

@@ -178,7 +178,7 @@ def factorize(
   ridge: float = 1e-4,
   intercept: bool = True,
 ) -> Factor:
-  """Prepares all options of a reader.
+  """Factorizes the moments of a reader, from which all its options follow.
 
   Args:
     kernel: weights, floating [..., inputs, outputs].

@@ -142,7 +142,7 @@ def fit(
 def fill(
   costs: Costs, counts: jax.Array, candidate: jax.Array, budget: jax.Array
 ) -> jax.Array:
-  """Raises each decision in order by one level where the budget allows it."""
+  """Raises each decision in order by one level if the budget allows it."""
 
   def raise_one(candidate: jax.Array, decision: jax.Array) -> tuple:
     higher = jnp.minimum(candidate[decision] + 1, counts[decision] - 1)

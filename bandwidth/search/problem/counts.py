@@ -13,14 +13,14 @@ channels kept, broadcast against each other; the cost is float64."""
 
 
 def check_finite(**numbers: float) -> None:
-  """Raises ValueError where a number is negative or not finite."""
+  """Raises ValueError if a number is negative or not finite."""
   for name, number in numbers.items():
     if not 0 <= number < math.inf:
       raise ValueError(f'{name}={number} is negative or not finite')
 
 
 def check_positive(**numbers: float) -> None:
-  """Raises ValueError where a number is not positive."""
+  """Raises ValueError if a number is not positive."""
   for name, number in numbers.items():
     if not number > 0:
       raise ValueError(f'{name}={number} is not positive')

@@ -131,7 +131,7 @@ def make_space(
   smallest: float = 0.2,
   most_levels: int = 128,
 ) -> Space:
-  """Joins the layers of a network with the groups of its channels.
+  """Makes the search space of a network from its layers and channel groups.
 
   Args:
     layers: in the order of computation. A dense layer that reads flattened
