@@ -1,18 +1,18 @@
-"""Vectors on the wire, in blocks of 2^20 elements.
+"""Serializes vectors, in blocks of 2^20 elements.
 
-Blocks bound the memory that coding takes, and give each its own tables. A
-vector is cut into ⌈n / 2^20⌉ blocks, the last one shorter.
+Blocks bound the memory that coding takes, and each has its own tables. A vector
+is cut into ⌈n / 2^20⌉ blocks, of which the last may be shorter.
 
 A block of codes: one byte, 0 dense or 1 sparse. Dense: a stream of all codes
-(`symbols`). Sparse: the index of those that are not 0 (`index_stream`), then
-a stream of them, with a 0 for each filler.
+(`symbols`). Sparse: the index of the non-zero codes (`index_stream`), then a
+stream of them, with a 0 for each filler.
 
 A block of raw elements of w bytes each, little-endian: one byte, method + 4·t:
 
-  0 stored   the elements without their low t bytes, which all are zero
+  0 stored   the elements without their low t bytes, all of which are zero
   1 planes   w streams, of the first, second … byte of each element
-  2 sparse   the index of the elements that are not all zero bits, then these,
-             as a block of any other method, zero for each filler
+  2 sparse   the index of the elements with a non-zero bit, then these elements
+             as a block of any other method, with a zero for each filler
   3 deflate  varint length, the raw deflate of the elements
 """
 
@@ -26,7 +26,7 @@ from bandwidth.coding import index_stream, symbols, wire
 
 BLOCK = 1 << 20
 _STORED, _PLANES, _SPARSE, _DEFLATE = range(4)
-# Deflate is slow; beyond this many bytes the planes are as good.
+# Deflate is slow; beyond this many bytes, planes are as good.
 _DEFLATE_LIMIT = 1 << 18
 
 
@@ -56,7 +56,7 @@ def read_codes(source: wire.Source, out: np.ndarray) -> None:
 
 
 def code_blocks(source: wire.Source, count: int) -> Iterator[np.ndarray]:
-  """Yields `count` codes by blocks, each of a dtype wide enough.
+  """Yields `count` codes in blocks, each in a dtype that is wide enough.
 
   Raises:
     ValueError: a malformed vector.
@@ -70,7 +70,7 @@ def _write_code_block(sink: wire.Sink, codes: np.ndarray, coder: str) -> None:
   counts = symbols.histogram(codes)
   dense = symbols.plan(counts, coder=coder, largest=largest)
   count = int(np.count_nonzero(codes))
-  # Beyond this density no index is smaller than codes for the zeros.
+  # Beyond this density, no index is smaller than codes for the zeros.
   if 0 < count <= 0.75 * codes.size:
     positions = np.flatnonzero(codes)
     kept = codes[positions]
@@ -95,7 +95,7 @@ def _write_code_block(sink: wire.Sink, codes: np.ndarray, coder: str) -> None:
 
 
 def _filler_bits(fillers: int, count: int, values: symbols.StreamPlan) -> float:
-  """What so many zeros add to a stream of `count` other symbols."""
+  """The bits that `fillers` zeros add to a stream of `count` other symbols."""
   if not fillers:
     return 0.0
   if values.method == symbols.FIXED:
@@ -133,7 +133,7 @@ def move_fillers(
   *,
   component: str = 'codes',
 ) -> None:
-  """Counts what fillers take, in whole bytes, under their own name."""
+  """Moves the bytes of fillers, rounded down, to the component 'fillers'."""
   for source, bits in (
     ('indices', index.gap_bits),
     (component, value_bits),
@@ -172,7 +172,7 @@ def _check_width(
 def write_raw(
   sink: wire.Sink, elements: np.ndarray, *, component: str, coder: str
 ) -> None:
-  """Appends a vector of elements bit for bit.
+  """Appends a vector of elements, preserved bit for bit.
 
   Args:
     sink: receives the bytes of the vector.
@@ -227,7 +227,7 @@ def _write_raw_block(
 
 
 def _occupied(elements: np.ndarray) -> np.ndarray:
-  """Which elements have a bit that is set."""
+  """Which elements have a non-zero bit: bool [n]."""
   itemsize = elements.shape[1]
   if itemsize in (1, 2, 4, 8):
     return elements.view(f'u{itemsize}').reshape(-1) != 0

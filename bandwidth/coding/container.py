@@ -1,50 +1,50 @@
-"""`model.bwz`: a compressed network in one file that explains itself.
+"""`model.bwz`: a compressed network in one self-describing file.
 
-The file holds every array of a network under its name (weights, biases,
-statistics), needs no network definition to be read, and gives each array alone.
-All integers below are LEB128 varints (`wire.varint`) unless a size is given;
-all fixed sizes are little-endian. From its first byte:
+The file holds every array of a network (weights, biases, statistics) under its
+name. It can be read without a network definition, one array at a time. All
+integers below are LEB128 varints (`wire.varint`) unless a size is given;
+integers of fixed size are little-endian. From the first byte:
 
   magic         3 bytes 'BWZ', 1 byte version, now 1
   head          varint 2·s + c: the directory is stored in s bytes, c = 1 if
                 compressed
   length        if c: varint, bytes of the directory
-  directory     s bytes: as they are, or raw deflate with the preset dictionary
+  directory     s bytes: plain, or raw deflate with the preset dictionary
                 `directory.NAMES`
   crc32         4 bytes, of everything before
   sections      each some payloads, one after the other, and 4 bytes crc32 of
-                them; the file ends with the last
+                them; the file ends with the last section
 
 Directory:
 
   metadata      varint m, m bytes: UTF-8 JSON object; m = 0 means {}
   tensors       varint n
   names         n times: varint p, varint q, q bytes UTF-8: the first p bytes of
-                the name before, then these
+                the previous name, then these
   kinds         n bytes: place in `ledger.KINDS` + 4·axes
   types         n bytes: place in `tensors.DTYPES`
   shapes        for each tensor, for each axis: varint
   payloads      n times: varint, bytes of its payload
 
-Payloads come in the order of the directory. A section takes payloads until it
-holds at least 4096 bytes or none is left, and is never empty; so a large tensor
-has a checksum of its own, and small ones share. Where tensors begin follows
-from the directory. `records` says what a payload is; what is in one is said by
+Payloads are in the order of the directory. A section takes payloads until it
+holds at least 4096 bytes or none is left, and is never empty: a large tensor
+has its own checksum, and small ones share one. The offsets of tensors follow
+from the directory. `records` defines a payload; its parts are defined in
 `blocks`, `symbols`, `index_stream`, `sparse_index`, `bitstream`, `huffman` and
-`ans`, and for adaptive coding by `adaptive`, `significance`, `magnitudes`,
+`ans`, and for adaptive coding in `adaptive`, `significance`, `magnitudes`,
 `logistic` and `binary`.
 
-What is promised on malformed input: ValueError that names section and offset.
-A directory is at most 2^24 bytes, deflated or not, and the arrays of a file,
-with their names and 512 bytes each for what surrounds them, take at most 2^28 +
-4096·(file size) bytes in memory unless the reader raises that limit. Sizes are
-checked before anything is allocated; work grows linearly with the size of the
-file and of the arrays that its directory admits.
+Malformed input raises a ValueError that names section and offset. A directory
+is at most 2^24 bytes, deflated or not. The arrays of a file, with their names
+and an overhead of 512 bytes each, take at most 2^28 + 4096·(file size) bytes in
+memory, unless the reader raises that limit. Sizes are checked before anything
+is allocated; time is linear in the size of the file and of the arrays that its
+directory declares.
 
-Accounting: a table's bytes are the size of this file, biases, names, tables,
-checksums and all. A kilobyte is 1000 bytes. `Ledger` says where the bytes went;
-the writer counts them as it writes, the reader as it reads, and both add up to
-the size on disk. Tensors are kept in the order they are given.
+Accounting: the size of a network is the size of this file, including biases,
+names, tables and checksums. A kilobyte is 1000 bytes. `Ledger` breaks it down;
+the writer counts bytes as it writes, the reader as it reads, and both add up to
+the size on disk. Tensors keep the order in which they are given.
 """
 
 import math
@@ -81,7 +81,7 @@ def write(
   metadata: Mapping[str, Any] | None = None,
   coder: str = 'auto',
 ) -> ledger_lib.Ledger:
-  """Writes a file, aside first, then renamed: a failure leaves the old one.
+  """Writes a file atomically: a failure leaves the old one untouched.
 
   Args:
     path: file to write, replaced if it exists.
@@ -97,8 +97,8 @@ def write(
     The ledger, whose total is the size of the file.
 
   Raises:
-    ValueError: a bad name, dtype, metadata or coder, or arrays so repetitive
-      that a reader would have to take the file for an attack.
+    ValueError: a bad name, dtype, metadata or coder, or arrays that compress so
+      well that a reader would reject the file as malicious.
   """
   data, ledger = _encode(arrays, metadata, coder)
   replace_bytes(path, data)

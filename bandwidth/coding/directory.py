@@ -1,4 +1,4 @@
-"""The directory of a file: what tensors it holds, and where.
+"""The directory of a file: which tensors it holds, and where.
 
 The layout is that of `container`.
 """
@@ -17,7 +17,7 @@ NAMES = (
   b'batch_stats/params/Embed_0/embedding/LayerNorm_0/layers_0/block0_conv'
   b'BatchNorm_0/mean/var/scale/Dense_0/bias/kernel/Conv_0/bias/kernel'
 )
-"""Preset dictionary for directories: what parameters tend to be called."""
+"""Preset deflate dictionary for directories: common names of parameters."""
 
 SECTION = 4096
 MAX_DIRECTORY = 1 << 24
@@ -29,7 +29,7 @@ MAX_AXES = 32
 
 
 class Entry(NamedTuple):
-  """A tensor: what it is, and the bytes of its payload."""
+  """Name, kind, dtype and shape of a tensor, and the bytes of its payload."""
 
   name: str
   kind: str
@@ -44,7 +44,7 @@ def default_limit(file_bytes: int) -> int:
 
 
 def claimed_bytes(entry: Entry) -> int:
-  """Returns what a tensor takes in memory: array, name, 512 bytes around them.
+  """Returns the bytes of a tensor in memory: array, name, 512 of overhead.
 
   An axis of length 0 counts as 1.
   """
@@ -58,7 +58,7 @@ def _array_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def check_name(name: str) -> None:
-  """Raises ValueError for a name that no file can hold."""
+  """Raises ValueError for a name that a file cannot hold."""
   if not isinstance(name, str) or not name:
     raise ValueError(f'name {name!r} is not a string of at least one character')
   if len(name.encode('utf-8', 'surrogatepass')) > MAX_NAME:
@@ -106,7 +106,7 @@ def build(entries: list[Entry], metadata: Mapping[str, Any] | None) -> bytes:
 
 
 def _shared(first: bytes, second: bytes) -> int:
-  """Length of the longest common beginning."""
+  """Length of the longest common prefix."""
   pairs = zip(first, second, strict=False)
   return next(
     (i for i, (a, b) in enumerate(pairs) if a != b),
@@ -115,7 +115,7 @@ def _shared(first: bytes, second: bytes) -> int:
 
 
 def header(directory: bytes) -> bytes:
-  """Returns head and directory, compressed where that is smaller."""
+  """Returns head and directory, compressed if that is smaller."""
   if len(directory) > MAX_DIRECTORY:
     raise ValueError(f'the directory takes {len(directory)} bytes, over 2^24')
   packer = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=NAMES)

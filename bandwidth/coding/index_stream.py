@@ -1,4 +1,4 @@
-"""The positions of a sparse block on the wire, under the smallest coder.
+"""Serializes the positions of a sparse block in the smallest kind of index.
 
 One byte, kind + 4·width (kinds as in `sparse_index.KINDS`), then
 
@@ -7,7 +7,8 @@ One byte, kind + 4·width (kinds as in `sparse_index.KINDS`), then
   elias_fano  varint m, the bytes of `elias_fano`
   direct      varint m, positions packed in ⌈log2 size⌉ bits
 
-where a stream is that of `symbols` and m counts entries, fillers included.
+where a stream is one of `symbols`, and m is the number of entries, including
+fillers.
 """
 
 from collections.abc import Callable
@@ -23,9 +24,9 @@ class Index(NamedTuple):
   """Positions of the entries of a block.
 
   Attributes:
-    positions: [m] int64, ascending, of the entries, fillers included.
-    may_fill: [m] bool: to the writer, which entries are fillers; to the reader,
-      which have a filler's gap, and are fillers if their value is 0.
+    positions: [m] int64, ascending, of all entries including fillers.
+    may_fill: [m] bool: for the writer, which entries are fillers; for the
+      reader, which have a filler's gap and are fillers if their value is 0.
     gap_bits: size in bits of the gap of a filler.
   """
 
@@ -35,7 +36,7 @@ class Index(NamedTuple):
 
 
 class IndexPlan(NamedTuple):
-  """How an index will be coded.
+  """A kind of index for given positions, and its size.
 
   Attributes:
     bits: size in bits of the index and of the fillers' values, to within a few
@@ -58,7 +59,7 @@ def plan(
   coder: str,
   filler_bits: Callable[[int], float],
 ) -> IndexPlan:
-  """Finds the smallest index.
+  """Finds the smallest kind of index.
 
   Args:
     positions: [n] ascending, n ≥ 1, below `size`.
@@ -95,7 +96,7 @@ def plan(
 
 
 def _unique(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The values that occur, and how often each does."""
+  """The distinct values, ascending, and the number of times each occurs."""
   if int(gaps.max()) <= 4 * gaps.size:
     counts = np.bincount(gaps)
     values = np.flatnonzero(counts)
@@ -106,7 +107,7 @@ def _unique(gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def write(
   sink: wire.Sink, positions: np.ndarray, index: IndexPlan, *, size: int
 ) -> Index:
-  """Appends an index. Returns it with fillers, whose values are to follow."""
+  """Appends an index, and returns it with fillers; their values must follow."""
   kind = sparse_index.KINDS.index(index.kind)
   sink.put('headers', bytes([kind + 4 * index.width]))
   sink.note(index.kind + (str(index.width) if index.width else ''))

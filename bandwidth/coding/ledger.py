@@ -1,4 +1,4 @@
-"""Where the bytes of a file went."""
+"""The bytes of a file, by tensor and by component."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ KINDS = ('raw', 'codebook', 'uniform')
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-  """One tensor of a file.
+  """The bytes of one tensor of a file.
 
   Attributes:
     name: path of the array, joined by slashes.
@@ -34,7 +34,7 @@ class TensorEntry:
 
   @property
   def size(self) -> int:
-    """Elements of the array."""
+    """Number of elements of the array."""
     return math.prod(self.shape)
 
   @property
@@ -44,23 +44,23 @@ class TensorEntry:
 
   @property
   def dense_bytes(self) -> int:
-    """Bytes of the array in its dtype, as handed out."""
+    """Bytes of the uncompressed array in its dtype."""
     return self.size * tensors.dtype_of(self.dtype).itemsize
 
   @property
   def density(self) -> float:
-    """Share of elements that are not zero; 0 for an empty array."""
+    """Fraction of elements that are not zero; 0 for an empty array."""
     return self.nonzero / self.size if self.size else 0.0
 
   @property
   def weight_bits(self) -> float:
-    """Bits of codes or raw values for each non-zero; 0 where there is none."""
+    """Bits of codes or raw values per non-zero; 0 if there is none."""
     values = self.components['codes'] + self.components['raw']
     return 8 * values / self.nonzero if self.nonzero else 0.0
 
   @property
   def index_bits(self) -> float:
-    """Bits of index, fillers included, for each non-zero; 0 if none."""
+    """Bits of index, including fillers, per non-zero; 0 if there is none."""
     index = self.components['indices'] + self.components['fillers']
     return 8 * index / self.nonzero if self.nonzero else 0.0
 
@@ -69,8 +69,7 @@ class TensorEntry:
 class Ledger:
   """All bytes of a file: Σ tensors + headers + checksums = its size on disk.
 
-  Biases and statistics are counted like everything else; a kilobyte, where a
-  table prints one, is 1000 bytes.
+  Biases and statistics are included. Tables print kilobytes of 1000 bytes.
 
   Attributes:
     tensors: one entry per tensor, in the order of the file.
@@ -91,7 +90,7 @@ class Ledger:
 
   @property
   def dense_bytes(self) -> int:
-    """Bytes of all arrays in the dtypes that they are handed out in."""
+    """Bytes of all uncompressed arrays in their dtypes."""
     return sum(each.dense_bytes for each in self.tensors)
 
   @property
@@ -111,7 +110,7 @@ class Ledger:
     return sums
 
   def rows(self) -> list[dict[str, object]]:
-    """Returns a row per tensor, with the keys of a report's `tensors`."""
+    """Returns one row per tensor, with the keys of `tensors` in a report."""
     return [
       {
         'name': each.name,

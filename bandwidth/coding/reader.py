@@ -1,4 +1,4 @@
-"""Reading a file, tensor by tensor. The layout is that of `container`."""
+"""Reads a file, tensor by tensor. `container` defines the layout."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ from bandwidth.coding import records, symbols, tensors, wire
 MAGIC = b'BWZ'
 VERSION = 1
 CHECKSUM = 4
-# Sections from here on are not read as a whole, but so many bytes at a time.
+# Sections of at least this many bytes are read piece by piece.
 _WINDOWED = 1 << 18
 
 
@@ -31,7 +31,7 @@ def row(
   tensor: tensors.Tensor,
   counted: wire.Tally,
 ) -> ledger_lib.TensorEntry:
-  """Returns a tensor's line in the ledger, from what was counted."""
+  """Returns a tensor's entry in the ledger, from the bytes counted."""
   components = {name: counted.counts[name] for name in wire.COMPONENTS}
   return ledger_lib.TensorEntry(
     name=entry.name,
@@ -45,7 +45,7 @@ def row(
 
 
 class _Place(NamedTuple):
-  """Where a payload is: its section, and its offset in there."""
+  """Offset and length of a payload's section, and the payload's place in it."""
 
   offset: int
   length: int
@@ -58,7 +58,7 @@ def _wrong_checksum(place: _Place) -> ValueError:
 
 
 class Reader:
-  """An open file, whose tensors are read one by one when asked for.
+  """An open file, whose tensors are read one by one on demand.
 
   Attributes:
     metadata: the JSON object of the file.
@@ -146,7 +146,7 @@ class Reader:
     return data
 
   def _section(self, place: _Place) -> bytes:
-    """A section's payloads, checked. The last one stays at hand."""
+    """A section's payloads, checked. The last small section is cached."""
     if not place.length:
       return b''
     if self._cached is None or self._cached[0] != place.offset:
@@ -169,7 +169,7 @@ class Reader:
     return self._entries[name], self._places[name]
 
   def _source(self, entry: directory_lib.Entry, place: _Place) -> wire.Source:
-    """A tensor's payload, checked; of a large section read when wanted."""
+    """A tensor's payload, checked; from a large section, read on demand."""
     offset = place.offset + place.begin
     if place.length < _WINDOWED:
       data = memoryview(self._section(place))
@@ -181,7 +181,7 @@ class Reader:
     return wire.Source(data, section=section, offset=offset)
 
   def _check(self, place: _Place) -> None:
-    """Checks a section without keeping it."""
+    """Checks a section without keeping it in memory."""
     found, left = 0, place.length
     end = place.offset + place.length
     self._file.seek(place.offset)
@@ -203,19 +203,19 @@ class Reader:
     """Returns a tensor in its compressed form: codes and codebook, or levels.
 
     Raises:
-      KeyError: no such name.
+      KeyError: the file has no tensor of this name.
       ValueError: a malformed section.
     """
     return self._parse(name)[0]
 
   def stream(self, name: str) -> records.CodeStream | None:
-    """Returns a tensor whose codes are read, and decoded, piece by piece.
+    """Returns a tensor whose codes are read and decoded piece by piece.
 
-    Neither its payload nor its codes are ever in memory as a whole. None for a
-    tensor that has no codes. The file must stay open until the last piece.
+    Neither the payload nor the codes are ever in memory as a whole. The result
+    is None for a raw tensor. The file must stay open until the last piece.
 
     Raises:
-      KeyError: no such name.
+      KeyError: the file has no tensor of this name.
       ValueError: a malformed section.
     """
     entry, place = self._find(name)
@@ -224,7 +224,7 @@ class Reader:
     return records.stream(self._source(entry, place), entry.kind, entry.shape)
 
   def array(self, name: str) -> np.ndarray:
-    """Returns a tensor as an array of its own dtype; raises as `tensor`."""
+    """Returns a tensor as an array in its dtype; raises as `tensor`."""
     return self.tensor(name).to_array()
 
   def shape(self, name: str) -> tuple[int, ...]:
@@ -232,7 +232,7 @@ class Reader:
     return self._entries[name].shape
 
   def ledger(self) -> ledger_lib.Ledger:
-    """Reads every tensor and returns where the bytes of the file went."""
+    """Reads every tensor, and returns the bytes of the file by component."""
     rows = []
     for name, entry in self._entries.items():
       tensor, source = self._parse(name)
@@ -266,7 +266,7 @@ class Reader:
 def open_file(
   path: str | os.PathLike[str], *, max_bytes: int | None = None
 ) -> Reader:
-  """Opens a file; use as a context, or close it.
+  """Opens a file; use it as a context manager, or close it.
 
   Args:
     path: a .bwz file, see `container`.
@@ -274,7 +274,8 @@ def open_file(
       memory; None: 2^28 + 4096 times the size of the file.
 
   Raises:
-    ValueError: not a .bwz file, of another version, or malformed.
+    ValueError: the file is not a .bwz file, has another version, or is
+      malformed.
     OSError: the file cannot be read.
   """
   with contextlib.ExitStack() as stack:
@@ -285,7 +286,7 @@ def open_file(
 
 
 def decode(data: bytes, *, max_bytes: int | None = None) -> Reader:
-  """Opens a file that is in memory; see `open_file`.
+  """Opens a file held in memory; see `open_file`.
 
   >>> from bandwidth.coding.container import encode
   >>> decode(encode({'w': np.float32([1.5, 2])})).array('w')

@@ -1,21 +1,22 @@
-"""One tensor on the wire: its payload, which its entry in the directory sizes.
+"""Serializes a tensor: its payload, whose length is in the directory.
 
-A raw tensor's payload is a vector of its elements (`blocks`, raw); an empty
-array has no payload. An element of 4 bits is the low half of a byte, the high
-half zero, or ones for a negative one. The payload of a quantized tensor is
+The payload of a raw tensor is a vector of its elements (`blocks`, raw); an
+empty array has no payload. A 4-bit element is the low half of a byte; the high
+half is zeros, or ones if the element is negative. The payload of a quantized
+tensor is
 
   head          byte: layout + 2·zero + 4·grid + 8·order
   entries       varint K                        codebook tensors only
   grid          if grid: varint d, d varints; d at most the tensor's axes
-  values        the codebook without its first entries if zero, which then are
-                +0.0, or the steps: float32 elements in C order (`blocks`, raw)
+  values        the codebook, without its first entries, +0.0, if zero; or the
+                steps: float32 elements in C order (`blocks`, raw)
   codes         layout 0: a vector (`blocks`, codes); 1: `adaptive`
 
-where the codes of levels are 2·level, or −2·level − 1 for negative ones. Codes
-follow the axes in one of these orders, first axis slowest, ties to the lowest
-number (names for a kernel HWIO):
+where the code of a level is 2·level, or −2·level − 1 if it is negative. Codes
+are written in one of these orders of the axes, first axis slowest, ties to the
+lowest number (letters for a kernel HWIO):
 
-  0  as they are (HWIO)             3  last two reversed, first (OIHW)
+  0  unchanged (HWIO)               3  last two reversed, first (OIHW)
   1  reversed (OIWH)                4  second last first (IHWO)
   2  last first (OHWI)
 """
@@ -30,18 +31,19 @@ from bandwidth.coding import blocks, tensors, wire
 from bandwidth.coding.coders import adaptive
 
 ORDERS = 5
-# Trying orders codes a tensor several times over.
+# Larger tensors are not coded in several orders.
 ORDER_LIMIT = 1 << 19
-# Up to here tables cost as much as codes, and everything is quick.
+# Up to this size, tables cost as much as codes, and every coder is fast.
 SMALL = 1 << 12
-# Up to here a network is compressed in seconds with the adaptive coder.
+# Up to this size, the adaptive coder compresses a network in seconds.
 _QUICK_NETWORK = 1 << 23
-# Time goes with rows: orders of more than so many times the rows are skipped.
+# Time grows with rows: orders with more than this many times the rows of
+# another are skipped.
 _MANY_ROWS = 4
 
 
 class Effort(NamedTuple):
-  """What to try.
+  """Which coders to try.
 
   Attributes:
     coder: entropy coders to try, one of `symbols.CODERS`.
@@ -55,10 +57,11 @@ class Effort(NamedTuple):
 
 
 def effort_of(coder: str, *, elements: int) -> Effort:
-  """Returns what to try on a network of so many elements in all.
+  """Returns which coders to try on a network of `elements` elements in all.
 
-  'auto' leaves the adaptive coder to networks of at most 2^23 elements and to
-  tensors of at most 2^12; 'adaptive' tries it wherever `adaptive` allows.
+  'auto' tries the adaptive coder in networks of at most 2^23 elements, and in
+  larger ones on tensors of at most 2^12; 'adaptive' tries it on every tensor
+  that `adaptive` allows.
 
   >>> effort_of('auto', elements=25_000_000).adaptive_size
   4096
@@ -72,7 +75,7 @@ def effort_of(coder: str, *, elements: int) -> Effort:
 
 
 def axes_of(order: int, ndim: int) -> tuple[int, ...]:
-  """Returns the axes, slowest first, of one of the orders.
+  """Returns the axes of one of the orders, slowest first.
 
   >>> [axes_of(order, 4) for order in (1, 2, 3)]
   [(3, 2, 1, 0), (3, 0, 1, 2), (3, 2, 0, 1)]
@@ -90,7 +93,7 @@ def axes_of(order: int, ndim: int) -> tuple[int, ...]:
 
 
 def kind_of(tensor: tensors.Tensor) -> str:
-  """Returns the kind's name, one of `ledger.KINDS`."""
+  """Returns the kind of a tensor, one of `ledger.KINDS`."""
   if isinstance(tensor, tensors.CodebookTensor):
     return 'codebook'
   return 'uniform' if isinstance(tensor, tensors.UniformTensor) else 'raw'
@@ -101,7 +104,7 @@ def write(sink: wire.Sink, tensor: tensors.Tensor, *, effort: Effort) -> None:
   if isinstance(tensor, tensors.RawTensor):
     elements = _bytes_of(tensor.array)
     if tensor.dtype in ('int4', 'uint4'):
-      # What the high halves are depends on how the array was made.
+      # The high halves depend on how the array was made.
       elements = elements & 15
     blocks.write_raw(sink, elements, component='raw', coder=effort.coder)
     return
@@ -121,7 +124,7 @@ class _Trial(NamedTuple):
 
 
 def _smallest(codes: np.ndarray, entries: int, effort: Effort) -> _Trial:
-  """The codes under the order and layout that make them smallest."""
+  """The codes in the order and layout that take the fewest bytes."""
   if not codes.size:
     return _Trial(wire.Sink(), 0, 0)
   trials = []
@@ -140,7 +143,7 @@ def _smallest(codes: np.ndarray, entries: int, effort: Effort) -> _Trial:
 
 
 def _may_adapt(codes: np.ndarray, effort: Effort) -> bool:
-  """Within the limits of the adaptive coder, and something to learn."""
+  """Whether the adaptive coder is worth trying, and allowed."""
   if codes.size > effort.adaptive_size or not adaptive.allows(codes.shape):
     return False
   small = codes.size <= SMALL
@@ -149,7 +152,7 @@ def _may_adapt(codes: np.ndarray, effort: Effort) -> bool:
 
 
 def _orders(codes: np.ndarray) -> list[int]:
-  """Orders worth trying: those that differ, of a small and sparse tensor."""
+  """Orders to try: 0, and for a small sparse tensor all that differ."""
   if codes.size > ORDER_LIMIT or 2 * np.count_nonzero(codes) > codes.size:
     return [0]
   seen: dict[tuple[int, ...], int] = {}
@@ -230,7 +233,7 @@ def _read_raw(
 def _check_nibbles(
   source: wire.Source, elements: np.ndarray, dtype: str
 ) -> None:
-  # Such bytes do not decide what an array holds, but two files might differ.
+  # The high halves do not change the array, but two files might differ.
   beyond = elements > 15
   if dtype == 'int4':
     beyond &= elements < 0xF8
@@ -239,7 +242,7 @@ def _check_nibbles(
 
 
 class _Head(NamedTuple):
-  """What comes before the codes of a tensor.
+  """The part of a payload before the codes.
 
   Attributes:
     layout: 0, a vector of `blocks`, or 1, `adaptive`.
@@ -324,10 +327,10 @@ class CodeStream(NamedTuple):
 def stream(
   source: wire.Source, kind: str, shape: tuple[int, ...]
 ) -> CodeStream:
-  """Reads the payload of a quantized tensor as far as its codes.
+  """Reads the payload of a quantized tensor up to its codes.
 
-  Pieces are of at most 2^20 codes. Where codes lie in another order than the
-  array, as `write` lets only those of small tensors, all are read first.
+  Each piece has at most 2^20 codes. If the codes are in another order than the
+  array, which `write` does for small tensors only, all are read first.
 
   Args:
     source: the whole payload; must stay readable until the last piece.
@@ -351,7 +354,7 @@ def stream(
 def stream_of(
   tensor: tensors.CodebookTensor | tensors.UniformTensor,
 ) -> CodeStream:
-  """Returns a tensor that is in memory as a stream."""
+  """Returns a tensor held in memory as a stream."""
   if isinstance(tensor, tensors.UniformTensor):
     pieces = _in_blocks(tensor.levels)
     return CodeStream('uniform', tensor.shape, tensor.step, pieces)
@@ -399,7 +402,7 @@ def _read_grid(source: wire.Source, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _read_values(
   source: wire.Source, grid: tuple[int, ...], entries: int, *, skipped: int
 ) -> np.ndarray:
-  """The codebooks or steps, flat; `skipped` leading zeros in each codebook."""
+  """The codebooks or steps, flat; codebooks begin with `skipped` zeros."""
   groups = math.prod(grid)
   stored = np.empty((groups * (entries - skipped), 4), np.uint8)
   blocks.read_raw(source, stored, component='codebooks')

@@ -1,14 +1,15 @@
-"""Where the non-zeros of a vector are: four ways to say it in fixed widths.
+"""The positions of a vector's non-zeros: four kinds of index of fixed widths.
 
-Relative index (Han, Mao & Dally, arXiv 1510.00149, section 2): for each entry
-the zeros skipped before it, so that position = cumsum(gap + 1) − 1. With b bits
-the longest gap is N − 1, N = 2^b. A run of g ≥ N zeros takes ⌊g / N⌋ fillers
-before its entry: entries of gap N − 1 and value 0, each bridging N positions.
+Relative index (Han, Mao & Dally, arXiv 1510.00149, section 2): the number of
+zeros skipped before each entry, so that position = cumsum(gap + 1) − 1. With b
+bits, the longest gap is N − 1, N = 2^b. A run of g ≥ N zeros takes ⌊g / N⌋
+fillers before its entry: entries of gap N − 1 and value 0, each of which
+bridges N positions.
 
-Bitmask: one bit a position. Elias-Fano (1971, 1974): the low
-l = max(0, ⌊log2(size / m)⌋) bits of each position packed, the high ones as the
-ones of a bit string, entry i at place (position_i >> l) + i. Direct: positions
-packed in ⌈log2 size⌉ bits.
+Bitmask: one bit for each position. Elias-Fano (1971, 1974): the low
+l = max(0, ⌊log2(size / m)⌋) bits of each position are packed, the high bits are
+coded as the ones of a bit string, entry i at place (position_i >> l) + i.
+Direct: positions packed in ⌈log2 size⌉ bits.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ MAX_GAP_BITS = 16
 
 
 class RelativeIndex(NamedTuple):
-  """Gaps, with fillers among them.
+  """Gaps, including those of fillers.
 
   Attributes:
     gaps: [m] uint32, number of zeros skipped before each entry.
@@ -35,7 +36,7 @@ class RelativeIndex(NamedTuple):
 
 
 class IndexChoice(NamedTuple):
-  """The smallest index.
+  """The smallest kind of index for given positions, and its size.
 
   Attributes:
     kind: kind of index, one of `KINDS`.
@@ -51,7 +52,7 @@ class IndexChoice(NamedTuple):
 
 
 def gaps_of(positions: np.ndarray) -> np.ndarray:
-  """Returns the zeros skipped before each of the ascending positions.
+  """Returns the number of zeros before each of the ascending positions.
 
   >>> gaps_of(np.array([0, 1, 5]))
   array([0, 0, 3])
@@ -61,7 +62,7 @@ def gaps_of(positions: np.ndarray) -> np.ndarray:
 
 
 def relative_index(positions: np.ndarray, *, width: int) -> RelativeIndex:
-  """Returns gaps of at most 2^width − 1, fillers inserted.
+  """Returns gaps of at most 2^width − 1, with fillers inserted.
 
   Args:
     positions: [n] integers, ascending, not negative.
@@ -84,7 +85,7 @@ def relative_index(positions: np.ndarray, *, width: int) -> RelativeIndex:
 
 
 def absolute_index(gaps: np.ndarray) -> np.ndarray:
-  """Returns position = cumsum(gap + 1) − 1 of every entry, fillers included.
+  """Returns cumsum(gap + 1) − 1, the positions of all entries and fillers.
 
   >>> absolute_index(np.array([1, 3, 3]))
   array([1, 5, 9])
@@ -107,7 +108,7 @@ def filler_counts(positions: np.ndarray) -> np.ndarray:
 def choose(
   positions: np.ndarray, *, size: int, value_bits: float
 ) -> IndexChoice:
-  """Picks the index of fewest bits, by exact count.
+  """Picks the kind of index that takes the fewest bits, counted exactly.
 
   Args:
     positions: [n] integers, ascending, below `size`.
@@ -128,7 +129,7 @@ def choose(
 def choose_where(
   positions: np.ndarray, *, size: int, filler_bits: Callable[[int], float]
 ) -> IndexChoice:
-  """As `choose`, where n fillers' values cost `filler_bits(n)`."""
+  """As `choose`, where the values of n fillers take `filler_bits(n)` bits."""
   count = positions.size
   choices = [
     IndexChoice('bitmask', 0, size, 0),
@@ -151,14 +152,14 @@ def elias_fano_width(count: int, size: int) -> int:
 
 
 def elias_fano_bytes(count: int, size: int) -> int:
-  """Returns the bytes of `elias_fano`."""
+  """Returns the length of `elias_fano` in bytes."""
   width = elias_fano_width(count, size)
   high = count + (max(size - 1, 0) >> width) + 1
   return bitstream.packed_bytes(count, width) + (high + 7) // 8
 
 
 def elias_fano(positions: np.ndarray, *, size: int) -> bytes:
-  """Codes ascending positions below `size`: low bits, then high bits.
+  """Encodes ascending positions below `size`: low bits, then high bits.
 
   >>> elias_fano(np.array([3, 4, 7, 13]), size=16).hex()
   'cdb2'
@@ -183,7 +184,7 @@ def from_elias_fano(
     size: length of the vector, in elements.
 
   Returns:
-    [count] int64. Whether they ascend is for the caller to check.
+    [count] int64. The caller must check that they ascend.
 
   Raises:
     ValueError: a wrong length or number of ones.

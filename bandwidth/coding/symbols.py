@@ -1,6 +1,6 @@
-"""A stream of unsigned integers under the coder that makes it smallest.
+"""Serializes unsigned integers with the entropy coder that takes fewest bits.
 
-A stream is one byte, method + 4·width, then what its method wants:
+A stream is one byte, method + 4·width, then depending on the method:
 
   0 constant   varint value
   1 fixed      the values, `width` bits each (`bitstream`)
@@ -9,10 +9,10 @@ A stream is one byte, method + 4·width, then what its method wants:
 
 A lengths table, and the exponents of a frequency table, are nibbles: varint
 2·A + d, then A nibbles, or where d = 1 varint length and their raw deflate.
-Mantissas follow exponents, q bits each. Lane lengths are a varint where there
-is one lane; else varint minimum, one byte of width w, and where w > 0 the
-excesses over the minimum, w bits each. How many values there are is for the
-caller to know; a stream of none has no bytes at all.
+Mantissas follow exponents, q bits each. Lane lengths are a varint if there is
+one lane; else varint minimum, one byte of width w, and if w > 0 the excesses
+over the minimum, w bits each. The number of values is not stored; a stream
+without values has no bytes.
 """
 
 import zlib
@@ -24,13 +24,14 @@ from bandwidth.coding import wire
 from bandwidth.coding.coders import ans, bitstream, huffman
 
 CODERS = ('auto', 'fixed', 'huffman', 'ans', 'adaptive')
-"""What a writer may use. 'fixed': constant widths; 'huffman': also canonical
-Huffman codes; 'ans': also rANS; 'auto': all of them, and the adaptive coder
-where it is quick; 'adaptive': it too wherever it can, at some µs a weight."""
+"""The coders that a writer may use. 'fixed': constant widths; 'huffman': also
+canonical Huffman codes; 'ans': constant widths and rANS; 'auto': all of these,
+and the adaptive coder where it is fast; 'adaptive': also the adaptive coder
+wherever it applies, at several µs a weight."""
 
 MAX_ALPHABET = 1 << 16
 CONSTANT, FIXED, HUFFMAN, ANS = range(4)
-"""The methods."""
+"""Methods of a stream."""
 
 _METHODS = {
   'fixed': (FIXED,),
@@ -42,7 +43,7 @@ _METHODS = {
 
 
 class StreamPlan(NamedTuple):
-  """How a stream will be coded.
+  """The coding of a stream, and its size.
 
   Attributes:
     bits: size in bits; exact for fixed widths, else to within a few bytes.
@@ -63,7 +64,7 @@ class StreamPlan(NamedTuple):
 
 
 EMPTY = StreamPlan(0.0, CONSTANT, np.zeros(1))
-"""The plan of no stream."""
+"""The plan of an empty stream."""
 
 
 def check_coder(coder: str) -> None:
@@ -73,10 +74,10 @@ def check_coder(coder: str) -> None:
 
 
 def histogram(values: np.ndarray) -> np.ndarray:
-  """Returns [A] int64 counts, A = largest + 1; of wide values only the largest.
+  """Returns how often each value occurs: int64 [A], A = largest + 1.
 
-  Above 2^16 different values only fixed widths are used, so that a table of
-  counts would serve nothing: the result then is [0], and A speaks for itself.
+  Values of 2^16 and more are coded in fixed widths only and need no counts: the
+  result is then empty.
 
   >>> histogram(np.array([0, 2, 2]))
   array([1, 0, 2])
@@ -87,7 +88,7 @@ def histogram(values: np.ndarray) -> np.ndarray:
 
 
 def plan(counts: np.ndarray, *, coder: str, largest: int) -> StreamPlan:
-  """Finds the smallest method for a stream with these counts.
+  """Finds the method that takes the fewest bits for given counts.
 
   Args:
     counts: [A] occurrences, or [0] for wide values; see `histogram`.
@@ -130,7 +131,7 @@ def _plan_huffman(counts: np.ndarray, total: int) -> StreamPlan:
   lengths = huffman.code_lengths(counts)
   bits = float(counts @ lengths.astype(np.int64))
   lanes = -(-total // huffman.LANE)
-  # Lane lengths take about a byte each; they are known once coded.
+  # Lane lengths take about a byte each; the exact size depends on the codes.
   overhead = 8 + 8 * len(_nibbles(lengths)) + 8 * (3 + lanes * (lanes > 1))
   costs = np.where(lengths > 0, lengths.astype(np.float64), np.inf)
   return StreamPlan(bits + overhead, HUFFMAN, costs, lengths=lengths)
@@ -150,7 +151,7 @@ def _plan_ans(counts: np.ndarray, present: np.ndarray) -> StreamPlan:
 
 
 def cost(costs: np.ndarray, symbol: int) -> float:
-  """Returns the bits of a symbol by the costs of a stream; 0 if it has none."""
+  """Returns the size of a symbol in bits by `StreamPlan.costs`; 0 if inf."""
   if costs.size > 1 and symbol >= costs.size:
     return 0.0
   bits = float(costs[symbol if costs.size > 1 else 0])
@@ -160,7 +161,7 @@ def cost(costs: np.ndarray, symbol: int) -> float:
 def write(
   sink: wire.Sink, values: np.ndarray, plan: StreamPlan, *, component: str
 ) -> None:
-  """Appends a stream. `plan` must be that of the values' own counts."""
+  """Appends a stream. `plan` must be made from the counts of `values`."""
   if not values.size:
     return
   if plan.method == CONSTANT:
@@ -209,13 +210,13 @@ def read(
   """Reads a stream.
 
   Args:
-    source: stands at the first byte of the stream.
-    count: how many values; bounded by the caller.
-    component: what the values are.
+    source: at the first byte of the stream.
+    count: number of values; the caller has bounded it.
+    component: component of the values, one of `wire.COMPONENTS`.
 
   Returns:
-    The values, [count] of uint8, uint16 or uint32, and their costs in bits by
-    symbol, as in `StreamPlan`; of length one where all symbols cost the same.
+    The values, [count] uint8, uint16 or uint32, and the size of each symbol in
+    bits, as in `StreamPlan.costs`; [1] if all symbols take the same.
 
   Raises:
     ValueError: a malformed stream.
@@ -330,7 +331,7 @@ def inflate(
   *,
   dictionary: bytes = b'',
 ) -> bytes:
-  """Inverts a raw deflate of exactly `length` bytes, in bounded memory.
+  """Decompresses raw deflate to exactly `length` bytes, in bounded memory.
 
   Raises:
     ValueError: a malformed stream, or one of another length.

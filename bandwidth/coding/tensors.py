@@ -1,9 +1,10 @@
-"""What a file holds for one array: its bits, shared weights, or levels.
+"""Arrays as a file stores them: raw, as shared weights, or as integer levels.
 
-Values may differ from group to group. Groups are the cells of a grid: a grid
-(g_1, …, g_d) divides the axes of a shape (s_1, …, s_d) into g_a equal runs
-each, g_a a divisor of s_a. A shorter grid is aligned with the last axes, as
-NumPy broadcasts: one value per output channel of a kernel [.., C] is (C,).
+Codebooks and steps may differ from group to group. Groups are the cells of a
+grid: a grid (g_1, …, g_d) divides axis a of a shape (s_1, …, s_d) into g_a
+equal runs, g_a a divisor of s_a. A shorter grid is aligned with the last axes,
+as in NumPy broadcasting: one group per output channel of a kernel [.., C] is
+the grid (C,).
 """
 
 import math
@@ -18,19 +19,19 @@ DTYPES = (
   'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'bool', 'complex64',
   'complex128', 'int4', 'uint4', 'float8_e4m3fn', 'float8_e5m2',
 )  # fmt: skip
-"""Element types a file can hold; a file stores the place in this list."""
+"""Element types that a file can hold; it stores the index in this list."""
 
 FLOATS = ('float32', 'float16', 'bfloat16', 'float64')
-"""Element types that quantized values can be handed out in."""
+"""Element types that quantized tensors can be converted to."""
 
 MAX_CODEBOOK = 1 << 16
 
 
 def codebook_limit(size: int) -> int:
-  """Returns how many centroids in all a tensor of so many elements may have.
+  """Returns how many centroids a tensor of `size` elements may have in all.
 
-  Beyond 16 per element they compress nothing, and a file could claim any
-  amount of memory with them.
+  More than 16 per element compress nothing, and without a limit a file could
+  claim any amount of memory.
   """
   return MAX_CODEBOOK + 16 * size
 
@@ -48,7 +49,7 @@ def dtype_of(name: str) -> np.dtype:
 
 @dataclass(frozen=True, eq=False)
 class RawTensor:
-  """An array kept bit for bit, NaN payloads and the sign of zero included.
+  """An array kept bit for bit, including NaN payloads and the sign of zero.
 
   Attributes:
     array: of any shape; its dtype is one of `DTYPES`.
@@ -85,10 +86,10 @@ class RawTensor:
 class CodebookTensor:
   """Shared weights: W[i] = codebook[g(i), codes[i]], g(i) the group of i.
 
-  Where weights were pruned, entry 0 is exactly 0.0 and stands for them (Han,
-  Mao & Dally, arXiv 1510.00149); a ternary tensor (Zhu et al., 1612.01064) has
-  the codebook (0, W_p, −W_n). Sparse coding is of use only then, but exact in
-  any case.
+  If weights were pruned, entry 0 is exactly 0.0 and represents them (Han, Mao &
+  Dally, arXiv 1510.00149); a ternary tensor (Zhu et al., 1612.01064) has the
+  codebook (0, W_p, −W_n). Only then does sparse coding pay off; it is always
+  exact.
 
   Attributes:
     codes: [shape] uint8 (K ≤ 256) or uint16 (K ≤ 65536), each below K.
@@ -295,20 +296,20 @@ class Leveled(Protocol):
 
 
 Storable: TypeAlias = Tensor | Shared | Leveled | np.ndarray
-"""What a file can hold of an array."""
+"""Everything that a file can store."""
 
 
 def as_tensor(value: Storable, *, dtype: str = 'float32') -> Tensor:
-  """Returns what a file holds of an array.
+  """Returns a value in the form in which a file stores it.
 
   Args:
-    value: a tensor, which is returned as it is; what `bandwidth.quantization`
-      makes of an array; or the array, which is kept bit for bit.
+    value: a tensor, returned unchanged; a result of `bandwidth.quantization`;
+      or an array, kept bit for bit.
     dtype: dtype of the array returned by `to_array` if `value` has codes or
       levels, one of `FLOATS`.
 
   Raises:
-    ValueError: a dtype that no file holds, or values that do not fit their
+    ValueError: the dtype is not in `DTYPES`, or the values do not fit their
       codes.
 
   >>> from bandwidth import quantization
@@ -331,10 +332,11 @@ def as_tensor(value: Storable, *, dtype: str = 'float32') -> Tensor:
 
 
 def checked_codebook(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns the codebook of a tensor of a shape, as float32.
+  """Checks the codebook of a tensor of shape `shape`; returns it as float32.
 
   Raises:
-    ValueError: not finite; of no or too many entries; its grid does not fit.
+    ValueError: it is not finite, has no or too many entries, or its grid does
+      not divide the shape.
   """
   codebook = _finite('codebook', value)
   if not codebook.ndim or not 1 <= codebook.shape[-1] <= MAX_CODEBOOK:
@@ -350,7 +352,7 @@ def checked_codebook(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def check_codes(codes: np.ndarray, entries: int) -> None:
-  """Raises ValueError where a code has no entry in the codebook."""
+  """Raises ValueError if a code has no entry in the codebook."""
   if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < entries:
     raise ValueError(
       f'codes reach from {codes.min()} to {codes.max()}; '
@@ -359,10 +361,11 @@ def check_codes(codes: np.ndarray, entries: int) -> None:
 
 
 def checked_step(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns the steps of a tensor of a shape, as float32.
+  """Checks the steps of a tensor of shape `shape`; returns them as float32.
 
   Raises:
-    ValueError: not finite, negative, or in a grid that does not fit.
+    ValueError: they are not finite, negative, or their grid does not divide the
+      shape.
   """
   step = _finite('step', value)
   if (step < 0).any():

@@ -1,4 +1,4 @@
-"""Trees of parameters in one file: written with their codebooks, and read."""
+"""Saves parameter trees with their codebooks in one file, and loads them."""
 
 import os
 from collections.abc import Mapping
@@ -24,29 +24,30 @@ def save_tree(
   metadata: Mapping[str, Any] | None = None,
   coder: str = 'auto',
 ) -> Ledger:
-  """Writes a tree of parameters, and returns where its bytes went.
+  """Writes a tree of parameters, and returns the bytes of the file.
 
-  Arrays with a codebook are stored as its codes, and come back as their values
-  in the dtype of the parameter; all others are kept bit for bit. Names join the
-  keys by slashes: `Conv_0/kernel`, and for the first of a list `0`.
+  Arrays with a codebook are stored as codes, and are read back as the values of
+  the codebook in the dtype of the parameter; all others are kept bit for bit.
+  Names join the keys by slashes: `Conv_0/kernel`; the first of a list is `0`.
 
   Args:
     path: file to write, replaced if it exists.
-    params: any pytree of arrays. None and empty containers hold no array, and
-      only `load_tree` with `like` brings them back.
-    codebooks: by name, what `bandwidth.quantization` makes of parameters:
-      `Codebook`s, as of `share_params`, `read_codebooks` and
-      `ternary_params`, `UniformLevels`, or tensors of a file.
-    masks: of the shape of `params`, see `base.Masks`; weights where it is False
-      are stored as zeros, and have to be zeros in a codebook. None: all stay.
+    params: any pytree of arrays. None and empty containers hold no array; only
+      `load_tree` with `like` restores them.
+    codebooks: by name, results of `bandwidth.quantization`: `Codebook`s, as of
+      `share_params`, `read_codebooks` and `ternary_params`, or `UniformLevels`;
+      or tensors of a file. None: no array has a codebook.
+    masks: a tree like `params`, see `base.Masks`. Weights whose mask is False
+      are stored as zeros, and must be zero in a codebook. None: all are kept.
     metadata: any JSON object to store with the tree; None: {}.
     coder: entropy coders to try, one of `symbols.CODERS`.
 
   Raises:
-    ValueError: two arrays have one name, a name is the beginning of another's
-      (`{'a': x, 'a/b': y}`), a leaf is no array; a codebook is of no parameter,
-      of another shape, or of other values where a mask prunes; or as `write`.
-    OSError: the file can't be written; the old one stands.
+    ValueError: two arrays have the same name; a name is a prefix of another's
+      (`{'a': x, 'a/b': y}`); a leaf is not an array; a codebook has the name of
+      no parameter, another shape, or a non-zero value where a mask prunes; or
+      as `write`.
+    OSError: the file cannot be written; the old one is untouched.
 
   >>> import pathlib, tempfile
   >>> from bandwidth import quantization
@@ -80,7 +81,7 @@ def save_tree(
 
 
 def _named_arrays(argument: str, given: Any) -> dict[str, np.ndarray]:
-  """Leaves on the host by name, no two alike."""
+  """Leaves on the host by name; raises ValueError if a name occurs twice."""
   found: dict[str, np.ndarray] = {}
   for name, leaf in tree.named_leaves(given):
     try:
@@ -91,7 +92,7 @@ def _named_arrays(argument: str, given: Any) -> dict[str, np.ndarray]:
 
 
 def _pruned(params: Params, masks: Masks) -> dict[str, np.ndarray]:
-  """Where weights are to be zeros, of the parameters that lose some."""
+  """True where a weight is pruned, for the parameters that lose any."""
   kept = _named_arrays('masks', masks)
   leaves = dict(tree.named_leaves(params))
   if strange := kept.keys() ^ leaves.keys():
@@ -139,12 +140,12 @@ def load_tree(
       None: nested dictionaries, one level for each slash.
 
   Returns:
-    NumPy arrays in the dtypes of the file, shaped as `like`.
+    NumPy arrays in the dtypes of the file, in a tree like `like`.
 
   Raises:
-    ValueError: as `open_file`; a name continues another tensor's; or `like` has
+    ValueError: as `open_file`; a name is a prefix of another's; or `like` has
       other names or shapes.
-    OSError: the file can't be read.
+    OSError: the file cannot be read.
   """
   arrays = read_arrays(path)
   if like is None:

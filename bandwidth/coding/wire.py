@@ -1,7 +1,7 @@
-"""Bytes with labels: a writer and a bounds-checked reader that both keep count.
+"""A byte writer and a bounds-checked byte reader that count by component.
 
-Every byte that enters or leaves goes under the name of one component, so that
-the ledger of a file is exact by construction, on either side.
+Every byte written or read is counted under the name of one component, so that
+the ledger of a file is exact by construction, on both sides.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ COMPONENTS = (
   'headers',
   'checksums',
 )
-"""What a byte of a file can be. `codes`: weights, or adaptively coded weights
-with their positions; `indices`: positions of non-zeros; `fillers`: gap and code
-of entries that only bridge a long gap; `codebooks`: centroids and steps; `raw`:
-values kept as they are (biases, statistics); `tables`: code lengths and
+"""The components of a file. `codes`: weights, or adaptively coded weights with
+their positions; `indices`: positions of non-zeros; `fillers`: gaps and codes of
+entries that only bridge a long gap; `codebooks`: centroids and steps; `raw`:
+values kept bit for bit (biases, statistics); `tables`: code lengths and
 frequencies; `headers`: names, shapes, lengths, methods; `checksums`."""
 
 
 def varint(value: int) -> bytes:
-  """Returns the LEB128 form: seven bits a byte, low first, high bit = more.
+  """Returns the LEB128 encoding: 7 bits a byte, low first, high bit = more.
 
   >>> varint(300).hex()
   'ac02'
@@ -43,11 +43,11 @@ def varint(value: int) -> bytes:
 
 
 class Tally:
-  """Bytes by component, and the coders that they went through.
+  """Counts of bytes by component, and the names of the coders used.
 
   Attributes:
     counts: number of bytes so far, by component.
-    methods: names of the coders, those of codebooks aside, in order of use.
+    methods: names of the coders in order of use, except those of codebooks.
   """
 
   def __init__(self) -> None:
@@ -55,12 +55,12 @@ class Tally:
     self.methods: dict[str, None] = {}
 
   def move(self, source: str, target: str, amount: int) -> None:
-    """Counts bytes that stand under `source` under `target` instead."""
+    """Moves counted bytes from the component `source` to `target`."""
     self.counts[source] -= amount
     self.counts[target] += amount
 
   def note(self, method: str, component: str = 'codes') -> None:
-    """Records the name of a coder of anything but codebooks."""
+    """Records the name of a coder, unless it is one of codebooks."""
     if component != 'codebooks':
       self.methods.setdefault(method)
 
@@ -82,7 +82,7 @@ class Sink(Tally):
     self.put(component, varint(value))
 
   def append(self, other: 'Sink') -> None:
-    """Appends all that another sink holds."""
+    """Appends the bytes and counts of another sink."""
     self._parts.extend(other._parts)
     self.counts.update(other.counts)
     self.methods.update(other.methods)
@@ -91,15 +91,15 @@ class Sink(Tally):
     return self.counts.total()
 
   def getvalue(self) -> bytes:
-    """Returns the bytes, joined."""
+    """Returns all bytes."""
     return b''.join(self._parts)
 
 
 class Window:
-  """Bytes of a file that are read when they are wanted, and not kept."""
+  """Bytes of a file that are read on demand and not kept in memory."""
 
   def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
-    """Bounds `length` bytes from `offset` on."""
+    """Covers `length` bytes from `offset` on."""
     self._file, self._offset, self._length = file, offset, length
 
   def __len__(self) -> int:
@@ -124,8 +124,8 @@ class Source(Tally):
 
     Args:
       data: the bytes of one section, or of one tensor in it.
-      section: what they are, for error messages.
-      offset: where in the file they begin, for error messages.
+      section: name of the section or tensor, for error messages.
+      offset: offset of the bytes in the file, for error messages.
     """
     super().__init__()
     self._data = data if isinstance(data, Window) else memoryview(data)
@@ -135,7 +135,7 @@ class Source(Tally):
 
   @property
   def remaining(self) -> int:
-    """Bytes not read yet."""
+    """Number of bytes not read yet."""
     return len(self._data) - self._position
 
   def error(self, message: str) -> ValueError:
@@ -152,7 +152,7 @@ class Source(Tally):
       raise self.error(f'{what}: {error}') from None
 
   def take(self, component: str, length: int) -> memoryview:
-    """Reads bytes. Raises ValueError where fewer are left."""
+    """Reads `length` bytes. Raises ValueError if fewer are left."""
     if length > self.remaining:
       raise self.error(f'{length} bytes wanted, {self.remaining} left')
     begin = self._position

@@ -1,7 +1,7 @@
 """AMC: an agent prunes a network layer by layer, and learns from the result.
 
-All of a search, environment, evaluation and learning, is one program. One
-candidate is evaluated an episode.
+A whole search (environment, evaluation and learning) is one program. Each
+episode evaluates one candidate.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ _LEAST_SIGMA = 1e-3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AMCOptions:
-  """How AMC explores and what it remembers.
+  """Hyperparameters of exploration and of the replay memory.
 
   Attributes:
     warmup: last episode, counted from 0, whose actions are uniform on [0, 1];
@@ -109,7 +109,7 @@ class AMCOptions:
 
 
 class AMCRun(NamedTuple):
-  """A search and what was learned in it.
+  """The result of a search, and the agent that it has trained.
 
   Attributes:
     history: the N candidates evaluated.
@@ -133,17 +133,17 @@ def make_amc(
 ) -> Searcher:
   """Makes a searcher that plays episodes of `environment` and learns.
 
-  All T transitions of an episode are stored with the score of its candidate as
-  reward; then, from episode `warmup` + 1 on, as many updates follow.
+  All T transitions of an episode are stored, each with the score of its
+  candidate as reward; from episode `warmup` + 1 on, T updates follow.
 
-  As in the authors' code, https://github.com/mit-han-lab/amc, but for what
-  `environment` lists and:
+  This follows the authors' code, https://github.com/mit-han-lab/amc, except for
+  what `environment` lists and that:
 
-  * An episode's transitions are all stored before the first update, not one
+  * All transitions of an episode are stored before its first update, not one
     before each.
-  * The first transition of an episode is drawn like any other. There, a memory
-    that rebuilds transitions from a sequence almost never draws it.
-  * The width of the noise has a floor.
+  * The first transition of an episode is drawn like any other. Their memory
+    rebuilds transitions from a sequence, and almost never draws it.
+  * The standard deviation of the noise has a floor.
 
   Args:
     problem: space and objective; the objective is the reward, of order 1: the
@@ -156,8 +156,8 @@ def make_amc(
     A compiled function, see `problem.Searcher`.
 
   Raises:
-    ValueError: a name is unknown, an option out of range; `evaluations` are
-      not whole rounds; the memory is too small.
+    ValueError: a name is unknown, or an option out of range; `evaluations` is
+      no multiple of `num_envs`; the replay memory is too small.
 
   References:
     He et al., AMC: AutoML for Model Compression and Acceleration on Mobile
@@ -174,7 +174,7 @@ def make_amc_run(
   agent: str = 'ddpg',
   **options: Any,
 ) -> Callable[[jax.Array, Data, jax.Array], AMCRun]:
-  """Makes a search, not compiled yet, that also returns what it learned.
+  """Makes a search that also returns what it learned; it is not compiled yet.
 
   Args:
     problem: space to search and objective, the reward; see `make_amc`.
@@ -216,7 +216,8 @@ def make_learning_run(
     evaluations: number of episodes, a multiple of `options.num_envs`.
 
   Raises:
-    ValueError: `evaluations` are not whole rounds; the memory is too small.
+    ValueError: `evaluations` is no multiple of `num_envs`; the replay memory is
+      too small.
   """
   capacity = _capacity(options, environment.layers)
   firsts = _first_episodes(evaluations, options.num_envs)
@@ -238,10 +239,10 @@ def make_learning_run(
 def split_options(
   options: Mapping[str, Any],
 ) -> tuple[AMCOptions, AgentOptions]:
-  """Tells options of the search from those of the agent.
+  """Splits options into those of the search and those of the agent.
 
   Raises:
-    ValueError: one is of neither, or out of range.
+    ValueError: an option is unknown or out of range.
   """
   mine, its = (
     {field.name for field in dataclasses.fields(kind)}

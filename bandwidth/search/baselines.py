@@ -1,4 +1,4 @@
-"""The searchers to beat: one fraction for all, and random candidates."""
+"""Baseline searchers: one fraction for all decisions, and random candidates."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ from bandwidth.search.problem.interface import (
 
 
 def fractions_of(widths: jax.Array, candidate: jax.Array) -> jax.Array:
-  """Returns the fractions of channels that a candidate keeps.
+  """Returns the fraction of its channels that each decision keeps.
 
   Args:
     widths: channels by decision and level, int32 [G, M].
     candidate: levels, int32 [G], each below its decision's number of levels.
 
   Returns:
-    float32 [G]; `budget.levels_of` gives the candidate back.
+    float32 [G]; `budget.levels_of` inverts it.
 
   >>> widths = jnp.array([[8, 16, 32], [8, 24, 24]])
   >>> fractions_of(widths, jnp.array([1, 1])).tolist()
@@ -35,15 +35,15 @@ def fractions_of(widths: jax.Array, candidate: jax.Array) -> jax.Array:
 def uniform_fraction(data: Data, budget: jax.Array) -> jax.Array:
   """Returns the largest fraction that all decisions can keep.
 
-  Exact for any cost model: candidates change at the fractions of levels only,
-  and all of those are priced.
+  Exact for any cost model: the candidate changes only at the fractions of
+  levels, and the cost of each of those is computed.
 
   Args:
     data: costs and levels of the problem, see `make_data`.
     budget: in units of `data.costs`, int32 [].
 
   Returns:
-    float32 []; 0 where none fits.
+    float32 []; 0 if none fits.
   """
   fractions = (data.widths / data.widths[:, -1:]).reshape(-1)
 
@@ -57,14 +57,14 @@ def uniform_fraction(data: Data, budget: jax.Array) -> jax.Array:
 def make_uniform(problem: Problem) -> Searcher:
   """Evaluates one candidate: every decision keeps the same fraction.
 
-  It is the largest fraction that fits; channels are rounded down to levels.
-  What rounding leaves of the budget stays unspent.
+  It is the largest fraction that fits the budget, rounded down to levels; what
+  the rounding saves is not spent elsewhere.
 
   Args:
     problem: space to search and objective to maximize.
 
   Returns:
-    A searcher; its history has one row, and its key is not used.
+    A searcher whose history has one row; it ignores its key.
   """
 
   def search(key: jax.Array, data: Data, budget: jax.Array) -> History:
@@ -80,11 +80,10 @@ def random_candidates(
 ) -> jax.Array:
   """Draws candidates that just fit the budget.
 
-  Each decision's fraction is uniform between that of its smallest level and 1,
-  independent of the others. Published searches draw until a candidate happens
-  to lie in a narrow window below the budget; here every draw is shifted to it
-  by `budget.fit`, so that none is wasted and none is much smaller than it may
-  be.
+  The fraction of each decision is drawn uniformly between that of its smallest
+  level and 1. Published searches draw until a candidate happens to cost just
+  less than the budget; here `budget.fit` shifts every draw to the budget, so
+  that no draw is wasted and none is much smaller than allowed.
 
   Args:
     key: typed PRNG key, of `jax.random.key`.
@@ -117,7 +116,7 @@ def make_random(problem: Problem, *, evaluations: int) -> Searcher:
     evaluations: number of candidates, positive.
 
   Raises:
-    ValueError: evaluations are not positive.
+    ValueError: `evaluations` is not positive.
   """
   if evaluations < 1:
     raise ValueError(f'evaluations={evaluations} is not positive')

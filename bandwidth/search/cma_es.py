@@ -1,8 +1,8 @@
-r"""CMA-ES: a normal distribution over kept fractions that learns from ranks.
+r"""CMA-ES: adapts a normal distribution over kept fractions to ranked scores.
 
 Equations and symbols are those of N. Hansen, The CMA Evolution Strategy: A
-Tutorial, arXiv 1604.00772: n decisions, :math:`\lambda` candidates a
-generation, of which :math:`\mu` have positive weights.
+Tutorial, arXiv 1604.00772: n decisions, and :math:`\lambda` candidates in a
+generation, :math:`\mu` of them with positive weights.
 """
 
 import functools
@@ -35,7 +35,7 @@ _LARGEST_SIGMA = 1.0
 
 
 class Constants(NamedTuple):
-  """What the tutorial derives from n and the population (its Table 1).
+  """Constants that depend on n and the population only (Table 1).
 
   Attributes:
     weights: w, best first, the worse half negative, float64 [population].
@@ -61,7 +61,7 @@ class Constants(NamedTuple):
 
 
 class CmaState(NamedTuple):
-  """The distribution and its two paths.
+  """The distribution and its two evolution paths.
 
   Attributes:
     mean: m, of the kept fractions, float32 [n].
@@ -145,7 +145,7 @@ def cma_init(mean: jax.Array, sigma: float) -> CmaState:
 def decompose(covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns B, float32 [n, n], and D, float32 [n]: C = B D^2 B'."""
   values, basis = eigh(covariance)
-  # Rounding must not make a direction vanish, or imaginary.
+  # Rounding must not make an eigenvalue zero or negative.
   return basis, jnp.sqrt(jnp.maximum(values, 1e-7 * values[-1]))
 
 
@@ -156,7 +156,7 @@ def cma_update(
   scales: jax.Array,
   normals: jax.Array,
 ) -> CmaState:
-  """Learns from a generation.
+  """Adapts the distribution to a generation.
 
   Args:
     constants: of `cma_constants`, for this n and population.
@@ -200,10 +200,10 @@ def make_cma_es(
 ) -> Searcher:
   """Searches kept fractions by covariance matrix adaptation.
 
-  A point becomes a candidate by `budget.fit`: shifted to the budget, then
-  clipped and rounded down. The distribution learns from the point as it was
-  drawn. Only ranks of scores matter. The first point is the start itself. Where
-  most of a generation scores the same, as within one level, sigma grows.
+  `budget.fit` turns a point into a candidate: it shifts the point to the
+  budget, clips it and rounds it down. The distribution adapts to the point as
+  it was drawn, by the rank of its score. The first point is the start itself.
+  Where most of a generation scores the same, as within one level, sigma grows.
 
   Args:
     problem: space to search and objective to maximize.
@@ -217,8 +217,8 @@ def make_cma_es(
     buckets: resolution of the dynamic program, see `dynamic.make_chain`.
 
   Raises:
-    ValueError: an argument is out of range; the start has the wrong length; the
-      space is no chain and `start='dynamic'`.
+    ValueError: an argument is out of range; the start has the wrong length;
+      `start='dynamic'`, and the space is not a chain.
 
   References:
     Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772.

@@ -1,17 +1,16 @@
-r"""Dynamic programming: the least sum of errors within a budget.
+r"""Dynamic programming: the smallest sum of errors within a budget.
 
-Where every layer couples at most two decisions that follow each other, the
-network is a chain, and with e the errors of decisions at levels and c their
-costs,
+If every layer couples at most two consecutive decisions, the decisions are a
+chain. With e the errors of decisions at levels and c their costs,
 
 .. math:: D_g[k', b] = e_g(k') + \min_k D_{g-1}[k, b - c_g(k, k')]
 
-is the least error of the first decisions whose last one is at level k', at a
-cost of b buckets at most. One pass gives the solutions of all budgets.
+is the smallest error of decisions 0 to g with decision g at level k' and a cost
+of at most b buckets. One pass solves for all budgets.
 
-A step's cost is counted above the cheapest step's and rounded up to buckets,
-once a decision. A solution is therefore within its budget, and optimal among
-those whose cost, so rounded, is too: exact when a bucket is one unit.
+The cost of each decision in excess of its cheapest step is rounded up to
+buckets. Every solution is therefore within its budget, and optimal among the
+candidates whose rounded cost is: exact when a bucket is one unit.
 """
 
 from typing import NamedTuple
@@ -31,7 +30,7 @@ from bandwidth.search.problem.space import FIXED, Space
 
 
 class Chain(NamedTuple):
-  """What the decisions of a chain cost.
+  """The costs of a chain of decisions, in buckets.
 
   Attributes:
     steps: cost of a decision in buckets, by its predecessor's level and its
@@ -47,7 +46,7 @@ class Chain(NamedTuple):
 
 
 class Frontier(NamedTuple):
-  """The least errors by budget.
+  """The smallest errors by budget.
 
   Attributes:
     budgets: in units, int32 [N].
@@ -62,10 +61,10 @@ class Frontier(NamedTuple):
 
 
 def check_chain(space: Space) -> None:
-  """Checks that layers couple neighboring decisions only.
+  """Checks that layers couple consecutive decisions only.
 
   Raises:
-    ValueError: one does not; the message names the layer.
+    ValueError: a layer couples others; the message names it.
   """
   sides = zip(space.layers, space.reads, space.writes, strict=True)
   for layer, reads, writes in sides:
@@ -80,7 +79,7 @@ def check_chain(space: Space) -> None:
 def make_chain(
   space: Space, costs: Costs, largest: jax.Array, *, buckets: int = 10_000
 ) -> Chain:
-  """Rounds costs up to buckets.
+  """Makes a chain of decisions, with costs rounded up to buckets.
 
   Args:
     space: a chain, see `check_chain`.
@@ -106,10 +105,10 @@ def minimize(
   weights: jax.Array | None = None,
   buckets: int = 10_000,
 ) -> jax.Array:
-  """Finds the candidates of least error within budgets, in one pass.
+  """Finds the candidates of smallest error within budgets, in one pass.
 
-  Of equals, the one with the smallest levels from the last decision back. Where
-  the least error of all fits, rounding does not matter.
+  Ties go to the smallest level, from the last decision back. Where the smallest
+  error of all candidates fits, it is found whatever the rounding to buckets.
 
   Args:
     chain: made of `data.costs`, with the same `buckets`.
@@ -119,7 +118,7 @@ def minimize(
     buckets: number of buckets of the chain.
 
   Returns:
-    int32 [N, G]; 0 throughout where nothing was found to fit.
+    int32 [N, G]; all 0 where nothing was found to fit.
   """
   exists = jnp.arange(data.errors.shape[1])[None] < data.counts[:, None]
   errors = data.errors if weights is None else weights[:, None] * data.errors
@@ -143,18 +142,18 @@ def frontier(
   *,
   buckets: int = 10_000,
 ) -> Frontier:
-  """Finds the least sums of `data.errors` for many budgets, in one pass.
+  """Finds the smallest sums of `data.errors` for many budgets, in one pass.
 
   Args:
     space: decisions that are a chain, see `check_chain`.
     data: errors and costs of the space.
-    budgets: in units, int32 [N]; the largest one is divided into buckets. None:
-      one for each bucket, from the cheapest network to the whole one.
+    budgets: in units, int32 [N]. None: one for each bucket, from the cheapest
+      network to the whole one.
     buckets: number of buckets that the largest budget is divided into; more are
       more exact and take longer.
 
   Raises:
-    ValueError: the space is no chain, or buckets are not positive.
+    ValueError: the space is not a chain, or `buckets` is not positive.
   """
   _check(space, buckets)
   if budgets is None:
@@ -172,7 +171,7 @@ def frontier(
 def solve(
   space: Space, data: Data, budget: jax.Array, *, buckets: int = 10_000
 ) -> jax.Array:
-  """Finds the candidate of the least sum of `data.errors` within a budget.
+  """Finds the candidate of smallest sum of `data.errors` within a budget.
 
   Args:
     space: decisions that are a chain, see `check_chain`.
@@ -184,24 +183,24 @@ def solve(
     int32 [G].
 
   Raises:
-    ValueError: the space is no chain, or buckets are not positive.
+    ValueError: the space is not a chain, or `buckets` is not positive.
   """
   budgets = jnp.reshape(budget, 1)
   return frontier(space, data, budgets, buckets=buckets).candidates[0]
 
 
 def make_dynamic(problem: Problem, *, buckets: int = 10_000) -> Searcher:
-  """Evaluates one candidate: that of the least sum of `data.errors`.
+  """Evaluates one candidate: that of the smallest sum of `data.errors`.
 
   Args:
     problem: space and objective; the space must be a chain.
     buckets: number of buckets that the budget is divided into.
 
   Returns:
-    A searcher; its history has one row, and its key is not used.
+    A searcher whose history has one row; it ignores its key.
 
   Raises:
-    ValueError: the space is no chain, or buckets are not positive.
+    ValueError: the space is not a chain, or `buckets` is not positive.
   """
   _check(problem.space, buckets)
 

@@ -1,4 +1,4 @@
-"""Evolution of candidates by mutation and crossover."""
+"""Evolutionary search: candidates change by mutation and crossover."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from bandwidth.search.problem.interface import (
 
 
 class Generation(NamedTuple):
-  """Those that breed, and those to be evaluated.
+  """Parents, and the children to be evaluated next.
 
   Attributes:
     parents: levels of the best so far, best first, int32 [S, G].
@@ -42,11 +42,10 @@ def make_genetic(
 ) -> Searcher:
   """Evolves candidates as Once-for-All does.
 
-  The first generation has random levels. Of all so far, the best are parents;
-  a part of the children are a parent each with some levels drawn anew, the
-  others take each level from one of two parents. Where the published search
-  draws again until a child is within the budget, here it is repaired, see
-  `repair`.
+  The first generation has random levels. Afterwards, the best candidates so far
+  are the parents. Mutated children copy one parent with some levels drawn anew;
+  the others take each level from one of two parents. The published search draws
+  again until a child is within the budget; here `repair` makes it fit.
 
   Args:
     problem: space to search and objective to maximize.
@@ -97,10 +96,10 @@ def repair(
 ) -> jax.Array:
   """Makes a candidate just fit a budget, with few changes.
 
-  Fractions are shifted by `budget.fit`. As they are those of levels, and levels
-  are often as far apart for all decisions, all would fall to their next levels
-  at once; so each gets a random place above its own level first, and they fall
-  one by one, in random order.
+  The kept fractions are shifted by `budget.fit`. Levels are often equally far
+  apart in all decisions, so that all would drop to their next level at once.
+  Therefore each fraction first moves to a random place between its level and
+  the next, and decisions drop one by one, in random order.
 
   Args:
     key: typed PRNG key, of `jax.random.key`.
@@ -109,7 +108,7 @@ def repair(
     budget: in units of `data.costs`, int32 [].
 
   Returns:
-    int32 [G], within the budget if the smallest candidate is.
+    int32 [G]; within the budget if the smallest candidate is.
   """
   below = jnp.clip(jnp.minimum(candidate, data.counts - 2), 0)
   above = jnp.minimum(below + 1, data.counts - 1)

@@ -1,8 +1,8 @@
 """HAQ: an agent chooses bits layer by layer, and learns from the result.
 
 An episode makes the decisions of `bit_options` in order: the bits of a layer's
-weights, then, in linear mode, those of what it reads. The budget is applied at
-its end. Learning is that of `amc`.
+weights, then, in linear mode, those of its input activations. The budget is
+applied at the end of the episode. Learning is that of `amc`.
 """
 
 import math
@@ -35,24 +35,24 @@ from bandwidth.search.problem.space import LayerShape, Space
 _DEFAULTS = {'warmup': 20, 'decay': 0.99}
 _EPISODES_KEPT = 128
 
-# Of AMC's options, those that concern channels.
+# Options of AMC that concern channels.
 _OF_CHANNELS = ('state', 'rounding', 'store')
 
-# Bits that are observed before the first action in k-means mode.
+# Bits observed before the first action in k-means mode.
 _NO_ACTION = 4
 
 
 def level_of_action(
   bits: jax.Array, count: jax.Array, action: jax.Array
 ) -> jax.Array:
-  r"""Rounds an action to a level; of uniform actions all are equally likely.
+  r"""Rounds an action to a level; uniform actions make all equally likely.
 
   .. math:: \mathrm{round}((b_{max} - b_{min} + 1) a + b_{min} - 1/2)
 
-  are the authors' bits, with halves to even. For a = 0 that is one less than an
-  odd least number, 0 bits where it is 1, and for a = 1 one more than an odd
-  greatest number; here it is clipped. Where levels leave numbers out, it is the
-  place among them that is rounded.
+  are the bits in the authors' code, with halves rounded to even. For a = 0 that
+  is one less than b_min if b_min is odd, and so 0 bits if it is 1; for a = 1 it
+  is one more than b_max if b_max is odd. Here the result is clipped. Where
+  levels skip numbers of bits, the index of the level is rounded instead.
 
   Args:
     bits: bits at each level of the decision, ascending, int32 [M].
@@ -77,14 +77,14 @@ def decrement(
 ) -> jax.Array:
   """Lowers levels one after another until a candidate fits its budget.
 
-  From the last decision to the first, each by one if it can be, as often as is
-  needed: activations before the weights of a layer. Decisions with one level
-  stay, and count, whether anything is lowered or not.
+  It goes from the last decision to the first, activations before the weights of
+  a layer, lowers each by one level if possible, and starts over as often as
+  needed. Decisions with one level stay, and always count towards the cost.
 
-  In the authors' code the least cost takes no account of what is pinned, so
-  that a budget between the two is never reached and the loop does not end; here
-  it ends where no level can be lowered, see `budget.check_budget`. There, too,
-  nothing is pinned in what fits at once.
+  In the authors' code the smallest cost ignores pinned layers, so that the loop
+  never ends for a budget between the two; here it ends when no level can be
+  lowered, see `budget.check_budget`. Their code also leaves layers unpinned in
+  a candidate that fits at once.
 
   Args:
     costs: tables of the space, of `tabulate_bits`.
@@ -111,16 +111,16 @@ def decrement(
 
 
 def bit_features(space: Space) -> np.ndarray:
-  """Returns what is known of the layers, not normalized yet.
+  """Returns the features of the layers, before normalization.
 
   Args:
     space: the network's layers; its decisions are not used.
 
   Returns:
     float64 [T, 8]: whether it is depthwise, input channels, output channels,
-    stride, kernel, weights, numbers of an input map, index, as the authors'
-    code has it. A dense layer has stride 0, kernel 1, and as many channels, and
-    numbers of the map, as it has inputs. Kernels are taken to be square.
+    stride, kernel, weights, elements of an input feature map, index, as in the
+    authors' code. A dense layer has stride 0 and kernel 1, and its inputs count
+    as channels and as elements of the map. Kernels are assumed to be square.
   """
   rows = [_row(i, layer) for i, layer in enumerate(space.layers)]
   return np.array(rows, np.float64)
@@ -129,30 +129,31 @@ def bit_features(space: Space) -> np.ndarray:
 def make_bit_environment(space: Space) -> Environment:
   r"""Builds the environment of a network's bits.
 
-  An observation is the row of `bit_features`, normalized, then the bits of the
-  decision before, and in linear mode 1 where weights come next or 0 where
-  activations do. In linear mode the bits are divided by the most there are, and
-  1 before the first action; in k-means mode they are not, and 4, as in the
-  authors' code, https://github.com/mit-han-lab/haq, but for these:
+  An observation is the layer's row of `bit_features`, normalized, then the bits
+  of the previous decision, and in linear mode a flag, 1 if the next decision is
+  on weights and 0 if it is on activations. In linear mode the bits are divided
+  by the largest number of bits, and are 1 before the first action; in k-means
+  mode they are not divided, and are 4 before the first action. This follows the
+  authors' code, https://github.com/mit-han-lab/haq, except that:
 
   * No action means 0 bits; see `level_of_action`.
-  * What is pinned has its own bits from the start, and is observed with those.
-    There, pins replace what was chosen when levels are lowered.
-  * The flag says what comes next. There it is constant on the first layer and
-    inverted afterwards.
-  * An episode begins with the same observation as the first. There, the first
-    layer's is left as the last episode changed it.
+  * Pinned decisions have, and are observed with, their own bits from the start.
+    In their code pins replace the chosen bits when levels are lowered.
+  * The flag describes the next decision. In their code it is constant on the
+    first layer and inverted afterwards.
+  * Every episode begins with the same observation. In their code the first
+    layer's is left as the previous episode changed it.
 
   Args:
     space: decisions on bits, of `make_bit_space`.
 
   Returns:
-    An environment; the `layer` of its state is the next decision, and `ratio`
-    the bits of the last one, by the most. Its last step applies the budget, see
-    `decrement`.
+    An environment. The `layer` of its state is the next decision, and `ratio`
+    the bits of the last one divided by the largest number of bits. Its last
+    step applies the budget, see `decrement`.
 
   Raises:
-    ValueError: the space is none of bits.
+    ValueError: the decisions are not on bits.
 
   References:
     Wang et al., HAQ: Hardware-Aware Automated Quantization with Mixed
@@ -215,10 +216,10 @@ def make_haq(
 ) -> Searcher:
   """Makes a searcher that chooses bits.
 
-  As in the authors' code, https://github.com/mit-han-lab/haq, but for what
-  `make_bit_environment`, `decrement` and `make_amc` list. What the score is
-  taken from, and whether a candidate is tuned before, is the objective's: they
-  take the accuracy on training images at the end of an epoch on them.
+  This follows the authors' code, https://github.com/mit-han-lab/haq, except for
+  what `make_bit_environment`, `decrement` and `make_amc` list. Whether a
+  candidate is fine-tuned first, and on which images it is scored, is up to the
+  objective: theirs is the accuracy on training images after an epoch on them.
 
   Args:
     problem: space and objective; the space is of `make_bit_space`.
@@ -233,12 +234,13 @@ def make_haq(
       each layer.
 
   Returns:
-    A compiled function, see `problem.Searcher`. Budgets are checked by
-    `budget.check_budget`, which knows what is pinned.
+    A compiled function, see `problem.Searcher`. Check budgets with
+    `budget.check_budget`, which takes pins into account.
 
   Raises:
-    ValueError: a name is unknown, an option out of range; the space is none of
-      bits; `evaluations` are not whole rounds; the memory is too small.
+    ValueError: a name is unknown, or an option out of range; the decisions are
+      not on bits; `evaluations` is no multiple of `num_envs`; the replay memory
+      is too small.
 
   References:
     Wang et al., HAQ: Hardware-Aware Automated Quantization with Mixed
@@ -268,7 +270,7 @@ def make_haq_run(
   offset: float = 0.0,
   **options: Any,
 ) -> Callable[[jax.Array, Data, jax.Array], AMCRun]:
-  """Makes a search, not compiled yet, that also returns what it learned.
+  """Makes a search that also returns what it learned; it is not compiled yet.
 
   Args:
     problem: space to search and objective, the reward; see `make_haq`.
@@ -313,7 +315,7 @@ def _bit_groups(space: Space) -> list[BitGroup]:
 def _make_observe(
   space: Space, groups: list[BitGroup], most: int | None
 ) -> Callable[[EnvironmentState], jax.Array]:
-  """Last bits as they are, of so many at most, or by the most and a flag."""
+  """The last bits times `most`; or, if it is None, their ratio and the flag."""
   table = normalize_columns(bit_features(space))
   rows = table[[group.layer for group in groups]]
   flags = np.array([group.side == 'weights' for group in groups], np.float32)
@@ -328,7 +330,7 @@ def _make_observe(
 
 
 def _most_bits(space: Space) -> int:
-  """Of what is chosen; of all where everything is pinned."""
+  """The largest number of decisions that are not pinned, if there are any."""
   chosen = [levels[-1] for levels in space.levels if len(levels) > 1]
   return max(chosen or [levels[-1] for levels in space.levels])
 

@@ -1,13 +1,12 @@
-"""Factors and solves matrices, on a CPU one after another.
+"""Matrix factorizations and solves that run one by one on a CPU.
 
-XLA:CPU divides a batch of matrices that LAPACK works on among the threads of
-its pool, and the thread that does so sleeps until the others are done. Where
-as many calls as there are threads do so at a time, none is left to do the
-work, and the program never ends: with two cores, two calls that do not depend
-on each other are enough. A call with one matrix does the work itself.
-So `jax.vmap` of the functions here, which `jax.lax.map` with a `batch_size` is
-too, becomes a loop on a CPU; elsewhere a batch stays one. Forward derivatives
-alone pass through them.
+XLA:CPU splits a batch of LAPACK calls among the threads of its pool, and the
+thread that does so sleeps until the others are done. If as many threads do so
+at once as there are in the pool, none is left to do the work, and the program
+hangs: on two cores, two independent calls are enough. A call with one matrix
+does the work itself. Therefore `jax.vmap` of the functions here, and
+`jax.lax.map` with a `batch_size`, which uses it, become a loop on a CPU;
+elsewhere they run as a batch. Only forward-mode derivatives are supported.
 """
 
 import functools
@@ -21,7 +20,7 @@ from jax.scipy.linalg import solve_triangular
 
 
 def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Maps a function in a loop, where the program is one of a CPU."""
+  """Makes `jax.vmap` of a function a loop on CPUs."""
   mapped = custom_vmap(function)
 
   @mapped.def_vmap
@@ -31,7 +30,7 @@ def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     def in_turn(*arrays: jax.Array) -> Any:
       def of(i: jax.Array) -> Any:
         pairs = zip(arrays, batched, strict=True)
-        # Those of NumPy cannot be indexed by what is traced.
+        # A NumPy array cannot be indexed by a tracer.
         return mapped(*(jnp.asarray(x)[i] if each else x for x, each in pairs))
 
       return jax.lax.map(of, jnp.arange(size))
@@ -58,11 +57,11 @@ def cholesky(matrix: jax.Array) -> jax.Array:
   """Returns L, lower triangular with A = L L'.
 
   Args:
-    matrix: A, float32 [n, n], symmetric. NaN comes out where it is not positive
-      definite.
+    matrix: A, float32 [n, n], symmetric. The result is NaN if it is not
+      positive definite.
 
   Raises:
-    ValueError: it is no matrix.
+    ValueError: `matrix` does not have two axes.
 
   >>> cholesky(jnp.array([[4.0, 2.0], [2.0, 5.0]])).tolist()
   [[2.0, 0.0], [1.0, 2.0]]
@@ -77,12 +76,12 @@ def solve_lower(
   """Solves L x = b by substitution.
 
   Args:
-    lower: L, float32 [n, n]; what is above the diagonal is not read.
+    lower: L, float32 [n, n]; entries above the diagonal are not read.
     right: b, float32 [n, m].
-    transposed: whether L' x = b is solved instead.
+    transposed: whether to solve L' x = b instead.
 
   Raises:
-    ValueError: one of them is no matrix.
+    ValueError: `lower` or `right` does not have two axes.
 
   >>> lower = jnp.array([[2.0, 0.0], [1.0, 2.0]])
   >>> solve_lower(lower, jnp.array([[4.0], [4.0]])).tolist()
@@ -97,10 +96,10 @@ def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns eigenvalues, ascending, and eigenvectors as columns.
 
   Args:
-    matrix: float32 [n, n]; the mean of it and its transpose counts.
+    matrix: float32 [n, n]; it is symmetrized first, (A + A') / 2.
 
   Raises:
-    ValueError: it is no matrix.
+    ValueError: `matrix` does not have two axes.
 
   >>> eigh(jnp.array([[2.0, 0.0], [0.0, 1.0]]))[0].tolist()
   [1.0, 2.0]

@@ -1,13 +1,14 @@
-r"""Errors of single decisions, measured: what each alone does to the score.
+r"""Measured errors of single decisions: how much each alone lowers the score.
 
 The closed form of `options` says how well a layer is refitted, not what that
 does to the network. Here the objective itself is evaluated with all decisions
-but one at their last levels,
+but one at their last level,
 
 .. math:: e_g(k) = \max(0, s(\mathrm{all}) - s(\mathrm{all}, k_g = k)),
 
-at as many levels as there are evaluations for, and linearly by channels in
-between. Frantar and Alistarh, SPDY, 2022 (arXiv 2201.13096), compare the two.
+at as many levels as there are evaluations for; errors in between are
+interpolated linearly in the number of channels. Frantar and Alistarh, SPDY,
+2022 (arXiv 2201.13096), compare the two.
 """
 
 from collections.abc import Callable
@@ -36,14 +37,14 @@ class Probes(NamedTuple):
 
 
 def probes_of(space: Space, count: int) -> Probes:
-  """Picks levels to measure, evenly, as many of each decision.
+  """Picks levels to measure, evenly spaced, the same number in each decision.
 
   Args:
     space: the decisions to measure.
     count: largest number of probes; at least one for each decision.
 
   Raises:
-    ValueError: there are more decisions.
+    ValueError: `count` is less than the number of decisions.
   """
   each = count // max(space.decisions, 1)
   if each < 1:
@@ -62,7 +63,7 @@ def probes_of(space: Space, count: int) -> Probes:
 
 
 def measured_errors(problem: Problem, data: Data, probes: Probes) -> jax.Array:
-  """Measures decisions one by one.
+  """Measures the error of each decision at each level.
 
   Args:
     problem: space and objective; the objective is evaluated once for each probe
@@ -71,7 +72,7 @@ def measured_errors(problem: Problem, data: Data, probes: Probes) -> jax.Array:
     probes: the candidates to evaluate, see `probes_of`.
 
   Returns:
-    float32 [G, M], 0 at last levels.
+    float32 [G, M], 0 at the last level of each decision.
   """
   space = problem.space
   whole = jnp.asarray(space.full())
@@ -82,7 +83,7 @@ def measured_errors(problem: Problem, data: Data, probes: Probes) -> jax.Array:
     lambda candidate: problem.objective(data.objective, candidate), candidates
   )
   lost = jnp.maximum(scores[-1] - scores[:-1], 0.0).astype(jnp.float32)
-  # What is no number is worse than all that is one.
+  # NaN is worse than any number.
   lost = jnp.where(jnp.isnan(lost), jnp.nanmax(lost) + 1.0, lost)
   widths = space.widths()
   rows = []
@@ -104,7 +105,7 @@ def make_measured(
   share: float,
   **options: Any,
 ) -> Searcher:
-  """Measures errors, then lets a searcher begin with them.
+  """Measures errors, then runs a searcher that uses them.
 
   Args:
     problem: space and objective; the space must be a chain.
@@ -117,7 +118,7 @@ def make_measured(
 
   Raises:
     ValueError: an option is out of range; there are too few evaluations; the
-      space is no chain.
+      space is not a chain.
   """
   if not 0 < share < 1:
     raise ValueError(f'share={share!r} is not in (0, 1)')

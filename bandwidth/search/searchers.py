@@ -1,4 +1,4 @@
-"""Searchers by name, on an equal number of evaluations."""
+"""Searchers by name, each with the same number of evaluations."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -33,8 +33,8 @@ SEARCHERS: Mapping[str, Callable[..., Searcher]] = {
 """Factories that take `evaluations`."""
 
 BITS: Mapping[str, Callable[..., Searcher]] = {'haq': make_haq}
-"""Factories for decisions about bits alone, see `bit_options`; all others but
-'amc' and 'td3' take those too."""
+"""Factories for decisions on bits only, see `bit_options`. All others except
+'amc' and 'td3' also accept such decisions."""
 
 SINGLE: Mapping[str, Callable[..., Searcher]] = {
   'uniform': make_uniform,
@@ -48,7 +48,7 @@ ALL: Mapping[str, Callable[..., Searcher]] = {**SEARCHERS, **BITS, **SINGLE}
 
 
 def check_searcher(name: str) -> None:
-  """Raises ValueError where a searcher is unknown."""
+  """Raises ValueError if a searcher is unknown."""
   check_name('searcher', name, ALL)
 
 

@@ -1,8 +1,8 @@
-"""SPDY: the weights of a sum of errors, searched so that its minimum is good.
+"""SPDY: searches weights of a sum of errors whose minimum is a good candidate.
 
-The sum of errors of single decisions is no measure of a network. With the right
-weights its minimum is a good candidate all the same, and each minimum is within
-the budget by construction.
+The sum of the errors of single decisions does not measure a network. But with
+the right weights its minimum is a good candidate, and every such minimum is
+within the budget by construction.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from bandwidth.search.problem.interface import (
 
 
 class SpdyState(NamedTuple):
-  """The best so far, and where the local search is.
+  """The best weights so far, and the state of the local search.
 
   Attributes:
     weights: q of the best candidate so far, float32 [G].
@@ -48,15 +48,16 @@ def make_spdy(
 ) -> Searcher:
   r"""Searches weights q for the dynamic program.
 
-  A candidate minimizes
+  Each candidate minimizes
 
   .. math:: \sum_g q_g e_g(k_g)
 
-  within the budget. First come weights uniform on [0, 1], the very first
-  candidate excepted, which is the dynamic program's own, q = 1. Then some of
-  the best weights are drawn anew, and kept if the score is better. After
-  `patience` failures one weight fewer is drawn, but one at least: the published
-  search ends there, this one goes on as long as there are evaluations.
+  within the budget. The first one has q = 1, the dynamic program's own
+  solution; the others of the first `starts` have weights uniform on [0, 1].
+  Afterwards, each trial draws some of the best weights anew, and keeps them if
+  the score improves. After `patience` failures, trials draw one weight fewer,
+  but at least one; the published search stops there, this one goes on while
+  evaluations are left.
 
   Args:
     problem: space and objective; the space must be a chain, and the data need
@@ -70,7 +71,7 @@ def make_spdy(
       better: rounding costs half a bucket a decision on average.
 
   Raises:
-    ValueError: the space is no chain, or an argument is out of range.
+    ValueError: the space is not a chain, or an argument is out of range.
 
   References:
     Frantar and Alistarh, SPDY, ICML 2022, section 3.3.

@@ -1,11 +1,11 @@
-"""Adaptive coding of a sparse tensor: no tables, everything learned on the way.
+"""Adaptive coding of a sparse tensor: probabilities are learned, not stored.
 
-For tensors so sparse that tables and gaps would dominate, as rate-aware
-training leaves them. In the manner of CABAC (Marpe, Schwarz & Wiegand, 2003)
-and DeepCABAC (Wiedemann et al., arXiv 1907.11900): which elements are not zero,
-then signs and magnitudes, each bit under adaptive probabilities; those of the
-first kind are mixed as PAQ does (Mahoney, 2005). A row is coded in one vector
-operation, so that its time hardly depends on its length.
+For tensors so sparse that tables and gaps would dominate, as after rate-aware
+training. As in CABAC (Marpe, Schwarz & Wiegand, 2003) and DeepCABAC (Wiedemann
+et al., arXiv 1907.11900), it codes which elements are not zero, then signs and
+magnitudes, each bit with an adaptive probability; those of the first kind are
+mixed as in PAQ (Mahoney, 2005). A row is coded in one vector operation, so that
+its time hardly depends on its length.
 
 The tensor is a matrix: the last axis makes the columns, all others the rows; a
 vector is one column. Layout: one byte n + 8·f_r + 16·f_c, n varints, one byte z
@@ -77,10 +77,10 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def write(sink: wire.Sink, codes: np.ndarray, *, entries: int) -> bool:
-  """Appends a tensor, if the bound of time lets it be read again.
+  """Appends a tensor, unless it exceeds the reader's bounds on time.
 
   Args:
-    sink: where to; this must be the end of a payload.
+    sink: receives the bytes, which must end the payload.
     codes: unsigned integers of a shape that `allows` permits.
     entries: K, for codes of a codebook; 0 for zigzag levels.
 
@@ -156,7 +156,7 @@ def _choose_head(shape: tuple[int, ...], mask: np.ndarray) -> _Head:
 
 
 def _flags_pay(live: np.ndarray, length: int, density: float) -> bool:
-  """Whether flags take fewer bits than zeros in the rows that they save."""
+  """Whether flags take fewer bits than the zeros of the rows that they skip."""
   share = float(live.mean())
   if share in (0.0, 1.0):
     return share == 0
@@ -165,7 +165,7 @@ def _flags_pay(live: np.ndarray, length: int, density: float) -> bool:
 
 
 def _most_lines(stored: int) -> int:
-  """Rows and columns, each of which takes tens of microseconds."""
+  """Largest number of rows and columns; each takes tens of microseconds."""
   return 64 + 4 * stored
 
 
@@ -194,7 +194,7 @@ def _code(
   head: _Head,
   entries: int,
 ) -> np.ndarray:
-  """Codes a matrix, which a decoder does not know yet, and returns it."""
+  """Codes a matrix and returns it; a decoder has no `truth`."""
   mask = None if truth is None else truth != 0
   rows, columns = np.arange(shape[0]), np.arange(shape[1])
   if head.column_flags:
@@ -231,7 +231,7 @@ def _code(
 def _live(
   coder: binary.Coder, count: int, bits: np.ndarray | None
 ) -> np.ndarray:
-  """Codes which rows or columns are live; returns their numbers."""
+  """Codes which rows or columns are live; returns their indices."""
   counts = logistic.Counts(4)
   context, live = np.array([3]), []
   for i in range(count):

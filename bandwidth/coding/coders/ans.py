@@ -116,7 +116,7 @@ def frequencies(table: Table) -> np.ndarray:
 
 
 def bits_of_symbols(table: Table) -> np.ndarray:
-  """Returns the cost of each symbol, log2(2^20 / F_s); inf if it has none.
+  """Returns the bits of each symbol, log2(2^20 / F_s); inf if it never occurs.
 
   >>> bits_of_symbols(make_table(np.array([3, 0, 3]), mantissa_bits=0))
   array([ 1., inf,  1.])
@@ -136,7 +136,7 @@ def encode(symbols: np.ndarray, table: Table) -> bytes:
     table: frequencies of the symbols, of `make_table`.
 
   Returns:
-    The stream; `decode` wants the same table and n.
+    The stream; `decode` needs the same table and n.
 
   Raises:
     ValueError: a symbol that the table lacks.

@@ -1,4 +1,4 @@
-"""A range coder for bits that each have a probability of their own.
+"""A range coder for bits, each with its own probability.
 
 The coder is constriction's `RangeEncoder`: 64 bits of state, 32-bit words,
 probabilities of 24 bits. P(bit = 1) is p / 2^16 with an integer p in 1 …
@@ -26,7 +26,7 @@ _ONE = 1 << PROBABILITY_BITS
 
 
 class Coder(Protocol):
-  """An `Encoder` or a `Decoder`: a model is written once for both."""
+  """An `Encoder` or a `Decoder`, so that a model is written once for both."""
 
   def code(
     self, probabilities: np.ndarray, bits: np.ndarray | None
@@ -49,7 +49,7 @@ class Encoder:
     self._probabilities: list[np.ndarray] = []
 
   def __len__(self) -> int:
-    """How many bits it holds."""
+    """Number of bits appended so far."""
     return sum(bits.size for bits in self._bits)
 
   def code(
@@ -87,8 +87,8 @@ class Encoder:
 def _shortest(words: np.ndarray, emitted: int, low: int, span: int) -> bytes:
   """The shortest stream in the interval where constriction's lies.
 
-  The interval is [low, low + span), after `emitted` words. Those words may
-  still take a carry, so that they are known only beside a point of it.
+  The interval is [low, low + span), after `emitted` words. A carry may still
+  change those words, so that they are known only together with a point in it.
   """
   size = 4 * emitted + 8
   whole = words.astype('>u4').tobytes().ljust(size, b'\0')
@@ -123,7 +123,7 @@ class Decoder:
     """Reads bits.
 
     Args:
-      probabilities: those the encoder was given at this place.
+      probabilities: [n], the same as given to the encoder for these bits.
       bits: not used; for a common signature with `Encoder`.
 
     Returns:

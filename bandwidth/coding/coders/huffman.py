@@ -36,7 +36,7 @@ def code_lengths(
 
   Package-merge (Larmore & Hirschberg, 1990), exact for any cap; where the cap
   does not bind, the total is Huffman's. Symbols that occur satisfy Kraft's
-  equality Σ 2^−length = 1, but for an alphabet of one, whose length is 1.
+  equality Σ 2^−length = 1, except in an alphabet of one, whose length is 1.
 
   Args:
     counts: [A] occurrences; zero for a symbol without a code.
@@ -130,14 +130,14 @@ def check_lengths(lengths: np.ndarray) -> None:
 def encode(symbols: np.ndarray, lengths: np.ndarray) -> Encoded:
   """Codes symbols.
 
-  An alphabet of one symbol takes no bits at all.
+  An alphabet of one symbol takes no bits.
 
   Args:
     symbols: [n] unsigned integers below A, all with a code.
     lengths: [A] uint8 from `code_lengths`.
 
   Returns:
-    The stream; `decode` wants the same `lengths` and n.
+    The stream; `decode` needs the same `lengths` and n.
 
   Raises:
     ValueError: a symbol without a code.
@@ -232,7 +232,7 @@ def _table(lengths: np.ndarray) -> np.ndarray:
 def _decode_lane(
   data: bytes | memoryview, table: np.ndarray, count: int, total: int
 ) -> np.ndarray:
-  """One lane: too short for vectors to pay."""
+  """Decodes a single lane, for which vector operations do not pay off."""
   entries = table.tolist()
   stream, width = int.from_bytes(data, 'big'), len(data) * 8
   # Words of 2^10 bits keep the shifts short.

@@ -1,8 +1,8 @@
 """Adaptive probabilities of bits in integers: counts, stretch and squash.
 
-A probability p stands for p / 2^16 and keeps within 2^4 … 2^16 − 2^4.
+A probability p represents p / 2^16 and stays within 2^4 … 2^16 − 2^4.
 stretch(p) = log2(p / (2^16 − p)) in units of 2^−8; squash is its inverse. Both
-are tables built by squaring integers, so that no two machines can disagree.
+are tables built by squaring integers, so that they are equal on all machines.
 """
 
 import functools
@@ -68,8 +68,8 @@ def _log2(values: np.ndarray) -> np.ndarray:
 def ratio(ones: np.ndarray, seen: np.ndarray | int, prior: int) -> np.ndarray:
   """Returns (2^17·ones + prior) / (2·seen + 1), rounded down and clipped.
 
-  Half an observation of the prior: Krichevsky and Trofimov's estimator where
-  the prior is a half.
+  The prior counts as half an observation: with a prior of 1/2, this is the
+  Krichevsky-Trofimov estimator.
 
   >>> ratio(np.array([0, 1]), np.array([0, 1]), HALF)
   array([32768, 54613])
@@ -78,7 +78,7 @@ def ratio(ones: np.ndarray, seen: np.ndarray | int, prior: int) -> np.ndarray:
 
 
 class Counts:
-  """Ones and trials of contexts."""
+  """Adaptive counts of ones and of trials, by context."""
 
   def __init__(self, contexts: int, *, prior: int = HALF) -> None:
     self._ones = np.zeros(contexts, np.int64)

@@ -1,8 +1,8 @@
 """The values of non-zeros, coded bit by bit under adaptive counts.
 
-Values come in batches: a quarter of the number before, 8 at least and 4096 at
-most. All bits of one kind in a batch are coded together, under the counts
-(`logistic.Counts`, prior 1/2) that the bits before them left.
+Values are coded in batches of a quarter of the number of values before, at
+least 8 and at most 4096. All bits of one kind in a batch are coded together,
+with the counts (`logistic.Counts`, prior 1/2) of the earlier batches.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ def code_signed(
 ) -> np.ndarray:
   """Codes zigzag levels: 1, 2, 3, … stand for −1, 1, −2, and so on.
 
-  Per batch: whether each is negative, one context; then for k = 1 … 15 whether
-  those of magnitude at least k exceed k, context k; then what magnitudes exceed
-  15 by, less one, see `_Gamma`.
+  Per batch: the signs, in one context; then for k = 1 … 15, whether magnitudes
+  that are at least k exceed k, in context k; then the excess of magnitudes over
+  16, see `_Gamma`.
 
   Args:
     coder: an encoder, or a decoder.
     count: number of levels to code.
-    truth: [count] positive integers below 2^32, for an encoder; else None.
+    truth: [count] positive integers below 2^32 to encode; None for a decoder.
 
   Returns:
     [count] int64, the levels.
@@ -61,12 +61,12 @@ def code_signed(
 def code_labels(
   coder: binary.Coder, count: int, truth: np.ndarray | None, *, width: int
 ) -> np.ndarray:
-  """Codes labels, highest bit first, each under the ones above it.
+  """Codes labels, highest bit first, each in the context of the bits above.
 
   Args:
     coder: an encoder, or a decoder.
     count: number of labels to code.
-    truth: [count] integers below 2^width, for an encoder; else None.
+    truth: [count] integers below 2^width to encode; None for a decoder.
     width: bits of a label.
 
   Returns:
@@ -135,7 +135,7 @@ def _bits(
   known: np.ndarray | None,
   bit_of: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-  """Codes one bit of each value and counts it."""
+  """Codes one bit of each value and updates the counts."""
   context = np.broadcast_to(np.asarray(context, np.int64), (size,))
   truth = None if known is None else bit_of(known)
   bits = coder.code(counts.probability(context), truth)

@@ -34,7 +34,7 @@ _SIZES = (8, 8 * _BINS, _BINS * _LEVELS, 7 * _BINS, 7 * _LEVELS)
 _OFFSETS = np.cumsum([0, *_SIZES[:-1]])[:, None]
 _FIRST_WEIGHT = 9000
 _RATE = 19
-# Comparing all pairs of rows takes their square in memory.
+# Comparing all pairs of rows takes memory quadratic in their number.
 _COMPARE_ROWS = 2048
 
 
@@ -51,9 +51,9 @@ def code(
 
   Args:
     coder: an encoder, or a decoder.
-    found: [rows, columns] uint8, zeros; takes the result.
-    live_rows: [n] the rows to code, ascending.
-    truth: [rows, columns] bool, for an encoder; else None.
+    found: [rows, columns] uint8, zeros; receives the result.
+    live_rows: [n] indices of the rows to code, ascending.
+    truth: [rows, columns] bool to encode; None for a decoder.
     strides: at most six positive distances.
     prior: P, within the limits of `logistic`.
   """
@@ -114,16 +114,17 @@ def _contexts(
 
 
 def choose_strides(shape: tuple[int, ...], mask: np.ndarray) -> list[int]:
-  """Picks the rows before a row that say most about it.
+  """Picks the distances to the earlier rows that predict a row best.
 
   Args:
     shape: of the tensor, whose last axis are the columns.
     mask: [rows, columns] bool, its non-zeros.
 
   Returns:
-    Where rows are few enough to compare them all, the distances at which
-    non-zeros coincide most often; else those of the axes. Six of them for 2048
-    non-zeros or more, three for 256, none for fewer: they must be learned from.
+    The distances at which non-zeros coincide most often, if there are few
+    enough rows to compare all pairs; else the strides of the axes. At most six
+    for 2048 non-zeros or more, three for 256 or more, and none for fewer, which
+    are too few to learn from.
   """
   rows, columns = mask.shape
   ones = int(mask.sum())

@@ -1,7 +1,7 @@
-"""Deep deterministic policy gradient, as AMC and HAQ have it.
+"""Deep deterministic policy gradient (DDPG), as in AMC and HAQ.
 
-Networks are functions of plain trees, for one observation each; an agent is
-three pure functions, so that a search can scan and map over it.
+Actor and critic are functions of parameter trees and a single observation. An
+agent is three pure functions, so that a search can scan and map over it.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ class Agent(NamedTuple):
   """Pure functions that choose actions in [0, 1] and learn.
 
   Attributes:
-    init: `key -> state`. A state has a `baseline`, float32 [].
-    act: `(state, observation float32 [F]) -> float32 []`, without noise.
-    update: `(state, batch, key) -> state`; one step on a minibatch of
+    init: `key -> state`, an `AgentState`.
+    act: `(state, observation float32 [F]) -> action float32 []`, without noise.
+    update: `(state, batch, key) -> state`: one update on a minibatch of
       transitions, leaves [B, …].
   """
 
@@ -34,7 +34,7 @@ class Agent(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentOptions:
-  """How an agent learns.
+  """Hyperparameters of an agent.
 
   Attributes:
     hidden: H, width of both hidden layers of the actor and of the critic.
@@ -104,7 +104,7 @@ class AgentState(NamedTuple):
 
 
 def init_dense(key: jax.Array, inputs: int, outputs: int) -> Params:
-  """Returns a dense layer drawn as PyTorch's `Linear` is by default.
+  """Draws a dense layer from the default distribution of PyTorch's `Linear`.
 
   Kernel [inputs, outputs] and bias [outputs] are uniform between
   -1 / sqrt(inputs) and 1 / sqrt(inputs), float32.
@@ -147,7 +147,7 @@ def actor(params: Params, observation: jax.Array) -> jax.Array:
 def critic(
   params: Params, observation: jax.Array, action: jax.Array
 ) -> jax.Array:
-  r"""Returns Q(s, a), float32 [], whose first layer adds both inputs.
+  r"""Returns Q(s, a), float32 []; its first layer adds both inputs.
 
   .. math:: \mathrm{relu}(W_1 s + b_1 + W_2 a + b_2)
 
@@ -165,7 +165,7 @@ def critic(
 def moved_baseline(
   baseline: jax.Array, updates: jax.Array, rewards: jax.Array, rate: float
 ) -> jax.Array:
-  """Moves b to a minibatch's mean reward: wholly at first, then by `rate`.
+  """Moves b towards a minibatch's mean reward by `rate`; at first, onto it.
 
   Args:
     baseline: b before the update, float32 [].
@@ -190,7 +190,7 @@ def sigma_at(
   decay: float = 0.95,
   floor: float = 1e-3,
 ) -> jax.Array:
-  r"""Returns the width of the noise in an episode, float32.
+  r"""Returns the standard deviation of the noise in an episode, float32.
 
   .. math:: \max(\sigma_0 d^{\max(e - w, 0)}, \sigma_{min})
 
@@ -226,13 +226,13 @@ def explore(key: jax.Array, mean: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def make_ddpg(features: int, options: AgentOptions | None = None) -> Agent:
-  r"""Builds the agent of the authors' code.
+  r"""Builds the DDPG agent of AMC's authors' code.
 
   .. math:: y = r - b + (1 - d) \gamma Q'(s', \mu'(s'))
 
-  is the target of the critic's mean squared error, with the baseline b moved to
-  the minibatch's mean reward first. The actor then ascends the mean of
-  Q(s, μ(s)) with the new critic, and the slow copies follow both.
+  is the target of the critic's mean squared error, where the baseline b has
+  already moved towards the minibatch's mean reward. Then the actor ascends the
+  mean of Q(s, μ(s)) of the new critic, and the target networks follow both.
 
   Args:
     features: F, length of an observation.
@@ -257,7 +257,7 @@ def init_state(mu: Params, q: Params, options: AgentOptions) -> AgentState:
   Args:
     mu: parameters of the actor, see `init_actor`.
     q: parameters of the critic, or of stacked critics; see `init_critic`.
-    options: hyperparameters.
+    options: hyperparameters of the agent.
   """
   return AgentState(
     actor=mu,
@@ -278,11 +278,11 @@ def update_critic(
   ahead: jax.Array,
   loss: Callable[[Params, Transition, jax.Array], jax.Array],
 ) -> AgentState:
-  """Moves the baseline, then the critic towards its targets.
+  """Updates the baseline, then takes a step of the critic.
 
   Args:
-    options: hyperparameters.
-    state: before the update.
+    options: hyperparameters of the agent.
+    state: state of the agent before the update.
     batch: minibatch of transitions, leaves [B, …].
     ahead: discounted value of the next state, 0 at the end of an episode,
       float32 [B].
@@ -310,11 +310,11 @@ def update_actor(
   critic_params: Params,
   observations: jax.Array,
 ) -> AgentState:
-  """Moves the actor up the critic, then the target networks after both.
+  """Takes a step of the actor, then updates both target networks.
 
   Args:
-    options: hyperparameters.
-    state: before the update.
+    options: hyperparameters of the agent.
+    state: state of the agent before the update.
     critic_params: parameters of the one critic that the actor ascends.
     observations: of the minibatch, float32 [B, F].
   """

@@ -1,22 +1,23 @@
-"""AMC's environment: a network pruned layer by layer, never over its budget.
+"""AMC's environment: prunes a network layer by layer, always within its budget.
 
-An episode visits in order the T layers whose inputs can be pruned: dense ones
-and convolutions that are not depthwise. The action at a layer is the fraction
-of its input channels to keep. A layer that reads `FIXED` channels, as the first
-does, keeps them whatever the action, and one whose channels were decided at an
-earlier layer keeps those.
+An episode visits, in order, the T layers whose inputs can be pruned: dense
+layers and convolutions that are not depthwise. The action at a layer is the
+fraction of its input channels to keep. A layer that reads `FIXED` channels, as
+the first one does, keeps all of them whatever the action; a layer whose
+channels were decided at an earlier layer keeps those.
 
-As in the authors' code, https://github.com/mit-han-lab/amc, but for these:
+This follows the authors' code, https://github.com/mit-han-lab/amc, except that:
 
-* All levels of a decision are priced, and the largest that fits is taken, so
-  that the cost never exceeds the budget. There, channels are rounded up to the
-  divisor after the budget has clipped the action, and the least fraction may
-  exceed it too.
+* The cost of every level of a decision is computed, and the largest that fits
+  is taken, so that no candidate exceeds the budget. Their code rounds channels
+  up to the divisor after the budget has clipped the action, and the smallest
+  fraction may exceed the budget too.
 * Costs are those of the budget, from `Data.costs`, not always multiply-adds.
-* The `rest` of an observation is what comes after the layer. There, it holds
-  all depthwise layers at any time, and before the first action it is a fraction
-  of the weights, not of the cost.
-* Layers that share channels are all priced when the first of them decides.
+* The `rest` in an observation covers the layers after the current one. Their
+  code always includes all depthwise layers, and before the first action its
+  `rest` is a fraction of the weights, not of the cost.
+* The cost of all layers that share channels is counted when the first of them
+  decides.
 """
 
 import math
@@ -36,7 +37,7 @@ from bandwidth.search.problem.space import FIXED, LayerShape, Space
 
 
 class EnvironmentState(NamedTuple):
-  """Where an episode is.
+  """The state of an episode.
 
   Attributes:
     layer: t, place of the next layer among the prunable ones, int32 [].
@@ -56,13 +57,13 @@ class Environment(NamedTuple):
   Attributes:
     layers: T, actions in an episode.
     features: F, length of an observation.
-    reset: `(data, budget) -> (state, observation)`; the budget int32 [] in
-      units, at least the cost of the smallest candidate; the observation
+    reset: `(data, budget) -> (state, observation)`. The budget is int32 [], in
+      units, at least the cost of the smallest candidate; the observation is
       float32 [F].
-    step: `(data, budget, state, action) -> (state, observation, done)`; the
-      action float32 [], clipped to [0, 1]; done bool []. The last observation
-      is returned again with done, whose state holds the candidate; there is no
-      step after it.
+    step: `(data, budget, state, action) -> (state, observation, done)`. The
+      action is float32 [], clipped to [0, 1]; done is bool []. When done, the
+      state holds the candidate, the observation repeats the one before, and no
+      step may follow.
   """
 
   layers: int
@@ -81,16 +82,16 @@ def prunable_layers(space: Space) -> tuple[int, ...]:
 
 
 def layer_features(space: Space, *, state: str = 'code') -> np.ndarray:
-  """Returns what is known of the prunable layers, not normalized yet.
+  """Returns the features of the prunable layers, before normalization.
 
   Args:
     space: the network's layers; its decisions are not used.
     state: 'code': index, type (0 convolution, 1 dense), input channels, output
       channels, stride, kernel, weights, as the authors' code has it; or
       'paper': index, output channels, input channels, height, width, stride,
-      kernel, multiply-adds, equation 1 of the paper. A dense layer has stride
-      0, kernel 1, and counts each entry that was flattened as an input channel.
-      Kernels and maps are taken to be square.
+      kernel, multiply-adds, equation 1 of the paper. A dense layer has stride 0
+      and kernel 1, and each flattened entry counts as one input channel.
+      Kernels and feature maps are assumed to be square.
 
   Returns:
     float64 [T, 7] or [T, 8].
@@ -106,9 +107,9 @@ def layer_features(space: Space, *, state: str = 'code') -> np.ndarray:
 
 
 def normalize_columns(table: np.ndarray) -> np.ndarray:
-  """Maps each column to [0, 1] by its least and its largest entry.
+  """Scales each column linearly so that its entries span [0, 1].
 
-  Constant columns stay what they are, as in the authors' code.
+  Constant columns are left alone, as in the authors' code.
 
   Args:
     table: one row of features a layer, float64 [T, F].
@@ -130,10 +131,10 @@ def normalize_columns(table: np.ndarray) -> np.ndarray:
 def levels_above(
   widths: jax.Array, counts: jax.Array, ratios: jax.Array
 ) -> jax.Array:
-  """Rounds kept fractions to whole channels and those up to levels.
+  """Rounds kept fractions to whole channels, then up to levels.
 
-  This is the rounding of the authors' code, which makes the last level one of
-  many actions; `budget.levels_of` gives it to the action 1 alone.
+  This is the rounding of the authors' code, by which many actions keep all
+  channels; with `budget.levels_of` only the action 1 does.
 
   Args:
     widths: channels by decision and level, int32 [G, M].
@@ -158,24 +159,24 @@ def make_environment(
 ) -> Environment:
   r"""Builds the environment of a network.
 
-  An observation is the row of `layer_features`, normalized, then
+  An observation is the layer's row of `layer_features`, normalized, then
 
   .. math::
     \frac{F_{org} - F_{cur}}{F_{org}}, \quad
     \frac{1}{F_{org}} \sum_{l > t} F_l, \quad a_{t-1}
 
-  with costs F of the budget, what is not decided yet counted in F_cur at its
-  smallest level, and the fraction a that was really kept. Before the first
-  action these are 0, the sum, and 1.
+  where F are costs, F_cur counts decisions not made yet at their smallest
+  level, and a is the fraction kept within the budget. Before the first action,
+  these three are 0, the sum, and 1.
 
   Args:
     space: decisions that are not on bits alone, such as those of `make_space`.
     state: 'code', F = 10, or 'paper', F = 11; see `layer_features`.
-    rounding: 'up' to the next level, as the authors', or 'down' to the one
-      before; the budget is applied afterwards and always rounds down.
+    rounding: of an action: 'up' to the next level, as in the authors' code, or
+      'down'; the budget is applied afterwards and always rounds down.
 
   Raises:
-    ValueError: a name is unknown; decisions are about bits alone, see
+    ValueError: a name is unknown; decisions are on bits, for which there is
       `haq.make_bit_environment`.
 
   References:

@@ -1,4 +1,4 @@
-"""Replay memory: a ring of transitions on the device."""
+"""Replay memory: a ring buffer of transitions on the device."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 class Transition(NamedTuple):
-  """One action and what followed, or a batch of them along a first axis.
+  """An action and its result, or a batch of them along a first axis.
 
   Attributes:
     observation: s, before the action, float32 [F].
@@ -26,7 +26,7 @@ class Transition(NamedTuple):
 
 
 class Replay(NamedTuple):
-  """The latest transitions.
+  """The last C transitions.
 
   Attributes:
     transitions: leaves [C, …]; the n-th transition ever added is at n modulo C.
@@ -60,14 +60,14 @@ def init_replay(capacity: int, features: int) -> Replay:
 
 
 def add(replay: Replay, transitions: Transition) -> Replay:
-  """Stores transitions in the place of the oldest.
+  """Stores transitions, overwriting the oldest.
 
   Args:
     replay: memory of capacity C.
     transitions: leaves [N, …], N at most C, the oldest first.
 
   Raises:
-    ValueError: they are more than the memory holds.
+    ValueError: there are more transitions than the memory can hold.
 
   >>> steps = Transition(*[jnp.arange(2.0)[:, None], *[jnp.arange(2.0)] * 2,
   ...                      jnp.arange(2.0)[:, None], jnp.array([False, True])])
@@ -97,7 +97,7 @@ def sample_independent(
 
 
 def sample_distinct(key: jax.Array, replay: Replay, batch: int) -> Transition:
-  """Draws without replacement; with it while the memory holds fewer.
+  """Draws without replacement; with it while the memory holds less than B.
 
   Args:
     key: typed PRNG key, of `jax.random.key`.

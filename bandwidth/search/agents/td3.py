@@ -1,4 +1,4 @@
-"""Twin delayed DDPG, for the same environments and memory."""
+"""Twin delayed DDPG (TD3), for the same environments and replay memory."""
 
 import functools
 
@@ -47,11 +47,11 @@ def make_td3(features: int, options: AgentOptions | None = None) -> Agent:
       Q_i'(s', \mathrm{clip}(\mu'(s') + \epsilon, 0, 1)), \quad
     \epsilon \sim \mathrm{clip}(\mathcal{N}(0, \sigma), -c, c)
 
-  is the target of both critics. The actor ascends the first critic, and the
-  slow copies follow, in every `delay`-th update only.
+  is the target of both critics. Only in every `delay`-th update does the actor
+  ascend the first critic, and do the target networks follow.
 
   Args:
-    features: F, numbers of an observation.
+    features: F, length of an observation.
     options: hyperparameters; None: the defaults of `AgentOptions`.
 
   References:

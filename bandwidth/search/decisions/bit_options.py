@@ -1,9 +1,10 @@
-"""Bits as decisions: how finely a layer's weights and inputs are stored.
+"""Decisions on bits: the precision of each layer's weights and activations.
 
-A decision is a `BitGroup`, and its levels are numbers of bits, ascending. The
-decisions of a layer follow each other, weights first, so that they are a chain.
-Costs are tables over the two decisions of each layer: what takes pairs of
-channels elsewhere takes bits of weights and bits of inputs here.
+A decision is on a `BitGroup`, and its levels are numbers of bits, ascending.
+The decisions of a layer follow each other, weights first, so that all decisions
+are a chain. Costs are tables over the two decisions of each layer: bits of its
+weights and bits of its activations take the place of its input and output
+channels.
 """
 
 import math
@@ -18,23 +19,24 @@ from bandwidth.search.problem.counts import CostModel, check_positive, macs
 from bandwidth.search.problem.space import FIXED, LayerShape, Space
 
 UNQUANTIZED = 32
-"""Bits of what stays float32."""
+"""Bits of values that stay float32."""
 
 MOST_BITS = 16
-"""Of what is quantized."""
+"""Largest number of bits of quantized values."""
 
 MODES = ('linear', 'kmeans')
-"""Integers times a step, weights and inputs; or codebooks, weights alone."""
+"""'linear': weights and activations are integers times a step; 'kmeans':
+weights have codebooks, and activations stay float32."""
 
 BitModel = Callable[[LayerShape, np.ndarray, np.ndarray], np.ndarray]
-"""(layer, weight_bits, activation_bits) -> cost: integers, two arrays broadcast
-against each other, to float64."""
+"""(layer, weight_bits, activation_bits) -> cost. The bits are integer arrays,
+broadcast against each other; the cost is float64."""
 
 _FLOAT_BYTES = 4
 
 
 class BitGroup(NamedTuple):
-  """What is stored in the same number of bits.
+  """Values that are stored in the same number of bits.
 
   Attributes:
     name: layer and side, 'Conv_0/weights'.
@@ -54,7 +56,7 @@ def make_bit_space(
   bits: Iterable[int] = range(2, 9),
   pins: Mapping[str, int] | None = None,
 ) -> Space:
-  """Makes the decisions of a network: its layers' weights, and their inputs.
+  """Makes the decisions of a network: on its weights, and on its activations.
 
   Args:
     layers: in the order of computation.
@@ -66,10 +68,10 @@ def make_bit_space(
 
   Returns:
     A space whose `reads` are the decisions on weights, and `writes` those on
-    inputs; its groups are of type `BitGroup`.
+    activations; its groups are of type `BitGroup`.
 
   Raises:
-    ValueError: a name is unknown; bits do not ascend, or cannot be.
+    ValueError: a name is unknown; bits are out of range or do not ascend.
 
   >>> layers = [LayerShape('a', 'dense', 4, 2), LayerShape('b', 'dense', 2, 2)]
   >>> space = make_bit_space(layers, bits=(2, 4), pins={'a/weights': 8})
@@ -107,9 +109,9 @@ def make_bit_space(
 
 
 def authors_pins(layers: Sequence[LayerShape]) -> dict[str, int]:
-  """Returns what HAQ does not choose in linear mode.
+  """Returns the bits that HAQ does not choose in linear mode, as `pins`.
 
-  The first layer has 8 bits a weight and reads the images as they are; the last
+  The first layer has 8 bits a weight and reads the images unquantized; the last
   layer has 8 bits for both.
   """
   first, last = layers[0].name, layers[-1].name
@@ -122,7 +124,7 @@ def authors_pins(layers: Sequence[LayerShape]) -> dict[str, int]:
 
 
 def check_mode(mode: str) -> None:
-  """Raises ValueError where a mode is unknown."""
+  """Raises ValueError if a mode is unknown."""
   if mode not in MODES:
     raise ValueError(unknown_name('mode', mode, MODES))
 
@@ -144,9 +146,9 @@ def check_bits(name: str, bits: Sequence[int]) -> None:
 
 
 def weight_bytes(*, mode: str = 'linear') -> BitModel:
-  """Bytes of the weights, before any entropy coding.
+  """Cost model: bytes of the weights, before any entropy coding.
 
-  With them counts what decodes them: a codebook of float32, no longer than
+  Includes what decodes them: a float32 codebook, of at most as many entries as
   there are weights, or one step. Biases are left out.
 
   Args:
@@ -180,16 +182,16 @@ def weight_bytes(*, mode: str = 'linear') -> BitModel:
 def activation_bytes(
   layer: LayerShape, weight_bits: np.ndarray, activation_bits: np.ndarray
 ) -> np.ndarray:
-  """Bytes that a layer reads for an example.
+  """Cost model: bytes of the activations that a layer reads for an example.
 
-  What it makes is what the next layer reads, and counted there.
+  Its outputs are counted by the layer that reads them.
   """
   read = layer.pixels * layer.inputs / 8 * _floats(activation_bits)
   return read + np.zeros(np.shape(weight_bits))
 
 
 def all_bytes(*, mode: str = 'linear') -> BitModel:
-  """Bytes of weights, and of the activations of an example.
+  """Cost model: bytes of weights, and of the activations of an example.
 
   Args:
     mode: 'linear', integers times a step, or 'kmeans', codebooks.
@@ -208,7 +210,7 @@ def all_bytes(*, mode: str = 'linear') -> BitModel:
 def bit_operations(
   layer: LayerShape, weight_bits: np.ndarray, activation_bits: np.ndarray
 ) -> np.ndarray:
-  """Multiply-adds of an example by the bits of both factors.
+  """Cost model: multiply-adds of an example times the bits of both factors.
 
   >>> layer = LayerShape('a', 'dense', 100, 10)
   >>> float(bit_operations(layer, np.array(4), np.array(8)))
@@ -225,11 +227,11 @@ def bit_roofline(
   overhead: float = 0.0,
   mode: str = 'linear',
 ) -> BitModel:
-  r"""Seconds of a device that computes bit by bit while it loads.
+  r"""Cost model: seconds on a device that computes bit by bit while it loads.
+
+  A layer with w bits a weight and a bits an activation takes
 
   .. math:: t = \max(\mathrm{MACs}\, w\, a / p, \mathrm{bytes} / b) + o
-
-  of each layer of w bits a weight that reads a bits an activation.
 
   Args:
     operations_per_second: p, bit operations a second.
@@ -241,8 +243,8 @@ def bit_roofline(
     ValueError: a rate is not positive.
 
   References:
-    Williams et al., Roofline, CACM 2009; Sharma et al., Bit Fusion, ISCA 2018,
-    is such a device.
+    Williams et al., Roofline, CACM 2009. Sharma et al., Bit Fusion, ISCA 2018,
+    describe such a device.
   """
   check_positive(
     operations_per_second=operations_per_second,
@@ -262,9 +264,9 @@ def bit_roofline(
 
 
 def lookup(table: np.ndarray, layers: Sequence[LayerShape]) -> BitModel:
-  """What was measured on a device, in HAQ's format.
+  """Cost model: costs measured on a device, in HAQ's format.
 
-  What stays unquantized costs what the most bits of the table do: images have 8
+  Unquantized values cost as much as the most bits of the table: images have 8
   bits before they are scaled.
 
   Args:
@@ -273,8 +275,8 @@ def lookup(table: np.ndarray, layers: Sequence[LayerShape]) -> BitModel:
     layers: in the order of the table.
 
   Raises:
-    ValueError: the table has another shape; later, that it has not so many
-      bits.
+    ValueError: the table has the wrong shape. The model raises it for more bits
+      than the table has.
 
   >>> layers = [LayerShape('a', 'dense', 4, 2)]
   >>> model = lookup(np.arange(6).reshape(1, 2, 3), layers)
@@ -313,7 +315,7 @@ BIT_COSTS: Mapping[str, Callable[..., BitModel]] = {
   'bit_operations': lambda: bit_operations,
   'roofline': bit_roofline,
 }
-"""Makers of cost models over bits, by name."""
+"""Factories of cost models over bits, by name."""
 
 
 def bit_cost_model(name: str, **arguments: Any) -> BitModel:
@@ -329,7 +331,7 @@ def tabulate_bits(space: Space, model: BitModel) -> Costs:
     model: cost of a layer by its bits, such as `weight_bytes()`.
 
   Returns:
-    Whose tables are of bits of weights and bits of inputs.
+    Tables over the bits of weights and the bits of activations.
 
   Raises:
     ValueError: a cost is negative or not finite.
@@ -353,22 +355,22 @@ def equal_bit_cost(
 ) -> float:
   """Returns the cost of a network with the same bits everywhere.
 
-  HAQ's budgets are fractions of it: of 8 bits for both in linear mode, and of
-  32 in k-means mode. Pins do not count.
+  HAQ's budgets are fractions of this cost: with 8 bits for both in linear mode,
+  and with 32 in k-means mode. Pins are ignored.
   """
   bits = np.array(weight_bits), np.array(activation_bits)
   return math.fsum(float(model(layer, *bits)) for layer in space.layers)
 
 
 def _floats(bits: np.ndarray) -> np.ndarray:
-  # Bits come as int32, and a network has more of them than that holds.
+  # Bits come as int32, and the bits of a network exceed its range.
   return np.asarray(bits, np.float64)
 
 
 def _as_channels(space: Space, model: BitModel) -> tuple[Space, CostModel]:
-  """Numbers of bits where `cost` has numbers of channels.
+  """Numbers of bits in the place of numbers of channels, for `cost`.
 
-  A layer that rounds nothing that it reads has as many as float32.
+  Activations that are not quantized have the bits of float32.
   """
   layers = {layer.name: layer for layer in space.layers}
   stand_ins = tuple(

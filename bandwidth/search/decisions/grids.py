@@ -1,7 +1,7 @@
-"""Uniform grids for weights and inputs, bits chosen inside of a program.
+"""Uniform grids whose number of bits is chosen inside a compiled program.
 
-A grid's numbers are arrays, so that one program rounds to any number of bits;
-`quantization.Grid` says where a grid of so many bits ends.
+The parameters of a grid are arrays, so that one program rounds to any number of
+bits; `quantization.Grid` gives the range of a grid.
 """
 
 from typing import Any, NamedTuple
@@ -51,14 +51,14 @@ def on_grid(values: jax.Array, grid: Grids) -> jax.Array:
 
 
 def grid_integers(values: jax.Array, grid: Grids) -> jax.Array:
-  """Returns the integers that values become, float32; as `on_grid`."""
+  """Returns the integers that values round to, float32; see `on_grid`."""
   step = jnp.where(grid.step > 0, grid.step, 1.0)
   whole = jnp.round(values.astype(jnp.float32) / step - grid.offset)
   return jnp.clip(whole, grid.low, grid.high)
 
 
 class Sample(NamedTuple):
-  """What is known of a tensor.
+  """A sample of a tensor, and its range.
 
   Attributes:
     values: some elements of the tensor, float32 [n].
@@ -72,9 +72,9 @@ class Sample(NamedTuple):
 
 
 def sample(values: jax.Array, count: int) -> Sample:
-  """Takes so many numbers at random, or all of them again and again."""
+  """Takes `count` elements at random; of fewer elements, repeats all."""
   flat = values.reshape(-1).astype(jnp.float32)
-  # Always the same; at equal distances they might be of one channel.
+  # A fixed seed; equally spaced elements might all be of one channel.
   chosen = np.random.default_rng(0).integers(flat.size, size=count)
   if flat.size <= count:
     chosen = np.arange(count) % flat.size
@@ -98,8 +98,8 @@ def fit_grids(
       equal errors the first is taken.
 
   Returns:
-    Grids, leaves [layers, M], and the mean squares of what rounding does, by
-    those of the values, float32 [layers, M].
+    Grids, leaves [layers, M], and the mean squared rounding errors, relative to
+    the mean squares of the values, float32 [layers, M].
   """
   low, high, offset = np.vectorize(_span)(bits, signed[:, None])
   tops = jnp.maximum(jnp.abs(samples.least), jnp.abs(samples.greatest))
@@ -132,7 +132,7 @@ def fit_grids(
 
 
 def _span(bits: int, signed: bool) -> tuple[int, int, float]:
-  """Integers of a grid, and its offset; none where nothing is rounded."""
+  """The range of a grid's integers, and its offset; 0 if nothing is rounded."""
   if bits == UNQUANTIZED:
     return 0, 0, 0.0
   if bits == 1 and signed:

@@ -1,8 +1,9 @@
-r"""Channels and precision of a kernel chosen together.
+r"""Choices of a kernel: its channels and its precision, chosen together.
 
-A decision is made for each kernel: how many of its input channels stay, and the
-step by which its weights are rounded. Weights that round to zero are zeros, so
-a coarse step prunes single weights too. A file of entropy-coded weights takes
+There is one decision for each kernel: how many of its input channels stay, and
+the step to multiples of which its weights are rounded. A coarse step rounds
+many weights to zero, and so prunes single weights too. In a file, the n
+entropy-coded weights take
 
 .. math:: \mathrm{bits} = n H(\mathrm{codes})
 
@@ -10,16 +11,17 @@ and the error of the layer, for its inputs X,
 
 .. math:: \|X W - X \hat W\|^2 / \|X W\|^2
 
-needs no more than the moments of X. `joint_space` makes decisions of choices.
+depends on X through its moments only. `joint_space` makes decisions of choices.
 
-Weights may be rounded one row after another, each row taking up what those
-before it have lost. With :math:`G = X'X = V V'`, V upper triangular, and
-:math:`E = W - \hat W`, the error is
+Weights may be rounded one row after another, where each row compensates for the
+errors of the rows before it. With :math:`G = X'X = V V'`, V upper triangular,
+and :math:`E = W - \hat W`, the error is
 
 .. math:: \|V' E\|^2 = \sum_i V_{ii}^2 \|E_i + \sum_{j<i} V_{ji}/V_{ii} E_j\|^2
 
-of which row i, rounded last of its term, leaves what its step leaves. That is
-Babai's nearest plane, and GPTQ (Frantar et al., arXiv 2210.17323).
+Row i is the last to be rounded in term i, which it reduces to its own rounding
+error. This is Babai's nearest plane algorithm, and GPTQ (Frantar et al., arXiv
+2210.17323).
 """
 
 import functools
@@ -42,24 +44,24 @@ from bandwidth.search.linear_algebra import cholesky
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _CODES = 2**12
-"""Codes that are told apart on each side of zero."""
+"""Number of codes that are distinguished on each side of zero."""
 _FINEST = 14
 _BISECTIONS = 24
 _SAMPLE = 2**15
-"""Weights that a step is found by; more are taken at equal distances."""
+"""Largest number of weights that a step is found from, equally spaced."""
 _BLOCK = 64
-"""Rows that are rounded between two products of matrices."""
+"""Rows that are rounded between two matrix products."""
 _BATCH = 8
-"""Choices of a kernel that are made side by side."""
+"""Choices of a kernel that are computed as a batch."""
 _DAMPING = 1e-3
-"""Added to the diagonal of G, by its mean, where rows make up for others."""
+"""Added to the diagonal of G, times its mean, if rows are compensated."""
 
 FLOAT_BITS = 32
-"""Of a weight that is not rounded."""
+"""Bits of a weight that is not rounded."""
 
 
-class Choice(NamedTuple):
-  """A level of a decision.
+class KernelChoice(NamedTuple):
+  """A choice of channels and precision; a level of the kernel's decision.
 
   Attributes:
     kept: number of input channels that stay.
@@ -83,7 +85,7 @@ class Choice(NamedTuple):
 
 
 class Kernel(NamedTuple):
-  """What the choices of a kernel are made from.
+  """A kernel and its inputs' moments, from which its choices are made.
 
   Attributes:
     factor: the layer's `Factor`, of `options.factorize`.
@@ -96,7 +98,7 @@ class Kernel(NamedTuple):
 
 
 class Rounding(NamedTuple):
-  """How a kernel becomes one of fewer channels and of rounded weights.
+  """Options of pruning and rounding a kernel.
 
   Attributes:
     refit: whether the remaining weights are fitted anew before rounding.
@@ -111,7 +113,7 @@ _ROUNDING = Rounding()
 
 
 def make_kernel(factor: Factor, inputs: Moments) -> Kernel:
-  """Puts together what the choices of a kernel are made from.
+  """Returns a kernel from which choices can be made.
 
   Args:
     factor: of `options.factorize`; its mean is zero if no intercept is fitted.
@@ -133,26 +135,26 @@ def rounded(kernel: jax.Array, step: float | jax.Array) -> jax.Array:
 
 
 def steps_for(kernel: np.ndarray, bits: Sequence[float]) -> np.ndarray:
-  r"""Returns steps that give so many bits a weight, the entropy of its codes.
+  r"""Returns the steps at which the codes of a kernel have a given entropy.
 
-  At high rates an entropy-coded uniform quantizer of a Gaussian of deviation
-  sigma takes :math:`\log_2(\sigma \sqrt{2 \pi e} / \Delta)` bits; at low ones,
-  where most weights round to zero, there is no such formula, and the step is
-  found by bisection.
+  At high rates, an entropy-coded uniform quantizer of a Gaussian of standard
+  deviation sigma takes :math:`\log_2(\sigma \sqrt{2 \pi e} / \Delta)` bits. At
+  low rates, where most weights round to zero, there is no such formula, and the
+  step is found by bisection.
 
   Args:
     kernel: weights, floating, any shape.
     bits: bits a weight, positive; 32: no rounding.
 
   Returns:
-    float32 [len(bits)]; 0 where nothing is rounded.
+    float32 [len(bits)]; 0 for no rounding.
   """
   flat = np.asarray(kernel, np.float64).reshape(-1)
   flat = flat[:: -(-max(flat.size, 1) // _SAMPLE)]
   largest = max(float(np.abs(flat).max(initial=0.0)), 1e-12)
   steps = []
   for wanted in bits:
-    # Half of a step rounds to zero, so that twice the largest leaves nothing.
+    # Half a step rounds to zero, so that twice the largest leaves only zeros.
     low, high = largest / 2**_FINEST, 2 * largest
     for _ in range(_BISECTIONS):
       middle = np.sqrt(low * high)
@@ -187,7 +189,7 @@ def compressed(
     refit: whether the remaining weights are fitted anew before rounding.
 
   Returns:
-    Matrix by importance, float32 [n, outputs]; zeros where rows are gone.
+    Matrix by importance, float32 [n, outputs]; zeros in the removed rows.
   """
   shape = factor.kernel.shape
   by_importance = factor._replace(order=jnp.arange(shape[0]))
@@ -213,7 +215,7 @@ def _pulls(lower: jax.Array, rows: jax.Array) -> jax.Array:
 def _rounded_in_turn(
   weights: jax.Array, step: jax.Array, pulls: jax.Array
 ) -> jax.Array:
-  """Rounds row after row, in blocks, as products of matrices are fast."""
+  """Rounds row after row, in blocks, because matrix products are fast."""
   count, outputs = weights.shape
   missing = -count % _BLOCK
   weights = jnp.pad(weights, ((0, missing), (0, 0)))
@@ -223,7 +225,7 @@ def _rounded_in_turn(
     own = lax.dynamic_slice_in_dim(pulls, begin, _BLOCK)
     inside = lax.dynamic_slice_in_dim(own, begin, _BLOCK, axis=1)
     before = lax.dynamic_slice_in_dim(weights, begin, _BLOCK)
-    # Errors from here on are zeros still.
+    # Errors from here on are still zeros.
     wanted = before + jnp.matmul(own, errors, precision=_HIGHEST)
 
     def of_row(lost: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
@@ -246,8 +248,8 @@ def choices_of(
   all_channels: int,
   steps: Sequence[float] | np.ndarray,
   rounding: Rounding = _ROUNDING,
-) -> list[Choice]:
-  """Returns all pairs of channels and steps of a kernel.
+) -> list[KernelChoice]:
+  """Returns the choices of a kernel for all pairs of channels and steps.
 
   Args:
     kernel: the layer's, of `make_kernel`.
@@ -271,7 +273,7 @@ def choices_of(
   )
   errors, bits, density = (np.asarray(x, np.float64) for x in measured)
   return [
-    Choice(
+    KernelChoice(
       kept=kept,
       step=float(step),
       bits=bits[i, j] * kept * each * outputs,
@@ -294,7 +296,7 @@ def _measure(
   *,
   refit: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Errors, bits a weight and densities: float32 [rows, steps] each."""
+  """Errors, bits a weight and densities, float32 [rows, steps] each."""
   factor, gram = kernel
   product = jnp.matmul(gram, factor.kernel, precision=_HIGHEST)
   energy = jnp.maximum(jnp.sum(factor.kernel * product), 1e-30)
@@ -313,7 +315,7 @@ def _measure(
 
 def table_of(
   kernel: Kernel,
-  choices: Sequence[Choice],
+  choices: Sequence[KernelChoice],
   shape: Sequence[int],
   *,
   all_channels: int,
@@ -321,7 +323,7 @@ def table_of(
 ) -> Option:
   """Returns a kernel at all levels, along a first axis.
 
-  The shift is what keeps the mean of the outputs, where a constant is fitted.
+  If an intercept is fitted, the shift preserves the mean of the outputs.
 
   Args:
     kernel: the layer's, of `make_kernel`.
@@ -365,7 +367,7 @@ def _realize(
 
 
 def _entropy(weights: jax.Array, step: jax.Array, rows: jax.Array) -> jax.Array:
-  """Bits a weight of the first rows: those of their codes, as they come."""
+  """Bits a weight of the first rows: the empirical entropy of their codes."""
   codes = jnp.round(weights / jnp.where(step > 0, step, 1.0))
   codes = jnp.clip(codes, -_CODES, _CODES).astype(jnp.int32) + _CODES
   stays = (jnp.arange(weights.shape[0]) < rows)[:, None]
@@ -381,15 +383,17 @@ def _density(weights: jax.Array, rows: jax.Array) -> jax.Array:
 
 
 def pareto(
-  choices: Sequence[Choice], sizes: Sequence[float] | np.ndarray
+  choices: Sequence[KernelChoice], sizes: Sequence[float] | np.ndarray
 ) -> list[int]:
-  """Returns the choices that no other beats in size and error, by size.
+  """Returns the indices of the Pareto-optimal choices in size and error.
+
+  They are in order of size.
 
   Args:
     choices: candidates for the frontier, in any order.
     sizes: size of each choice, in any unit.
 
-  >>> a, b, c = (Choice(1, 0, 0, 1, e) for e in (0.5, 0.6, 0.1))
+  >>> a, b, c = (KernelChoice(1, 0, 0, 1, e) for e in (0.5, 0.6, 0.1))
   >>> pareto([a, b, c], [10, 20, 30])
   [0, 2]
   """
@@ -407,9 +411,9 @@ def pareto(
 def thin(
   indices: Sequence[int], sizes: Sequence[float] | np.ndarray, most: int
 ) -> list[int]:
-  """Picks at most so many of a frontier, evenly by the logarithm of size.
+  """Picks at most `most` of a frontier, evenly spaced in the logarithm of size.
 
-  The smallest and the largest stay.
+  The smallest and the largest are always picked.
   """
   if len(indices) <= most:
     return list(indices)

@@ -1,11 +1,11 @@
-"""Channels and precision as decisions: one for each kernel.
+"""Decisions on channels and precision together, one for each kernel.
 
-A decision is a `JointGroup`, a convolution or dense layer that is not
-depthwise, and its levels are choices of `joint`: how many of its input channels
-stay, and by which step its weights are rounded. Levels ascend in an estimate of
-what they cost, so that every searcher works on them as on numbers of channels.
-What a candidate really costs is a table over the choice of a layer and that of
-the kernel that reads its outputs, and their number.
+A decision is on a `JointGroup`, a dense layer or a convolution that is not
+depthwise. Its levels are choices of `joint`: how many of its input channels
+stay, and to multiples of which step its weights are rounded. Levels ascend in
+an estimate of their cost, so that every searcher can treat them as numbers of
+channels. The actual cost of a candidate comes from tables over the choice of a
+layer and the choice of the kernel that reads its outputs.
 """
 
 import functools
@@ -16,14 +16,14 @@ import numpy as np
 
 from bandwidth.base import make_named
 from bandwidth.search.decisions import joint
-from bandwidth.search.decisions.joint import Choice
+from bandwidth.search.decisions.joint import KernelChoice
 from bandwidth.search.problem import cost
 from bandwidth.search.problem.counts import CostModel
 from bandwidth.search.problem.space import FIXED, LayerShape, Space
 
 LARGEST = 2**12
-"""Size of the last level of a decision; those of others are fractions of it.
-Larger ones, as float32 fractions, would not come back as themselves."""
+"""Size of the last level of a decision; the sizes of other levels are relative
+to it. Larger sizes would not survive a round trip through float32 fractions."""
 
 _FLOAT_BYTES = 4
 
@@ -50,7 +50,7 @@ class JointGroup(NamedTuple):
 
 
 class Sides(NamedTuple):
-  """What is chosen for a layer: arrays broadcast against each other.
+  """The choices for a layer, as arrays that broadcast against each other.
 
   Attributes:
     inputs: number of input channels that stay.
@@ -66,14 +66,14 @@ class Sides(NamedTuple):
 
 
 JointModel = Callable[[LayerShape, Sides], np.ndarray]
-"""(layer, sides) -> cost, to float64."""
+"""(layer, sides) -> cost, float64."""
 
 
 def file_bytes(layer: LayerShape, sides: Sides) -> np.ndarray:
-  """Bytes of entropy-coded weights, and of what stays float32.
+  """Cost model: bytes of entropy-coded weights, and of all float32 numbers.
 
-  The outputs that stay are taken to need as many bits as those that go. Names,
-  tables and checksums of a file are left out.
+  Outputs that stay are assumed to need as many bits as those that are removed.
+  Names, tables and checksums of a file are left out.
 
   >>> layer = LayerShape('a', 'dense', 100, 10)
   >>> sides = Sides(*map(np.array, (50, 5, 1600.0, 10)))
@@ -91,8 +91,8 @@ def kernel_layers(channels: Space) -> tuple[int, ...]:
     channels: decisions on channels alone, of `make_space`.
 
   Raises:
-    ValueError: several kernels read the same channels, so that those cannot be
-      chosen with one of them; the message names them.
+    ValueError: several kernels read the same channels, which therefore cannot
+      be chosen with one of them; the message names the kernels.
   """
   places = [i for i, x in enumerate(channels.layers) if x.kind != 'depthwise']
   for decision, group in enumerate(channels.groups):
@@ -108,9 +108,9 @@ def kernel_layers(channels: Space) -> tuple[int, ...]:
 
 
 def producer_weights(channels: Space, layer: int) -> int:
-  """Returns the weights of the kernel whose outputs a layer reads.
+  """Returns the number of weights of the kernels whose outputs a layer reads.
 
-  0 where its input channels stay in any case.
+  0 if its input channels cannot be removed.
   """
   group = channels.reads[layer]
   if group == FIXED:
@@ -125,14 +125,15 @@ def producer_weights(channels: Space, layer: int) -> int:
 def sizes_of(
   channels: Space,
   layer: int,
-  choices: Sequence[Choice],
+  choices: Sequence[KernelChoice],
   *,
   floats: int = 0,
   rate: float,
 ) -> np.ndarray:
-  """Estimates what choices cost, in bits: float64 [len(choices)].
+  """Estimates the cost of choices in bits: float64 [len(choices)].
 
-  Their own bits, and what each channel that stays costs where it is made.
+  It is the bits of the choice, and for each channel that stays the bits of the
+  weights that produce it.
 
   Args:
     channels: decisions on channels alone, of `make_space`.
@@ -150,18 +151,18 @@ def sizes_of(
 def order_choices(
   channels: Space,
   layer: int,
-  choices: Sequence[Choice],
+  choices: Sequence[KernelChoice],
   *,
   floats: int = 0,
   rates: Sequence[float],
   most_levels: int = 48,
-) -> tuple[Choice, ...]:
+) -> tuple[KernelChoice, ...]:
   """Picks the levels of a decision, and puts them in order.
 
-  The first has the fewest channels and the coarsest step, so that no candidate
-  costs less than the one of first levels; choices that take less bits yet are
-  left out. The last has the least error. Others are those that none beats in
-  size and error, whatever a channel costs where it is made, see `rates`.
+  The first level has the fewest channels and the coarsest step; choices that
+  take even fewer bits are left out, so that no candidate costs less than the
+  one of all first levels. The last level has the smallest error. The others are
+  Pareto-optimal in error and in one of the estimates of the size, see `rates`.
 
   Args:
     channels: decisions on channels alone, of `make_space`.
@@ -173,7 +174,7 @@ def order_choices(
     most_levels: largest number of levels to pick, at least 2.
 
   Raises:
-    ValueError: there are no rates, or fewer levels than two are wanted.
+    ValueError: `rates` is empty, or `most_levels` is less than 2.
   """
   if not rates:
     raise ValueError(f'rates={list(rates)} are none')
@@ -198,7 +199,7 @@ def order_choices(
 
 def make_joint_space(
   channels: Space,
-  choices: Sequence[Sequence[Choice]],
+  choices: Sequence[Sequence[KernelChoice]],
   *,
   floats: Mapping[str, int] | None = None,
   fixed: int = 0,
@@ -217,12 +218,12 @@ def make_joint_space(
 
   Returns:
     A space whose `reads` are the layers' own decisions, and `writes` those of
-    the kernels that read their outputs; its groups are of type `JointGroup`,
-    and its levels sizes, the last of each `LARGEST`.
+    the kernels that read their outputs. Its groups are of type `JointGroup`;
+    its levels are sizes, the last of each decision `LARGEST`.
 
   Raises:
-    ValueError: several kernels read the same channels; choices are not those of
-      the layers, or others of a decision cost less than its first.
+    ValueError: several kernels read the same channels; the choices do not match
+      the layers, or a choice costs less than the first of its decision.
   """
   places, floats = kernel_layers(channels), dict(floats or {})
   if len(choices) != len(places):
@@ -255,7 +256,7 @@ def make_joint_space(
 
 
 def _check_choices(
-  layer: LayerShape, choices: Sequence[Choice], *, shrinks: bool
+  layer: LayerShape, choices: Sequence[KernelChoice], *, shrinks: bool
 ) -> None:
   if not choices:
     raise ValueError(f'{layer.name}: it has no choices')
@@ -300,13 +301,13 @@ def joint_cost_model(name: str, **arguments: Any) -> JointModel:
     **arguments: passed to its factory.
 
   Raises:
-    ValueError: it is unknown, or an argument is.
+    ValueError: the name or an argument is unknown.
   """
   return make_named('cost', name, JOINT_COSTS, arguments)
 
 
 def of_channels(model: CostModel) -> JointModel:
-  """Returns a cost model over choices that sees their channels alone."""
+  """Returns a cost model over choices that depends on their channels only."""
 
   def of_sides(layer: LayerShape, sides: Sides) -> np.ndarray:
     return model(layer, sides.inputs, sides.outputs)
@@ -326,11 +327,11 @@ JOINT_COSTS: Mapping[str, Callable[..., JointModel]] = {
   'file_bytes': lambda: file_bytes,
   **{name: _of_channels(maker) for name, maker in cost.COSTS.items()},
 }
-"""Makers of cost models over choices, by name."""
+"""Factories of cost models over choices, by name."""
 
 
 def tabulate_joint(
-  space: Space, choices: Sequence[Sequence[Choice]], model: JointModel
+  space: Space, choices: Sequence[Sequence[KernelChoice]], model: JointModel
 ) -> cost.Costs:
   """Evaluates a cost model at all levels of all layers.
 
@@ -348,7 +349,7 @@ def tabulate_joint(
 
 def exact_joint_cost(
   space: Space,
-  choices: Sequence[Sequence[Choice]],
+  choices: Sequence[Sequence[KernelChoice]],
   model: JointModel,
   candidate: np.ndarray,
 ) -> float:
@@ -357,9 +358,9 @@ def exact_joint_cost(
 
 
 def _as_levels(
-  space: Space, choices: Sequence[Sequence[Choice]], model: JointModel
+  space: Space, choices: Sequence[Sequence[KernelChoice]], model: JointModel
 ) -> tuple[Space, CostModel]:
-  """Indices of levels where `cost` has numbers of channels."""
+  """Indices of levels in the place of numbers of channels, for `cost`."""
   if [len(x) for x in choices] != [len(x) for x in space.levels]:
     raise ValueError(
       f'choices: {[len(x) for x in choices]} by decision are not the levels of '

@@ -1,18 +1,19 @@
-r"""What remains of a layer when its input channels go: tables of options.
+r"""Options of a layer whose input channels are pruned, refitted in closed form.
 
-The channels of a decision have one order of importance, and kept sets are
-prefixes of it. A reader's kernel is refitted to what it made of all channels,
+The channels of a decision are ordered by importance, and the channels kept are
+a prefix of that order. A reader's kernel is refitted to its own outputs before
+pruning,
 
 .. math:: \min_{W_k} \|X_k W_k - X W\|^2 + \lambda \|W_k\|^2,
 
-where X are inputs of the unpruned network, so that an option depends on its
-layer and its level alone. With :math:`G = X'X + \lambda I = L L'` in the order
-of importance and :math:`z = L^{-1} X'X W`, the first rows of z belong to every
-prefix: :math:`W_k = L_k^{-T} z_{1:k}`, and the error is
-:math:`\|XW\|^2 - \sum_{i \le k} \|z_i\|^2`. One factorization does for all.
+where X are inputs of the unpruned network, so that an option depends only on
+its layer and level. With :math:`G = X'X + \lambda I = L L'` in the order of
+importance and :math:`z = L^{-1} X'X W`, all prefixes share the rows of z:
+:math:`W_k = L_k^{-T} z_{1:k}`, and the error is
+:math:`\|XW\|^2 - \sum_{i \le k} \|z_i\|^2`. All levels share one factorization.
 
-A matrix of a kernel `[…, inputs, outputs]` has a row for each input and tap,
-taps next to each other.
+The matrix of a kernel `[…, inputs, outputs]` has a row for each input and tap;
+the taps of an input are adjacent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Moments(NamedTuple):
-  """Of the inputs of a layer, in the rows of its kernel's matrix.
+  """Moments of a layer's inputs, in the order of its kernel matrix's rows.
 
   Attributes:
     gram: X'X / N of the inputs X [N, n], float32 [n, n].
@@ -61,7 +62,7 @@ class Reader(NamedTuple):
 
 
 class Factor(NamedTuple):
-  """What gives all options of a reader.
+  """The factorization from which all options of a reader follow.
 
   Attributes:
     lower: L, Cholesky factor, rows by importance, float32 [n, n].
@@ -117,7 +118,7 @@ def to_matrix(kernel: jax.Array) -> jax.Array:
 
 
 def from_matrix(matrix: jax.Array, shape: Sequence[int]) -> jax.Array:
-  """Returns the kernel of a shape from its matrix."""
+  """Inverts `to_matrix`, given the shape of the kernel."""
   inputs, outputs = shape[-2:]
   taps = jnp.moveaxis(matrix.reshape(inputs, -1, outputs), 1, 0)
   return taps.reshape(tuple(shape))
@@ -126,8 +127,8 @@ def from_matrix(matrix: jax.Array, shape: Sequence[int]) -> jax.Array:
 def channel_order(tree: Params, group: ChannelGroup) -> np.ndarray:
   """Returns the channels of a group by importance: int [channels].
 
-  The sum of the magnitudes of the weights that read a channel, over all its
-  readers; ties go to the lower channel. He et al., AMC, 3.3.
+  The importance of a channel is the sum of the magnitudes of all weights that
+  read it; ties go to the lower channel. He et al., AMC, section 3.3.
   """
   leaves = dict(tree_lib.named_leaves(tree))
   total = np.zeros(group.channels)
@@ -151,7 +152,7 @@ def row_order(
     channels: the group's channels by importance, int [channels].
 
   Returns:
-    int32 [n], n / channels of each channel.
+    int32 [n]; each channel has n / channels rows.
 
   Raises:
     ValueError: the kernel reads other channels too.
@@ -177,23 +178,23 @@ def factorize(
   ridge: float = 1e-4,
   intercept: bool = True,
 ) -> Factor:
-  """Prepares all options of a reader.
+  """Factorizes the moments of a reader, from which all its options follow.
 
   Args:
     kernel: weights, floating [..., inputs, outputs].
     order: rows of its matrix by importance, int32 [n]; see `row_order`.
     inputs: moments of the kernel's inputs, see `moments`.
     ridge: lambda, relative to the mean of the diagonal of X'X.
-    intercept: whether a constant is fitted too, as if X had a column of ones
-      that every prefix contains and lambda leaves alone.
+    intercept: whether to fit a constant too, as if X had a column of ones that
+      every prefix contains and that is not regularized.
   """
   weights = to_matrix(kernel.astype(jnp.float32))[order]
   mean = inputs.mean[order] * intercept
   gram = inputs.gram[order][:, order] - mean[:, None] * mean[None]
   product = jnp.matmul(gram, weights, precision=_HIGHEST)
   scale = jnp.trace(gram) / gram.shape[0]
-  # Differences of rounded numbers: of constant inputs only noise is left, of
-  # dead ones nothing, and both must be factored.
+  # Differences of rounded numbers: only noise is left of constant inputs, and
+  # nothing of dead ones, and both must be factorized.
   noise = 1e-6 * jnp.trace(inputs.gram) / gram.shape[0]
   penalty = jnp.maximum(jnp.maximum(ridge * scale, noise), 1e-12)
   lower = cholesky(gram + penalty * jnp.eye(gram.shape[0]))
@@ -207,7 +208,7 @@ def factorize(
 def option(
   factor: Factor, rows: jax.Array, shape: Sequence[int], *, refit: bool = True
 ) -> Option:
-  """Returns what a reader becomes when the first rows stay.
+  """Returns a reader of which only the first rows stay.
 
   Args:
     factor: the reader's, of `factorize`.
@@ -265,8 +266,8 @@ def with_options(
 ) -> Params:
   """Puts the options of a candidate into a network.
 
-  Channels that are gone are still computed and read by nobody, so the network
-  computes what the smaller one does, and every candidate has the same shapes.
+  Removed channels are still computed, but no kernel reads them: the network
+  computes what the smaller one does, and all candidates have the same shapes.
 
   Args:
     variables: the network's variables, with all kernels of `readers`.
@@ -304,7 +305,7 @@ def errors_by_level(
   """
   total = jnp.zeros((space.decisions, space.most_levels))
   for (decision, _), table in zip(readers, tables, strict=True):
-    # What is left at the last level is the ridge's.
+    # The error at the last level is due to the ridge.
     errors = table.error - table.error[-1]
     total = total.at[decision, : errors.shape[0]].add(errors)
   return total
@@ -313,7 +314,7 @@ def errors_by_level(
 def find_readers(
   groups: Sequence[ChannelGroup], shifts: Mapping[str, tuple[str, float]]
 ) -> list[tuple[int, Reader]]:
-  """Lists the kernels that read each decision.
+  """Lists the kernels that read the channels of each decision.
 
   Args:
     groups: channels of each decision, in order.

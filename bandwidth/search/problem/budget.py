@@ -1,7 +1,7 @@
-"""The budget: no candidate that leaves here costs more.
+"""Makes candidates fit a budget, exactly.
 
 Costs are integers that were rounded up (see `cost`), and kept channels are
-rounded down, so that a budget holds exactly.
+rounded down, so that no candidate made here exceeds its budget.
 """
 
 import decimal
@@ -16,7 +16,7 @@ _BISECTIONS = 12
 
 
 def check_budget(space: Space, costs: Costs, amount: float) -> int:
-  """Returns a budget in units, for the programs that search within it.
+  """Returns a budget in units of `costs`, as searchers take it.
 
   Args:
     space: the decisions, see `make_space`.
@@ -24,8 +24,8 @@ def check_budget(space: Space, costs: Costs, amount: float) -> int:
     amount: budget in the unit of the cost model, positive.
 
   Raises:
-    ValueError: even the smallest candidate costs more; the message says what
-      that costs.
+    ValueError: even the smallest candidate costs more; the message says how
+      much.
   """
   least = int(cost_of(costs, jnp.zeros(space.decisions, jnp.int32)))
   if not amount > 0 or costs.budget(amount) < least:
@@ -37,7 +37,7 @@ def check_budget(space: Space, costs: Costs, amount: float) -> int:
 
 
 def _digits_above(amount: float) -> float:
-  """The least number of six digits that is no less, so that it is enough."""
+  """Rounds up to six significant digits, so that the result is enough."""
   context = decimal.Context(prec=6, rounding=decimal.ROUND_CEILING)
   return float(context.create_decimal_from_float(amount))
 
@@ -53,14 +53,14 @@ def levels_of(
     ratios: fractions to keep, float32 [G], clipped to [0, 1].
 
   Returns:
-    int32 [G]; the first level where the fraction is less.
+    int32 [G]; the first level where the fraction is smaller.
 
   >>> widths = jnp.array([[8, 16, 24, 32]])
   >>> levels_of(widths, jnp.array([4]), jnp.array([0.7])).tolist()
   [1]
   """
   channels = jnp.clip(ratios, 0.0, 1.0)[:, None] * widths[:, -1:]
-  # A fraction that was a level's own comes back as that level.
+  # The fraction of a level must round to that level.
   below = widths <= channels + 1e-3
   level = jnp.sum(below, axis=1, dtype=jnp.int32) - 1
   return jnp.clip(level, 0, counts - 1)
@@ -76,8 +76,9 @@ def wall(
 ) -> jax.Array:
   """Lowers a level until the candidate fits the budget.
 
-  Exact for any cost model, monotonic or not: all levels are priced. It is the
-  largest that fits and is not above the level wanted.
+  The result is the largest level that fits and is not above the one wanted.
+  Exact for any cost model, monotonic or not: the cost of all levels is
+  computed.
 
   Args:
     costs: tables of the space, of `tabulate`.
@@ -89,7 +90,7 @@ def wall(
     budget: in units of `costs`, int32 [].
 
   Returns:
-    int32 []: the level; where none fits, the candidate's own.
+    The level, int32 []; if none fits, the candidate's own.
   """
   prices = costs_by_level(costs, candidate, decision)
   levels = jnp.arange(prices.shape[0], dtype=jnp.int32)
@@ -105,10 +106,10 @@ def fit(
   ratios: jax.Array,
   budget: jax.Array,
 ) -> jax.Array:
-  """Shifts kept fractions together until they just fit the budget.
+  """Shifts all kept fractions by one amount so that they just fit the budget.
 
-  All fractions are lowered, or raised, by one amount, found by bisection; what
-  is left of the budget is then spent on the decisions in order.
+  The amount, positive or negative, is found by bisection; what is left of the
+  budget is then spent on the decisions in order, see `fill`.
 
   Args:
     costs: tables of the space, of `tabulate`.
@@ -141,7 +142,7 @@ def fit(
 def fill(
   costs: Costs, counts: jax.Array, candidate: jax.Array, budget: jax.Array
 ) -> jax.Array:
-  """Raises each decision in order by one level where the budget allows it."""
+  """Raises each decision in order by one level if the budget allows it."""
 
   def raise_one(candidate: jax.Array, decision: jax.Array) -> tuple:
     higher = jnp.minimum(candidate[decision] + 1, counts[decision] - 1)

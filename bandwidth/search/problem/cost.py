@@ -1,10 +1,10 @@
-"""What a candidate costs: tables over the levels of each layer's two sides.
+"""The cost of a candidate, from tables over the levels of each layer's sides.
 
-A cost model gives a layer's cost for the channels that it reads and makes.
-Tabulated over all levels it becomes integers, each rounded up, so that a
-candidate within a budget of integers is within the budget itself, exactly, and
-sums inside a compiled search have no rounding. Their unit is a power of two:
-dividing by it rounds nothing, and costs that are multiples of it stay exact.
+A cost model gives the cost of a layer for the channels that it reads and
+writes. Tables hold it for all levels as integers, rounded up, so that sums in a
+compiled search are exact, and a candidate within the budget in integers is
+within the budget itself. Their unit is a power of two: dividing by it does not
+round, and costs that are multiples of it stay exact.
 """
 
 import math
@@ -28,14 +28,14 @@ from bandwidth.search.problem.energy import energy
 from bandwidth.search.problem.latency import fitted_latency, latency_table
 from bandwidth.search.problem.space import FIXED, LayerShape, Space, extended
 
-# Units of all layers at their dearest: sums stay below 2^31.
+# Units of all layers at their largest cost: sums stay below 2^31.
 _UNITS = 2**28
 
 
 def memory(
   *, weight_bits: float = 32, activation_bits: float = 32
 ) -> CostModel:
-  """Bytes of weights, and of the activations of an example.
+  """Cost model: bytes of the weights and of one example's activations.
 
   Args:
     weight_bits: bits a weight; 0 leaves weights out.
@@ -64,11 +64,11 @@ def roofline(
   weight_bits: float = 32,
   activation_bits: float = 32,
 ) -> CostModel:
-  r"""Seconds of a device that computes while it loads.
+  r"""Cost model: seconds on a device that computes while it loads.
+
+  Each layer takes
 
   .. math:: t = \max(\mathrm{MACs} / p, \mathrm{bytes} / b) + o
-
-  of each layer.
 
   Args:
     macs_per_second: p, multiply-adds a second.
@@ -101,7 +101,7 @@ def roofline(
 
 
 class Costs(NamedTuple):
-  """A cost model over a space.
+  """A cost model tabulated over the levels of a space.
 
   Attributes:
     units: cost of a layer by the levels of the decisions that it reads and
@@ -155,7 +155,7 @@ def tabulate(space: Space, model: CostModel) -> Costs:
 
 
 def layer_costs(costs: Costs, candidate: jax.Array) -> jax.Array:
-  """Returns what each layer of a candidate costs in units.
+  """Returns the cost of each layer of a candidate, in units.
 
   Args:
     costs: tables of the space, of `tabulate`.
@@ -177,7 +177,7 @@ def cost_of(costs: Costs, candidate: jax.Array) -> jax.Array:
 def costs_by_level(
   costs: Costs, candidate: jax.Array, decision: jax.Array
 ) -> jax.Array:
-  """Returns what a candidate costs with one decision at each level.
+  """Returns the cost of a candidate with one decision at each of its levels.
 
   Args:
     costs: tables of the space, of `tabulate`.
@@ -185,7 +185,7 @@ def costs_by_level(
     decision: index of the decision that varies, int32 [].
 
   Returns:
-    int32 [M]. Beyond the decision's last level the last cost is repeated.
+    int32 [M]; beyond the decision's last level, the last cost is repeated.
   """
   levels = jnp.arange(costs.units.shape[1])
   return jax.vmap(
@@ -221,7 +221,7 @@ COSTS: Mapping[str, Callable[..., CostModel]] = {
   'latency_table': latency_table,
   'fitted_latency': fitted_latency,
 }
-"""Makers of cost models, by name."""
+"""Factories of cost models, by name."""
 
 
 def cost_model(name: str, **arguments: Any) -> CostModel:
@@ -232,6 +232,6 @@ def cost_model(name: str, **arguments: Any) -> CostModel:
     **arguments: passed to its factory.
 
   Raises:
-    ValueError: it is unknown, or an argument is.
+    ValueError: the name or an argument is unknown.
   """
   return make_named('cost', name, COSTS, arguments)

@@ -1,4 +1,4 @@
-"""What a layer needs for an example: multiply-adds, weights, activations."""
+"""Counts of a layer for one example: multiply-adds, weights, activations."""
 
 import math
 from collections.abc import Callable
@@ -8,19 +8,19 @@ import numpy as np
 from bandwidth.search.problem.space import LayerShape
 
 CostModel = Callable[[LayerShape, np.ndarray, np.ndarray], np.ndarray]
-"""(layer, inputs, outputs) -> cost: channels kept, two arrays broadcast against
-each other, to float64."""
+"""(layer, inputs, outputs) -> cost. `inputs` and `outputs` are numbers of
+channels kept, broadcast against each other; the cost is float64."""
 
 
 def check_finite(**numbers: float) -> None:
-  """Raises ValueError where a number is negative or not finite."""
+  """Raises ValueError if a number is negative or not finite."""
   for name, number in numbers.items():
     if not 0 <= number < math.inf:
       raise ValueError(f'{name}={number} is negative or not finite')
 
 
 def check_positive(**numbers: float) -> None:
-  """Raises ValueError where a number is not positive."""
+  """Raises ValueError if a number is not positive."""
   for name, number in numbers.items():
     if not number > 0:
       raise ValueError(f'{name}={number} is not positive')
@@ -29,7 +29,7 @@ def check_positive(**numbers: float) -> None:
 def macs(
   layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray
 ) -> np.ndarray:
-  """Multiply-adds of an example, biases left out.
+  """Cost model: multiply-adds of an example, without biases.
 
   >>> layer = LayerShape('a', 'conv', 3, 8, taps=9, positions=100)
   >>> float(macs(layer, np.array(3), np.array(8)))
@@ -42,7 +42,7 @@ def macs(
 def parameters(
   layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray
 ) -> np.ndarray:
-  """Weights and biases."""
+  """Cost model: number of weights and biases."""
   inputs, outputs = _floats(inputs), _floats(outputs)
   if layer.kind == 'depthwise':
     inputs = np.ones_like(inputs)
@@ -52,10 +52,10 @@ def parameters(
 def activations(
   layer: LayerShape, inputs: np.ndarray, outputs: np.ndarray
 ) -> np.ndarray:
-  """Numbers read and made for an example, as if nothing were fused."""
+  """Cost model: elements read and written for an example, without fusion."""
   return layer.pixels * _floats(inputs) + layer.positions * _floats(outputs)
 
 
 def _floats(channels: np.ndarray) -> np.ndarray:
-  # Counts of 2^31 and more are ordinary, and channels come as int32.
+  # Counts often exceed 2^31, and channels come as int32.
   return np.asarray(channels, np.float64)

@@ -1,4 +1,4 @@
-"""Energy of an inference: arithmetic against SRAM against DRAM."""
+"""Energy of an inference: arithmetic, SRAM and DRAM."""
 
 from collections.abc import Mapping
 
@@ -20,10 +20,10 @@ MULTIPLY_ADD: Mapping[str, float] = {
   'int32': 3.1 + 0.1,
   'int8': 0.2 + 0.03,
 }
-"""Picojoules of a multiplication and an addition."""
+"""Picojoules of a multiplication and an addition, by dtype."""
 
 ACCESS: Mapping[str, float] = {'dram': 640.0, 'sram': 5.0}
-"""Picojoules of reading 32 bits, of SRAM from 32 KB."""
+"""Picojoules of reading 32 bits, from DRAM or from an SRAM of 32 KB."""
 
 _PICO = 1e-12
 
@@ -35,7 +35,7 @@ def energy(
   weight_bits: float = 32,
   activation_bits: float = 32,
 ) -> CostModel:
-  r"""Joules of an inference of one example.
+  r"""Cost model: joules of an inference of one example.
 
   .. math::
     E = \mathrm{MACs}\,(e_\times + e_+)
@@ -43,12 +43,12 @@ def energy(
       + A \tfrac{b_A}{32} e_\mathrm{SRAM}
 
   for W weights and biases, fetched once, and A activations of each layer, read
-  from SRAM and written to it: an access costs in proportion to its bits, and a
-  write what a read does. Words that the arithmetic fetches again, biases that
-  it adds and all control are left out, so that this is a lower bound, to
-  compare networks by.
+  from SRAM and written to it. The energy of an access is proportional to its
+  bits, and the same for reads and writes. Repeated fetches, the addition of
+  biases and all control are left out: this is a lower bound, for comparing
+  networks.
 
-  Constants are of a 45 nm process at 0.9 V.
+  The constants are those of a 45 nm process at 0.9 V.
 
   Args:
     weights_in: 'dram', or 'sram' if all weights of the network fit there.
@@ -61,8 +61,8 @@ def energy(
 
   References:
     Horowitz, Computing's energy problem (and what we can do about it), ISSCC
-    2014, figure 1.1.9; of its accesses, the words of 32 bits in Han et al.,
-    EIE, 2016, table I, https://arxiv.org/abs/1602.01528
+    2014, figure 1.1.9; for accesses of 32 bits, Han et al., EIE, 2016, table I,
+    https://arxiv.org/abs/1602.01528
 
   >>> layer = LayerShape('fc', 'dense', 4096, 1000)
   >>> f'{energy()(layer, np.array(4096), np.array(1000)):.3g} J'

@@ -1,8 +1,8 @@
-"""One interface for all searchers, on an equal number of evaluations.
+"""The interface of all searchers.
 
-A searcher is a pure function of a key, the problem's data and a budget. All of
-it is one compiled program, candidates evaluated inside; it can be mapped over
-keys and budgets.
+A searcher is a pure function of a key, the problem's data and a budget. It runs
+as one compiled program that also evaluates the candidates, and can be mapped
+over keys and budgets.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from bandwidth.search.problem.space import Space
 
 
 class Data(NamedTuple):
-  """What a searcher reads: arrays, so that programs do not contain them.
+  """What a searcher reads: arguments of its program, not constants in it.
 
   Attributes:
     costs: tables of the space, of `cost.tabulate`.
@@ -35,7 +35,7 @@ class Data(NamedTuple):
 
 
 class Problem(NamedTuple):
-  """What is searched.
+  """A search problem: decisions, and a score to maximize.
 
   Attributes:
     space: the decisions; static under `jax.jit`.
@@ -73,7 +73,7 @@ def make_data(
   errors: jax.Array | None = None,
   objective: Any = None,
 ) -> Data:
-  """Puts together what a searcher reads.
+  """Returns the data of a problem, as a searcher takes them.
 
   Args:
     space: the decisions, G, with at most M levels.
@@ -90,8 +90,8 @@ def make_data(
 def evaluate(problem: Problem, data: Data, candidates: jax.Array) -> History:
   """Scores candidates one after another.
 
-  Not side by side: on CPUs a convolution whose kernels differ by candidate is
-  many times slower than as many ordinary ones.
+  They are not batched: on CPUs, a convolution with a different kernel for each
+  example is many times slower than as many ordinary convolutions.
 
   Args:
     problem: space to search and objective to maximize.
@@ -113,9 +113,9 @@ def join(parts: History) -> History:
 
 
 def best(history: History) -> jax.Array:
-  """Returns the index of the best score, the earliest of equals: int32 [].
+  """Returns the index of the highest score, the first of equals: int32 [].
 
-  A score that is no number is none.
+  NaN counts as the lowest score.
   """
   scores = jnp.where(jnp.isnan(history.scores), -jnp.inf, history.scores)
   return jnp.argmax(scores)

@@ -1,7 +1,7 @@
-"""Latency: measured on a device, or fitted to measurements.
+"""Latency, measured on a device or fitted to measurements.
 
-A table of latencies is a JSON file, which `python -m experiments.benchmark
-latency_table` writes:
+A latency table is a JSON file, written by `python -m experiments.benchmark
+latency_table`:
 
     {"name": "latency_table", "format": 1, "device": …, "versions": …,
      "batch": 1, "rows": [
@@ -11,9 +11,9 @@ latency_table` writes:
         "seconds": [[1e-5, 2e-5, 3e-5], [2e-5, 3e-5, 5e-5]]},
        …]}
 
-A row is an `Operation`, and its seconds at all pairs of measured widths, of all
-examples of a batch. Widths are the channels of the kernel's two axes. Other
-fields, of a row or of the file, are for people.
+A row is an `Operation` with its seconds for a whole batch at all pairs of
+measured widths: the lengths of the kernel's input and output axes. Other fields
+of a row or of the file are informative and not read.
 """
 
 import json
@@ -34,11 +34,11 @@ from bandwidth.search.problem.counts import (
 from bandwidth.search.problem.space import KINDS, LayerShape
 
 FORMAT = 1
-"""Of the files."""
+"""Version of the file format."""
 
 
 class Operation(NamedTuple):
-  """What a layer does, whatever its widths.
+  """A layer's operation, without its widths.
 
   Attributes:
     kind: kind of the layer, one of `KINDS`.
@@ -79,7 +79,7 @@ class Entry(NamedTuple):
 
 
 def operation_of(layer: LayerShape) -> Operation:
-  """Returns what a layer does, whatever its widths.
+  """Returns the operation of a layer, without its widths.
 
   >>> operation_of(LayerShape('fc', 'dense', 50, 500, taps=16, pixels=16))
   Operation(kind='dense', taps=1, stride=1, positions=1, pixels=1, multiplier=1,
@@ -101,7 +101,7 @@ def operation_of(layer: LayerShape) -> Operation:
 
 
 def kernel_inputs(layer: LayerShape, inputs: np.ndarray | int) -> np.ndarray:
-  """Returns the length of the kernel's input axis by the channels read."""
+  """Returns the length of the kernel's input axis, given the channels read."""
   inputs = np.asarray(inputs)
   if layer.kind == 'depthwise':
     return np.ones_like(inputs)
@@ -109,25 +109,24 @@ def kernel_inputs(layer: LayerShape, inputs: np.ndarray | int) -> np.ndarray:
 
 
 def latency_table(path: str | os.PathLike[str]) -> CostModel:
-  """Seconds of a batch as measured on a device, layer by layer.
+  """Cost model: seconds of a batch as measured on a device, layer by layer.
 
-  Between measured widths the seconds are interpolated, linearly in each of the
-  two; beyond them there is nothing to go by, and that is an error. Of several
-  measurements of one operation, a layer is looked up in the one that reaches
-  least beyond all of its channels.
+  Seconds are interpolated bilinearly between measured widths; widths outside of
+  them are an error. If an operation was measured several times, a layer uses
+  the measurement that covers its channels with the fewest to spare.
 
-  What a network does between its convolutions and dense layers is not in the
-  table, nor what a compiler saves by fusing them with it.
+  The table includes neither what a network does between its convolutions and
+  dense layers, nor what a compiler saves by fusing the two.
 
   Args:
     path: JSON file in the format of this module.
 
   Returns:
-    A cost model. It raises ValueError where a layer's operation or widths were
-    not measured.
+    A cost model. It raises ValueError if a layer's operation or widths were not
+    measured.
 
   Raises:
-    ValueError: the file cannot be read, or is no table of latencies.
+    ValueError: the file cannot be read, or is not a latency table.
   """
   entries = read_table(path)
 
@@ -148,20 +147,22 @@ def fitted_latency(
   depthwise: float = 0.24,
   memory: float = 0.47,
 ) -> CostModel:
-  r"""Seconds of an inference on a phone, by a formula fitted to measurements.
+  r"""Cost model: seconds of an inference on a phone, by a fitted formula.
+
+  Each layer takes
 
   .. math:: t = a \, \mathrm{MMAC} + m \, \mathrm{MB}
 
-  in milliseconds for each layer, of its millions of multiply-adds and of the
-  millions of bytes of its weights and of the activations that it reads and
-  makes, in float32.
+  milliseconds, where MMAC are its million multiply-adds, and MB the million
+  bytes of its weights and of the activations that it reads and writes, in
+  float32.
 
-  The defaults were fitted to logs by layer of four MobileNet-V1 on a Pixel 1,
-  float32, one image of 224x224, published with AMC. They give 123.9, 74.9, 68.7
-  and 64.0 ms for the whole network, that of 0.75 of the channels, "50% FLOPs"
-  and "50% time", where the logs average 123.9, 72.5, 68.9 and 63.2. For a
-  network left out of the fit the total errs by 0.3 to 4.1 %; single layers err
-  by 21 to 30 %, so only totals mean anything.
+  The defaults were fitted to the per-layer logs, published with AMC, of four
+  MobileNet-V1 networks on a Pixel 1, in float32 with one image of 224x224. The
+  model gives 123.9, 74.9, 68.7 and 64.0 ms for the whole network, the one with
+  0.75 of the channels, "50% FLOPs" and "50% time"; the logs average 123.9,
+  72.5, 68.9 and 63.2. For a network left out of the fit, the total is off by
+  0.3 to 4.1 %, but single layers by 21 to 30 %: only totals are meaningful.
 
   Args:
     convolution: a of convolutions and dense layers, ms per million
@@ -190,13 +191,13 @@ def fitted_latency(
 
 
 def read_table(path: str | os.PathLike[str]) -> tuple[Entry, ...]:
-  """Reads a table of latencies.
+  """Reads a latency table.
 
   Args:
     path: JSON file in the format of this module.
 
   Raises:
-    ValueError: the file cannot be read, or is no table of latencies.
+    ValueError: the file cannot be read, or is not a latency table.
   """
   prefix = f'path={os.fspath(path)!r}'
   try:
@@ -243,7 +244,7 @@ def _widths(values: Sequence[int]) -> tuple[int, ...]:
 
 
 def _find(entries: Sequence[Entry], layer: LayerShape) -> Entry:
-  """Depends on the layer alone, so that all its candidates are comparable."""
+  """Depends on the layer only, so that all its widths use one measurement."""
   wanted = operation_of(layer)
   inputs = int(kernel_inputs(layer, layer.inputs))
   reach = [
@@ -266,7 +267,7 @@ def _words(operation: Operation) -> str:
 
 
 class _Place(NamedTuple):
-  """Where widths lie among the measured ones: between two of them."""
+  """Widths as indices of two measured ones and a fraction between them."""
 
   below: np.ndarray
   above: np.ndarray

@@ -1,8 +1,8 @@
-"""What a search chooses among: how many channels each group of layers keeps.
+"""The search space: how many channels each group of layers keeps.
 
-A decision is a `ChannelGroup` (bandwidth.pruning): channels that some layers
+A decision is on a `ChannelGroup` (bandwidth.pruning): channels that some layers
 write and others read. Its levels are the numbers of channels that it may keep,
-ascending, the last one all of them. A candidate is a vector of level indices,
+ascending; the last level keeps all. A candidate is a vector of level indices,
 int32 [decisions].
 """
 
@@ -17,13 +17,13 @@ import numpy as np
 from bandwidth.pruning import ChannelAxis, ChannelGroup
 
 FIXED = -1
-"""Stands for channels that nobody may remove: the input's, the output's."""
+"""Stands for channels that cannot be removed, such as the network's inputs."""
 
 KINDS = ('conv', 'depthwise', 'dense')
 
 
 class LayerShape(NamedTuple):
-  """A layer that costs something.
+  """A layer that counts towards the cost: a convolution or a dense layer.
 
   Attributes:
     name: path of its module, 'Conv_0'.
@@ -51,13 +51,13 @@ class LayerShape(NamedTuple):
 
   @property
   def weights(self) -> int:
-    """Entries of the kernel."""
+    """Number of entries of the kernel."""
     pairs = self.outputs * (1 if self.kind == 'depthwise' else self.inputs)
     return self.taps * pairs
 
 
 class Space(NamedTuple):
-  """The decisions of a network and the layers that they touch.
+  """The decisions of a network, and the layers that they change.
 
   Attributes:
     layers: in the order of computation.
@@ -76,12 +76,12 @@ class Space(NamedTuple):
 
   @property
   def decisions(self) -> int:
-    """How many there are, G."""
+    """G, the number of decisions."""
     return len(self.groups)
 
   @property
   def most_levels(self) -> int:
-    """Levels of the decision that has most, M; 1 where there is none."""
+    """M, the largest number of levels of a decision; 1 without decisions."""
     return max(map(len, self.levels), default=1)
 
   def counts(self) -> np.ndarray:
@@ -89,9 +89,9 @@ class Space(NamedTuple):
     return np.array([len(levels) for levels in self.levels], np.int32)
 
   def widths(self) -> np.ndarray:
-    """Returns channels by decision and level: int32 [G, M].
+    """Returns the channels kept by decision and level: int32 [G, M].
 
-    Beyond the last level a decision's channels are repeated.
+    Beyond the last level of a decision, its channels are repeated.
     """
     most = self.most_levels
     rows = [[*x, *[x[-1]] * (most - len(x))] for x in self.levels]
@@ -102,10 +102,10 @@ class Space(NamedTuple):
     return self.counts() - 1
 
   def kept(self, candidate: Sequence[int] | np.ndarray) -> dict[str, int]:
-    """Returns the channels that a candidate keeps, by name of the group.
+    """Returns the number of channels that a candidate keeps, by group name.
 
     Raises:
-      ValueError: it has another length, or a level that there is not.
+      ValueError: the candidate has the wrong length, or a level out of range.
     """
     candidate = np.asarray(candidate)
     if candidate.shape != (self.decisions,):
@@ -131,21 +131,21 @@ def make_space(
   smallest: float = 0.2,
   most_levels: int = 128,
 ) -> Space:
-  """Joins the layers of a network with the groups of its channels.
+  """Makes the search space of a network from its layers and channel groups.
 
   Args:
     layers: in the order of computation. A dense layer that reads flattened
-      images may have all its rows as `inputs`; its taps are then found.
+      images may have all its rows as `inputs`; its `taps` are then derived.
     groups: of the same network, see `bandwidth.pruning.channel_groups`.
-    divisor: kept channels are multiples of it, or all.
-    smallest: least fraction of its channels that a group keeps, in (0, 1].
+    divisor: kept channels are a multiple of it, or all.
+    smallest: smallest fraction of its channels that a group keeps, in (0, 1].
     most_levels: largest number of levels of a group; where it would have more,
       its channels are multiples of a multiple of the divisor.
 
   Raises:
-    ValueError: an argument is out of range; the divisor is larger than a
-      layer; a layer reads or makes channels of several groups, or others
-      beside those of one.
+    ValueError: an argument is out of range; a group has fewer channels than the
+      divisor; a layer reads or writes channels of several groups, or channels
+      beside those of one group.
   """
   if divisor < 1:
     raise ValueError(f'divisor={divisor} is not positive')
@@ -179,7 +179,7 @@ def make_space(
 
 
 def extended(candidate: jax.Array) -> jax.Array:
-  """Appends the level of what is `FIXED`, so that index -1 finds it.
+  """Appends the level of `FIXED` sides, 0, so that index -1 finds it.
 
   >>> extended(jnp.array([3, 1])).tolist()
   [3, 1, 0]

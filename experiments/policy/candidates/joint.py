@@ -17,7 +17,7 @@ from bandwidth import coding, pruning, tree
 from bandwidth.base import unknown_name
 from bandwidth.search.decisions import joint as joint_lib
 from bandwidth.search.decisions import joint_space, options
-from bandwidth.search.decisions.joint import Choice, Rounding
+from bandwidth.search.decisions.joint import KernelChoice, Rounding
 from bandwidth.search.problem.space import FIXED, Space
 from experiments.compression.files import named_arrays
 from experiments.policy.candidates.calibration import input_moments
@@ -47,7 +47,7 @@ class JointCandidates(NamedTuple):
   """
 
   candidates: Candidates
-  choices: tuple[tuple[Choice, ...], ...]  # of each decision by level
+  choices: tuple[tuple[KernelChoice, ...], ...]  # of each decision by level
   groups: tuple[pruning.ChannelGroup, ...]  # channels that may be removed
 
   @property
@@ -170,7 +170,7 @@ def _choose(
   most_levels: int,
   refit: Refit,
   rounding: Rounding,
-) -> tuple[tuple[Choice, ...], options.Option]:
+) -> tuple[tuple[KernelChoice, ...], options.Option]:
   """Levels of a kernel, and the kernel at each."""
   prepared, count = _prepare(source, kernel, inputs, refit), len(source.order)
   every = joint_lib.choices_of(
@@ -248,7 +248,7 @@ def _prepare(
   return joint_lib.make_kernel(factor, inputs)
 
 
-def _check_finite(name: str, choices: Sequence[Choice]) -> None:
+def _check_finite(name: str, choices: Sequence[KernelChoice]) -> None:
   if not np.isfinite([choice.error for choice in choices]).all():
     raise ValueError(
       f'{name}: least squares fail on what it reads; a larger ridge may help'
@@ -314,7 +314,7 @@ def _kernels(channels: Space) -> list[Any]:
 
 def chosen(
   joint: JointCandidates, candidate: Sequence[int] | np.ndarray
-) -> list[Choice]:
+) -> list[KernelChoice]:
   """Returns the choice of each decision.
 
   Raises:

@@ -164,7 +164,7 @@ def test_steps_give_about_the_bits_that_are_wanted():
 
 def test_frontier():
   errors, sizes = [0.9, 0.5, 0.6, 0.5, 0.1], [1, 4, 5, 6, 9]
-  choices = [joint.Choice(1, 0, 0, 1, error) for error in errors]
+  choices = [joint.KernelChoice(1, 0, 0, 1, error) for error in errors]
   assert joint.pareto(choices, sizes) == [0, 1, 4]
   assert joint.thin([0, 1, 2, 3, 4], [1, 2, 4, 8, 16], 3) == [0, 2, 4]
   assert joint.thin([0, 1], [1, 2], 3) == [0, 1]

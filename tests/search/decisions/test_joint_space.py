@@ -9,7 +9,7 @@ import pytest
 from toy import all_candidates, costs_in_numpy, group
 
 from bandwidth.search.decisions import joint, joint_space
-from bandwidth.search.decisions.joint import Choice
+from bandwidth.search.decisions.joint import KernelChoice
 from bandwidth.search.decisions.joint_space import (
   JOINT_COSTS,
   exact_joint_cost,
@@ -69,7 +69,7 @@ def draw_choices(channels, seed=0):
         bits = layer.weights * share * rate * rng.uniform(0.9, 1.1)
         error = (1 - share) ** 2 + 4.0**-rate * rng.uniform(0.5, 1.5)
         step = 4.0 * 2**-rate
-        own.append(Choice(kept, step, bits, 0.5, error))
+        own.append(KernelChoice(kept, step, bits, 0.5, error))
     found.append(own)
   return found
 
@@ -281,7 +281,7 @@ def test_levels_that_nothing_beats():
 
 def test_all_levels_stay_where_there_is_room():
   # Bits and errors of one kernel: a third of them is beaten.
-  own = [Choice(24, 1.0, 10.0 * x, 1.0, 1 / x) for x in range(1, 6)]
+  own = [KernelChoice(24, 1.0, 10.0 * x, 1.0, 1 / x) for x in range(1, 6)]
   worse = [x._replace(error=x.error + 0.3, bits=x.bits + 1) for x in own]
   found = order_choices(CHANNELS, 3, own + worse, rates=(1.0,))
   assert found == tuple(own)
@@ -290,9 +290,9 @@ def test_all_levels_stay_where_there_is_room():
 
 def test_choices_of_less_bits_than_the_first_are_left_out():
   own = [
-    Choice(4, 2.0, 50.0, 1.0, 0.9),
-    Choice(24, 2.0, 10.0, 1.0, 0.8),
-    Choice(24, 1.0, 90.0, 1.0, 0.1),
+    KernelChoice(4, 2.0, 50.0, 1.0, 0.9),
+    KernelChoice(24, 2.0, 10.0, 1.0, 0.8),
+    KernelChoice(24, 1.0, 90.0, 1.0, 0.1),
   ]
   assert order_choices(CHANNELS, 4, own, rates=(1.0,)) == (own[0], own[2])
 
