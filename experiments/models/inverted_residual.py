@@ -136,10 +136,12 @@ class InvertedResidualNetwork(nn.Module):
       )
     super().__post_init__()
 
+  @nn.nowrap
   @abc.abstractmethod
   def stages(self) -> Sequence[Stage]:
     """Returns the stages in order."""
 
+  @nn.nowrap
   def stem_stride(self) -> int:
     """Returns the stride of the first convolution."""
     return 2

@@ -132,10 +132,12 @@ class MobileNetV2(InvertedResidualNetwork):
       raise ValueError(unknown_name('model.variant', self.variant, _V2_STAGES))
     super().__post_init__()
 
+  @nn.nowrap
   def stages(self) -> Sequence[Stage]:
     """Returns the stages in order."""
     return _V2_STAGES[self.variant]
 
+  @nn.nowrap
   def stem_stride(self) -> int:
     """Returns the stride of the first convolution."""
     return _V2_STEM_STRIDES[self.variant]
