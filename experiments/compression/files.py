@@ -84,7 +84,7 @@ def write_file(
 
   Args:
     path: where to; written aside and renamed.
-    coder: of the pair.
+    coder: second of the pair (name, coder).
     arrays: all of the network, by name.
     tensors: the compressed form of some parameters, named without `params/`.
     metadata: of a .bwz file.

@@ -23,29 +23,24 @@ KERNELS = (('.*/kernel', True), ('.*', False))
 
 
 class Method(NamedTuple):
-  """What a stage does to the parameters.
+  """What a stage does to the parameters."""
 
-  Attributes:
-    name: as in the config.
-    enter: `params -> params` on the host, before the stage.
-    init: `params -> variables`, what is trained.
-    decode: `variables -> params`, differentiable.
-    export: `(variables, params) -> Tensors`, on the host.
-    penalty: `variables -> float32 []`, added to the loss; None: nothing.
-    before: parts of the optimizer before it, by name.
-    after: likewise after it.
-    keeps_slots: whether the momentum of the stage before may go on.
-  """
-
-  name: str = 'none'
+  name: str = 'none'  # as in the config
+  # `params -> params` on the host, before the stage.
   enter: Callable[[Params], Params] = lambda params: params
+  # `params -> variables`, what is trained.
   init: Callable[[Params], Any] = lambda params: params
+  # `variables -> params`, differentiable.
   decode: Callable[[Any], Params] = lambda variables: variables
+  # `(variables, params) -> Tensors`, on the host.
   export: Callable[[Any, Params], Tensors] = lambda variables, params: {}
+  # `variables -> float32 []`, added to the loss; None: nothing.
   penalty: Callable[[Any], jax.Array] | None = None
+  # Parts of the optimizer before it, by name.
   before: tuple[tuple[str, optax.GradientTransformation], ...] = ()
+  # Likewise after it.
   after: tuple[tuple[str, optax.GradientTransformation], ...] = ()
-  keeps_slots: bool = True
+  keeps_slots: bool = True  # whether the momentum of the stage before may go on
 
 
 def wrap_loss_with_method(
@@ -55,7 +50,7 @@ def wrap_loss_with_method(
 
   Args:
     loss: `(params, model_state, batch, key) -> (loss, (model_state, metrics))`.
-    method: of the stage.
+    method: what the stage does to the parameters.
 
   Returns:
     The same of variables; `penalty` is among the metrics where there is one.
@@ -307,7 +302,7 @@ def make_method(config: Mapping[str, Any], *, steps: int) -> Method:
 
   Args:
     config: `name`, and arguments of the method.
-    steps: of the stage.
+    steps: number of steps of the stage.
 
   Raises:
     ValueError: the name or an argument is unknown, missing, or out of range.

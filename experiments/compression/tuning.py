@@ -23,15 +23,11 @@ _WARM = 0.1
 
 
 class Tuned(NamedTuple):
-  """A network after tuning.
+  """A network after tuning."""
 
-  Attributes:
-    tensors: by name, all of it: codebooks, and arrays as `RawTensor`.
-    losses: of each step, before it.
-  """
-
+  # By name, all of it: codebooks, and arrays as `RawTensor`.
   tensors: dict[str, coding.Tensor]
-  losses: np.ndarray
+  losses: np.ndarray  # of each step, before it
 
 
 def tune_shared(
@@ -55,8 +51,8 @@ def tune_shared(
     tensors: compressed ones, by name in `params`. Trained are kernels [inputs,
       outputs] with a codebook of each output, and arrays of one axis, which
       need not be among them; all others stay.
-    batches: inputs.
-    learning_rate: the highest.
+    batches: inputs of `apply`, a tuple for each step.
+    learning_rate: the highest of the schedule.
     largest: codebooks that are tuned are integers up to this times a scale of
       each, and remain so, see `share_with_feedback`; None: they are any.
 

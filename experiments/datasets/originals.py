@@ -24,7 +24,7 @@ class OriginalFile:
 
   Attributes:
     name: without the ending .gz, with which it may lie on disk as well.
-    size: bytes, unpacked.
+    size: number of bytes, unpacked.
     digest: md5 (32 hexadecimal digits) or sha256 (64) of the unpacked content.
   """
 

@@ -30,9 +30,9 @@ class Corpus:
   Attributes:
     name: as it was asked for.
     vocabulary: the tokens in the order of their numbers.
-    train: windows of train.txt.
+    train: the windows of train.txt.
     validation: windows of valid.txt, or None where they are not wanted.
-    test: windows of test.txt.
+    test: the windows of test.txt.
   """
 
   name: str
@@ -58,7 +58,7 @@ def load_corpus(
   """Loads a corpus.
 
   Args:
-    name: of the corpus.
+    name: of the corpus, a folder of `data_dir`.
     data_dir: folder of its three files, or one that holds that folder under
       the corpus's name; when empty, the environment's TFDS_DATA_DIR, or else
       ~/tensorflow_datasets.
@@ -140,7 +140,7 @@ def windows(stream: np.ndarray, window: int) -> TokenSplit:
   The last tokens, fewer than a window, are dropped.
 
   Args:
-    stream: int32 [L].
+    stream: tokens of a text, int32 [L].
     window: tokens of a window, T.
 
   >>> windows(np.arange(6, dtype=np.int32), 2).label

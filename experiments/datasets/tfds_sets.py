@@ -35,7 +35,7 @@ class TfdsSet:
   """An image classification set on disk.
 
   Attributes:
-    directory: the version's folder.
+    directory: folder of the set's version.
     num_classes: labels are 0 to `num_classes` - 1.
     image_shape: height, width and channels of the images given out.
     fit: whether stored images may be of other sizes.

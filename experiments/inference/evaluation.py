@@ -33,20 +33,14 @@ _DATASET = (
 
 
 class Loaded(NamedTuple):
-  """A network of a file, and the examples to measure it on.
+  """A network of a file, and the examples to measure it on."""
 
-  Attributes:
-    params: host arrays.
-    model_state: of one worker.
-    measure: `(params, model_state) -> {'accuracy', 'loss'}`.
-    examples: number of them.
-    choices: of the plan, by name of the kernel; none without one.
-  """
-
-  params: Any
-  model_state: Any
+  params: Any  # host arrays
+  model_state: Any  # of one worker
+  # `(params, model_state) -> {'accuracy', 'loss'}`.
   measure: Callable[[Any, Any], dict[str, float]]
-  examples: int
+  examples: int  # number of them
+  # Of the plan, by name of the kernel; none without one.
   choices: Mapping[str, inference.Choice]
 
 

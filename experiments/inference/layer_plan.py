@@ -42,17 +42,11 @@ def flax_forms(names: Iterable[str]) -> dict[str, str]:
 
 
 class LayerCall(NamedTuple):
-  """A layer as a network calls it.
+  """A layer as a network calls it."""
 
-  Attributes:
-    module: the layer, unbound.
-    shape: of its input.
-    dtype: of its input.
-  """
-
-  module: nn.Module
-  shape: tuple[int, ...]
-  dtype: Any
+  module: nn.Module  # the layer, unbound
+  shape: tuple[int, ...]  # of its input
+  dtype: Any  # of its input
 
 
 def cache_path(

@@ -31,19 +31,12 @@ _PLAIN = (bool, int, float, str)
 
 
 class _Named(NamedTuple):
-  """A group of fields with a name.
+  """A group of fields with a name."""
 
-  Attributes:
-    path: of it.
-    group: its fields.
-    name: of what it stands for, after all flags.
-    renamed: whether a flag has given it.
-  """
-
-  path: str
-  group: ConfigDict
-  name: Any
-  renamed: bool
+  path: str  # of it
+  group: ConfigDict  # its fields
+  name: Any  # of what it stands for, after all flags
+  renamed: bool  # whether a flag has given it
 
 
 class FileParser(flags.ArgumentParser):

@@ -11,18 +11,12 @@ from bandwidth.report import markdown_table
 
 
 class _Pair(NamedTuple):
-  """Runs of one network: results/NAME, NAME-dense and NAME-top_k.
+  """Runs of one network: results/NAME, NAME-dense and NAME-top_k."""
 
-  Attributes:
-    name: of the config.
-    network: in words.
-    published: what the paper has of its own network.
-    variant: what the modes of the config end in, results/NAME-dense_VARIANT.
-  """
-
-  name: str
-  network: str
-  published: str
+  name: str  # of the file in configs/
+  network: str  # network, data and unit, in words
+  published: str  # what the paper has of its own network
+  # What the modes of the config end in, results/NAME-dense_VARIANT.
   variant: str = ''
 
   def directory(self, way: str) -> str:
@@ -86,8 +80,8 @@ def score(report: dict[str, Any], which: str) -> float:
   """Returns what a report says, the less the better.
 
   Args:
-    report: of a run.
-    which: 'baseline' or 'final'.
+    report: of a run, what `report.json` says.
+    which: 'baseline', the dense network, or 'final'.
 
   Returns:
     The perplexity of a language model, else the error as a fraction.

@@ -40,23 +40,14 @@ _JOINT_MEASURES = (
 
 
 class PublishedSearch(NamedTuple):
-  """A network that AMC made smaller and fine-tuned.
+  """A network that AMC made smaller and fine-tuned."""
 
-  Attributes:
-    dataset: as in a config.
-    network: of the paper.
-    fraction: of the multiply-adds that it was to keep.
-    whole_percent: test accuracy of the whole network.
-    found_percent: of the smaller one, fine-tuned.
-    source: the paper.
-  """
-
-  dataset: str
-  network: str
-  fraction: float
-  whole_percent: float
-  found_percent: float
-  source: str
+  dataset: str  # as in a config
+  network: str  # what the paper calls it
+  fraction: float  # of the multiply-adds that it was to keep
+  whole_percent: float  # test accuracy of the whole network
+  found_percent: float  # of the smaller one, fine-tuned
+  source: str  # the paper, with its arXiv number
 
 
 _AMC = 'AMC: He et al., ECCV 2018, arXiv 1802.03494'

@@ -41,18 +41,13 @@ _ARGUMENTS = ('values', 'scope', 'dense_rules', 'forward')
 
 
 class Settled(NamedTuple):
-  """A config whose exchanges are chosen.
+  """A config whose exchanges are chosen."""
 
-  Attributes:
-    config: without `exchange: auto`.
-    chosen: the exchange of each reducer that had it, by stage; 'run': of the
-      reducer that all other stages share.
-    lines: what was predicted, for people.
-  """
-
-  config: dict[str, Any]
+  config: dict[str, Any]  # that of the run, without `exchange: auto`
+  # The exchange of each reducer that had it, by stage; 'run': of the reducer
+  # that all other stages share.
   chosen: dict[str, str]
-  lines: list[str]
+  lines: list[str]  # what was predicted, for people
 
 
 def settle_exchanges(
@@ -65,9 +60,9 @@ def settle_exchanges(
   """Replaces `exchange: auto` of all reducers of a config.
 
   Args:
-    config: of a run.
-    workers: that will exchange.
-    params: of the network.
+    config: of a run, resolved.
+    workers: those that will exchange gradients.
+    params: of the network, arrays or abstract shapes.
     directory: where `keep_exchanges` may have kept earlier choices: a run that
       is resumed by as many workers goes on with the exchange that it began
       with.
@@ -138,10 +133,10 @@ def measure_speeds(
   of a second.
 
   Args:
-    workers: not simulated.
-    density: of the selection.
-    arguments: of `sparse_all_reduce`.
-    elements: of the gradient.
+    workers: on devices of their own.
+    density: fraction of elements that are sent.
+    arguments: other ones of `sparse_all_reduce`.
+    elements: number of elements of the gradient.
   """
   axis = next(iter(workers.axes))
   count = workers.axes[axis]

@@ -56,29 +56,17 @@ class Data(Protocol):
 
 
 class Job(NamedTuple):
-  """A run, built from its config, before any file of it exists.
+  """A run, built from its config, before any file of it exists."""
 
-  Attributes:
-    workers: and their devices.
-    stages: in their order.
-    data: training batches.
-    loss: of the network's parameters, local to a worker.
-    evaluator: on the split that the config chose.
-    seed: of the run.
-    log_every: steps.
-    eval_every: steps; 0: at the ends of stages only.
-    checkpoint_every: likewise.
-  """
-
-  workers: Workers
-  stages: list[Stage]
-  data: Data
-  loss: Callable[..., Any]
-  evaluator: Evaluator
-  seed: int
-  log_every: int
-  eval_every: int
-  checkpoint_every: int
+  workers: Workers  # and their devices
+  stages: list[Stage]  # in their order
+  data: Data  # training batches
+  loss: Callable[..., Any]  # of the network's parameters, local to a worker
+  evaluator: Evaluator  # on the split that the config chose
+  seed: int  # of the run
+  log_every: int  # steps
+  eval_every: int  # steps; 0: at the ends of stages only
+  checkpoint_every: int  # likewise
 
 
 class Sinks(NamedTuple):

@@ -52,7 +52,7 @@ def make_reducer(
 
   Args:
     config: `name`, and arguments of the reducer's factory.
-    axis_name: of the workers.
+    axis_name: the workers' axis or axes.
     workers: sizes of the axes. Given to factories that ask for them, because
       shapes of their states depend on it.
 

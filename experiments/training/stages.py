@@ -26,7 +26,7 @@ class Stage(NamedTuple):
     name: as in the config.
     first: steps done before the stage.
     last: steps done after it.
-    reducer: averages gradients.
+    reducer: averages gradients over the workers.
     reducer_config: what it was built from.
     optimizer: a named chain: a state goes on into the next stage by its names.
     method: what the stage does to the parameters.

@@ -119,7 +119,7 @@ def make_flush(
   """Returns `state -> state` that applies what a reducer has pending.
 
   Args:
-    reducer: with a `flush`.
+    reducer: one that has a `flush`.
     optimizer: makes an update of it, as of a gradient.
   """
   optimizer = optax.with_extra_args_support(optimizer)

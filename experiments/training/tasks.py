@@ -32,7 +32,7 @@ class Task(NamedTuple):
 
   Attributes:
     name: of the kind of task.
-    model: the network.
+    model: the network, untrained.
     example: an input of the network, batch of one.
     train: what is trained on.
     evaluated: what it is evaluated on.
