@@ -22,7 +22,7 @@ _Rule = tuple[str, quantization.Sharing | int | None]
 _WARM = 0.1
 
 
-class Tuned(NamedTuple):
+class TuningResult(NamedTuple):
   """A network after tuning."""
 
   # By name, all of it: codebooks, and arrays as `RawTensor`.
@@ -38,7 +38,7 @@ def tune_shared(
   *,
   learning_rate: float = 1e-4,
   largest: int | None = None,
-) -> Tuned:
+) -> TuningResult:
   """Tunes a network to its original, a step for each batch.
 
   The loss is half the squared distance of outputs, in the mean over the batch:
@@ -102,7 +102,7 @@ def tune_shared(
           for name, array in tuned.items()}  # fmt: skip
   for name, array in kept.items():
     made[name] = tensors[name] if name in tensors else _tensor(array, None)
-  return Tuned({name: made[name] for name in start}, losses)
+  return TuningResult({name: made[name] for name in start}, losses)
 
 
 def _check(

@@ -32,7 +32,7 @@ _DATASET = (
 )  # fmt: skip
 
 
-class Loaded(NamedTuple):
+class FileNetwork(NamedTuple):
   """A network of a file, and the examples to measure it on."""
 
   params: Any  # host arrays
@@ -53,7 +53,7 @@ def load(
   backend: str = '',
   mode: str = 'exact',
   plan_cache: pathlib.Path | None = None,
-) -> Loaded:
+) -> FileNetwork:
   """Reads a network and the data that it is for.
 
   Args:
@@ -113,7 +113,7 @@ def load(
       workers.place(params, REPLICATED), workers.place(state, PER_WORKER)
     )
 
-  return Loaded(params, model_state, measure, len(examples), choices)
+  return FileNetwork(params, model_state, measure, len(examples), choices)
 
 
 def _compressed(model: pathlib.Path, wanted: Any) -> tuple[Any, Any]:

@@ -40,7 +40,7 @@ _FIRST = 2**20
 _ARGUMENTS = ('values', 'scope', 'dense_rules', 'forward')
 
 
-class Settled(NamedTuple):
+class ExchangeChoices(NamedTuple):
   """A config whose exchanges are chosen."""
 
   config: dict[str, Any]  # that of the run, without `exchange: auto`
@@ -56,7 +56,7 @@ def settle_exchanges(
   params: Params,
   *,
   directory: pathlib.Path | None = None,
-) -> Settled:
+) -> ExchangeChoices:
   """Replaces `exchange: auto` of all reducers of a config.
 
   Args:
@@ -79,7 +79,7 @@ def settle_exchanges(
     if 'reducer' in stage:
       reducer = settle(name, stage['reducer'])
       settled['stages'][name] = {**stage, 'reducer': reducer}
-  return Settled(settled, known, lines)
+  return ExchangeChoices(settled, known, lines)
 
 
 def _settle(
