@@ -11,7 +11,6 @@ plots are made of all reports that are there.
 """
 
 import argparse
-import json
 import pathlib
 import shutil
 import statistics
@@ -77,9 +76,7 @@ def summarize(results: pathlib.Path) -> str:
   ]
   rows = []
   for directory in sorted(p for p in results.iterdir() if p.is_dir()):
-    files = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
-    reports = [json.loads(p.read_text('utf-8')) for p in files]
-    if reports:
+    if reports := list(gradient.read_reports(directory).values()):
       rows.append(_row(directory.name, reports))
   return markdown_table(header, rows) + '\n'
 

@@ -141,16 +141,10 @@ def evaluate(
   config: Mapping[str, Any],
   *,
   split: str = 'test',
-  batch_size: int = 1000,
-  backend: str = '',
-  mode: str = 'exact',
-  plan_cache: pathlib.Path | None = None,
+  **options: Any,
 ) -> dict[str, Any]:
-  """Returns accuracy, loss and size of a network in a file; as `load`."""
-  loaded = load(
-    model, config, split=split, batch_size=batch_size, backend=backend,
-    mode=mode, plan_cache=plan_cache,
-  )  # fmt: skip
+  """Returns accuracy, loss and size of a network in a file; see `load`."""
+  loaded = load(model, config, split=split, **options)
   result = loaded.measure(loaded.params, loaded.model_state)
   leaves = jax.tree.leaves(
     (loaded.params, loaded.model_state), is_leaf=inference.is_matrix

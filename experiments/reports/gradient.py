@@ -96,7 +96,8 @@ def _score(report: dict[str, Any]) -> float:
   return score(report, 'final') * (1 if 'perplexity' in report else 100)
 
 
-def _reports(directory: pathlib.Path) -> dict[int, dict[str, Any]]:
+def read_reports(directory: pathlib.Path) -> dict[int, dict[str, Any]]:
+  """Returns the reports of a config's runs by seed, ascending; {} of none."""
   files = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
   return {int(p.stem): json.loads(p.read_text('utf-8')) for p in files}
 
@@ -124,11 +125,11 @@ def tables(results: pathlib.Path) -> str:
   """
   parts = ['# Gradient compression: accuracy']
   for pair in PAIRS:
-    dense = _reports(results / pair.directory('dense'))
+    dense = read_reports(results / pair.directory('dense'))
     rows = [
       row
       for mode, way in _WAYS
-      if (row := _row(way, _reports(results / pair.directory(mode)), dense))
+      if (row := _row(way, read_reports(results / pair.directory(mode)), dense))
     ]
     if not rows:
       continue

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bandwidth.report import markdown_table
-from experiments.reports.gradient import standard_error
+from experiments.reports.gradient import read_reports, standard_error
 from experiments.reports.policy import plot_frontier, plot_policy
 from experiments.reports.search_comparison import (
   MEASURES,
@@ -241,17 +241,11 @@ def _kept_row(name: str, outcome: Row) -> list[str]:
   ]
 
 
-def _reports(directory: pathlib.Path) -> dict[int, dict[str, Any]]:
-  """Reports of runs by seed; none if there is no directory."""
-  files = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
-  return {int(p.stem): json.loads(p.read_text('utf-8')) for p in files}
-
-
 def _tuned(results: pathlib.Path) -> list[str]:
   rows, datasets = [], set()
   for name, seeds in _kept_searches(results).items():
-    whole = _reports(results / f'{name}-whole')
-    found = _reports(results / f'{name}-policy')
+    whole = read_reports(results / f'{name}-whole')
+    found = read_reports(results / f'{name}-policy')
     if found:
       rows.append(_tuned_row(f'{name}, smaller', found, whole))
       datasets |= {o['config']['dataset']['name'] for o in seeds.values()}

@@ -3,9 +3,8 @@
 A function is written for one worker: no leading worker axis, collectives over
 the names of the workers' axes. `Workers.compile` maps it with `jax.pmap`,
 `jax.shard_map` or `jax.vmap` and compiles it. Arguments and results are of two
-kinds: `REPLICATED`, the same for all workers, and `PER_WORKER`, with the
-  workers
-along the first axis outside of the mapped function, and without it inside.
+kinds: `REPLICATED`, the same for all workers, and `PER_WORKER`. Outside of the
+mapped function these have the workers along their first axis, and inside not.
 """
 
 import dataclasses
@@ -335,9 +334,8 @@ def _kept_apart(tree: Any) -> Any:
   Fused, a product and a sum become a multiply-add that rounds once, not twice,
   and the bits differ from those of workers with devices of their own. XLA:CPU
   drops `optimization_barrier` too early in jax 0.10, so the boundary is that of
-  a conditional whose outcome no compiler knows: whether the first
-    floating-point
-  leaf begins with NaN. If it does, so is everything else.
+  a conditional whose outcome no compiler knows: whether the first leaf of
+  floating-point numbers begins with NaN. If it does, everything else is NaN.
   """
   leaves = jax.tree.leaves(tree)
   probe = next(x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
