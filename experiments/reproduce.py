@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.files import replace_text
 from bandwidth.report import markdown_table
 from experiments.config import config_names, named_config
@@ -136,8 +136,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
   known = config_names()
   for name in options.names:
-    if name.partition(':')[0] not in known:
-      raise ValueError(unknown_name('NAME', name, known))
+    check_known('NAME', name.partition(':')[0], known)
   results = ROOT / 'results'
   if options.rebuild:
     rebuild(results)

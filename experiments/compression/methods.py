@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from bandwidth import coding, pruning, quantization, tree
-from bandwidth.base import Params, make_named, unknown_name
+from bandwidth.base import Params, check_known, make_named
 
 Tensors = dict[str, Any]
 """Tensors of `bandwidth.coding`, by name; what is left out is kept as it is."""
@@ -99,8 +99,7 @@ def _prune(
     ('distribution', distribution, distributions),
     ('schedule', schedule, schedules),
   ):
-    if value not in known:
-      raise ValueError(unknown_name(f'method.{field}', value, known))
+    check_known(f'method.{field}', value, known)
   if not 0 < until <= 1:
     raise ValueError(f'method.until={until} is not in (0, 1]')
   if frequency < 1:
@@ -155,10 +154,8 @@ def _share(
     'sum': quantization.cluster_sum,
     'mean': quantization.cluster_mean,
   }
-  if init not in inits:
-    raise ValueError(unknown_name('method.init', init, inits))
-  if reduction not in reductions:
-    raise ValueError(unknown_name('method.reduction', reduction, reductions))
+  check_known('method.init', init, inits)
+  check_known('method.reduction', reduction, reductions)
   pairs = _pairs(rules)
   share = quantization.share_gradients(pairs, reduction=reductions[reduction])
 
@@ -201,8 +198,7 @@ def _rate(
     'logistic': quantization.logistic_prior,
     'mixture': quantization.mixture_prior,
   }
-  if prior not in priors:
-    raise ValueError(unknown_name('method.prior', prior, priors))
+  check_known('method.prior', prior, priors)
   if not weight >= 0:
     raise ValueError(f'method.weight={weight} is negative')
   chosen = priors[prior]()

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from bandwidth import coding, quantization, tree
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.quantization import Sensitivity
 from experiments.benchmark.memory.pretrained import BROWN, packaged
 from experiments.compression.pretrained import report, writing
@@ -175,8 +175,7 @@ def _named(variables: Any) -> list[tuple[str, np.ndarray]]:
 
 
 def _run(options: argparse.Namespace) -> None:
-  if options.network not in NETWORKS:
-    raise ValueError(unknown_name('network', options.network, NETWORKS))
+  check_known('network', options.network, NETWORKS)
   for field, least in (('calibration', 1), ('steps', 0)):
     if (value := getattr(options, field)) < least:
       raise ValueError(f'{field}={value} is less than {least}')

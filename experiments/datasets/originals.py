@@ -20,35 +20,24 @@ from experiments.datasets.splits import Split
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OriginalFile:
-  """A file as its authors published it.
+  """A file as its authors published it."""
 
-  Attributes:
-    name: without the ending .gz, with which it may lie on disk as well.
-    size: number of bytes, unpacked.
-    digest: md5 (32 hexadecimal digits) or sha256 (64) of the unpacked content.
-  """
-
-  name: str
-  size: int
+  name: str  # without the ending .gz, with which it may lie on disk as well
+  size: int  # number of bytes, unpacked
+  # Md5 (32 hexadecimal digits) or sha256 (64) of the unpacked content.
   digest: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Originals:
-  """The files of a data set and how to read them.
+  """The files of a data set and how to read them."""
 
-  Attributes:
-    num_classes: labels are 0 to `num_classes` - 1.
-    folder: name of the folder that the authors' archive holds the files in.
-    files: the files of each split.
-    decode: makes a split of the contents of its files, in the same order.
-    label_names: of the classes, where TFDS reads them from a file.
-  """
-
-  num_classes: int
-  folder: str
-  files: dict[str, tuple[OriginalFile, ...]]
+  num_classes: int  # labels are 0 to `num_classes` - 1
+  folder: str  # name of the folder that the authors' archive holds the files in
+  files: dict[str, tuple[OriginalFile, ...]]  # the files of each split
+  # Makes a split of the contents of its files, in the same order.
   decode: Callable[[Sequence[bytes]], Split]
+  # Of the classes, where TFDS reads them from a file.
   label_names: tuple[str, ...] = ()
 
 

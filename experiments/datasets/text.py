@@ -25,21 +25,14 @@ _FILES = {'train': 'train.txt', 'validation': 'valid.txt', 'test': 'test.txt'}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
-  """A text, ready for training a language model.
+  """A text, ready for training a language model."""
 
-  Attributes:
-    name: as it was asked for.
-    vocabulary: the tokens in the order of their numbers.
-    train: the windows of train.txt.
-    validation: windows of valid.txt, or None where they are not wanted.
-    test: the windows of test.txt.
-  """
-
-  name: str
-  vocabulary: tuple[str, ...]
-  train: TokenSplit
+  name: str  # as it was asked for
+  vocabulary: tuple[str, ...]  # the tokens in the order of their numbers
+  train: TokenSplit  # the windows of train.txt
+  # Windows of valid.txt, or None where they are not wanted.
   validation: TokenSplit | None
-  test: TokenSplit
+  test: TokenSplit  # the windows of test.txt
 
 
 def is_text(*, name: str, source: str) -> bool:

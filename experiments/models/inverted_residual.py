@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from bandwidth import pruning
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.pruning.connections import INPUT
 from experiments.models.depthwise import convolve_depthwise
 from experiments.models.prunable import kept_widths
@@ -199,8 +199,7 @@ class InvertedResidualNetwork(nn.Module):
     Raises:
       ValueError: `residual` is unknown.
     """
-    if residual not in RESIDUALS:
-      raise ValueError(unknown_name('residual', residual, RESIDUALS))
+    check_known('residual', residual, RESIDUALS)
     # What is added to the network's input can't be removed.
     fixed = (INPUT,) if residual == 'fixed' else ()
     described: list[pruning.Layer] = [

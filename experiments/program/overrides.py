@@ -33,7 +33,7 @@ _PLAIN = (bool, int, float, str)
 class _Named(NamedTuple):
   """A group of fields with a name."""
 
-  path: str  # of it
+  path: str  # of the group
   group: ConfigDict  # its fields
   name: Any  # of what it stands for, after all flags
   renamed: bool  # whether a flag has given it

@@ -36,15 +36,10 @@ from experiments.training.workers import REPLICATED, Workers
 
 
 class Data(Protocol):
-  """Training batches, on the devices when a step begins.
+  """Training batches, on the devices when a step begins."""
 
-  Attributes:
-    kinds: of the leaves of a feed.
-    steps_per_epoch: of the set.
-  """
-
-  kinds: Any
-  steps_per_epoch: int
+  kinds: Any  # REPLICATED or PER_WORKER, of each leaf of a feed
+  steps_per_epoch: int  # steps of a pass over the set
 
   def feed(self, step: int) -> Any:
     """Returns what the step after `step` steps takes its batch from."""
@@ -70,38 +65,26 @@ class Job(NamedTuple):
 
 
 class Sinks(NamedTuple):
-  """Where a run leaves what it does.
+  """Where a run leaves what it does."""
 
-  Attributes:
-    checkpoints: of all processes.
-    writer: of process 0, else None.
-    progress: silent except in process 0.
-    info: of the run so far, `seconds` among it, saved with each checkpoint.
-    done: called with each stage that is done and the state after it, before
-      that is saved.
-  """
-
-  checkpoints: Checkpoints
-  writer: MetricsWriter | None
-  progress: Progress
+  checkpoints: Checkpoints  # of all processes
+  writer: MetricsWriter | None  # of process 0, else None
+  progress: Progress  # silent except in process 0
+  # Of the run so far, `seconds` among it, saved with each checkpoint.
   info: Callable[[], dict[str, Any]]
+  # Called with each stage that is done and the state after it, before that is
+  # saved.
   done: Callable[[Stage, TrainState], None]
 
 
 class CompiledStage(NamedTuple):
-  """The program of a stage.
+  """The program of a stage."""
 
-  Attributes:
-    call: `(state, feed) -> (state, window)`. The state's memory is reused.
-    seconds: that the compiler took.
-    predicted_bytes: on the wire, a worker and a step, in closed form.
-    hlo_bytes: the same, read from the compiled program.
-  """
-
+  # `(state, feed) -> (state, window)`. The state's memory is reused.
   call: jax.stages.Compiled
-  seconds: float
-  predicted_bytes: int
-  hlo_bytes: int
+  seconds: float  # that the compiler took
+  predicted_bytes: int  # on the wire, a worker and a step, in closed form
+  hlo_bytes: int  # the same, read from the compiled program
 
 
 def compile_stage(job: Job, stage: Stage, state: TrainState) -> CompiledStage:

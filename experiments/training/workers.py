@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 
 REPLICATED = 'replicated'
 PER_WORKER = 'per_worker'
@@ -192,8 +192,7 @@ def make_workers(mapping: str, axes: dict[str, int]) -> Workers:
       several axes, there are fewer devices than workers, or a process would
       have no worker.
   """
-  if mapping not in MAPPINGS:
-    raise ValueError(unknown_name('mapping', mapping, MAPPINGS))
+  check_known('mapping', mapping, MAPPINGS)
   count = math.prod(axes.values())
   if not axes or min(axes.values()) < 1:
     raise ValueError(f'workers={axes or 0} must be at least 1')
