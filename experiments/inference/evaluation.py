@@ -173,7 +173,7 @@ def config_of(
   """Returns what says which network and which data a file belongs to.
 
   Args:
-    model: the file.
+    model: path of the .bwz or safetensors file.
     config: a `config.json`; None: the metadata of a .bwz file, else the
       `config.json` in its directory.
 

@@ -105,7 +105,7 @@ class InvertedResidualNetwork(nn.Module):
   Blocks are in stages of equal width; those of the first do not expand.
 
   Attributes:
-    num_classes: number of logits.
+    num_classes: number of classes, a logit each.
     stem: channels of the first convolution.
     channels: that come out of the blocks of each stage.
     inner_channels: of the depthwise convolution of each block, in order; None:

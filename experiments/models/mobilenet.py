@@ -48,7 +48,7 @@ class MobileNetV1(nn.Module):
   is printed with a stride of 2 but keeps its 7x7 pixels.
 
   Attributes:
-    num_classes: number of logits.
+    num_classes: number of classes, a logit each.
     channels: of the first convolution and of the 1x1 convolution of each block,
       in order: 14 numbers.
     variant: 'imagenet', or 'cifar' for images of 32x32.

@@ -89,7 +89,7 @@ def make_room(
   one had; those of which a flag speaks stay.
 
   Args:
-    config: of a file.
+    config: as a file has it.
     given: texts of flags, by field.
 
   Raises:

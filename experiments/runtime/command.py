@@ -86,7 +86,7 @@ def run(
 
   Args:
     program: its name, for messages.
-    parser: of its arguments.
+    parser: what its arguments are.
     act: the command; what it returns is the status, None being 0.
     argv: the arguments, without the program's own name.
   """

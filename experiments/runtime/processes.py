@@ -69,7 +69,7 @@ def wait(processes: list[Process], signals: Sequence[int] = ()) -> int:
   """Waits for all; when one fails the others, which would wait for it, end.
 
   Args:
-    processes: that were started.
+    processes: those that were started, in order.
     signals: that this program has received; it may grow meanwhile.
 
   Returns:

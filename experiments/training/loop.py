@@ -130,10 +130,10 @@ def train(
   """Runs the stages of a job from where a state stands to the end.
 
   Args:
-    job: the run.
+    job: the run, as its config has it.
     state: after `step` steps, of the stage that made the last of them.
     sinks: where metrics and checkpoints go.
-    step: steps done.
+    step: number of steps that are done.
 
   Returns:
     The last state, and the programs of the stages that were entered.

@@ -96,7 +96,7 @@ def write_files(
   Args:
     config: of the run, resolved.
     setup: what it stands for.
-    directory: of the run.
+    directory: of the run, which gets the files.
     stage: the one that is done.
     state: after its last step.
   """

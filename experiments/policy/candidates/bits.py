@@ -71,7 +71,7 @@ class QuantizedCandidates(NamedTuple):
     """Returns the network's variables with the kernels of a candidate.
 
     Args:
-      data: those of `arrays`.
+      data: the arrays that `arrays` returns.
       candidate: levels, int32 [G]; traced or not.
     """
     places = {name: i for i, name in enumerate(self.kernels)}
@@ -93,7 +93,7 @@ class QuantizedCandidates(NamedTuple):
     """Returns a context in which layers round what they read.
 
     Args:
-      data: those of `arrays`.
+      data: the arrays that `arrays` returns.
       candidate: levels, int32 [G]; traced or not.
     """
     layers = [layer.name for layer in self.space.layers]

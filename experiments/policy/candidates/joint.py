@@ -89,7 +89,7 @@ def make_joint(
   """Prepares the choices of a trained network.
 
   Args:
-    model: a `Prunable` network.
+    model: a network that is `Prunable`.
     variables: parameters and statistics of the trained network.
     batches: preprocessed training images, float32 [B, N, H, W, C].
     divisor: channels are kept in multiples of it, see `make_space`.

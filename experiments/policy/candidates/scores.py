@@ -148,7 +148,7 @@ def better_first(score: str, measured: Mapping[str, np.ndarray]) -> np.ndarray:
   """Returns the order of candidates, the best first.
 
   Args:
-    score: one of `SCORES`.
+    score: 'accuracy' or 'loss'.
     measured: accuracies and losses, [N] each; what is no number comes last.
 
   Returns:
