@@ -94,10 +94,7 @@ def _run(options: argparse.Namespace) -> None:
     )
   else:
     tensors = compress_to_rate(
-      arrays,
-      rate=options.rate,
-      smallest=options.smallest,
-      coder=options.coder,
+      arrays, rate=options.rate, smallest=options.smallest, coder=options.coder
     )
   with writing(options.output):
     ledger = coding.write(options.output, tensors, coder=options.coder)

@@ -227,12 +227,7 @@ def _rate(
   )
 
 
-def _ternary(
-  steps: int,
-  *,
-  rules: Any,
-  threshold: float = 0.05,
-) -> Method:
+def _ternary(steps: int, *, rules: Any, threshold: float = 0.05) -> Method:
   """Trained ternary quantization (Zhu et al., 2017).
 
   `rules` says of each parameter whether it is ternary.

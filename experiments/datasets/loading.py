@@ -151,7 +151,5 @@ def _hold_out(loaded: Dataset, validation: int) -> Dataset:
   if not validation:
     return loaded
   return dataclasses.replace(
-    loaded,
-    train=loaded.train.take(kept),
-    validation=loaded.train.take(held),
+    loaded, train=loaded.train.take(kept), validation=loaded.train.take(held)
   )

@@ -24,11 +24,7 @@ from PIL import Image
 
 from bandwidth import base
 from experiments.datasets import loading, tfds_sets
-from experiments.datasets.originals import (
-  ORIGINALS,
-  Originals,
-  read_originals,
-)
+from experiments.datasets.originals import ORIGINALS, Originals, read_originals
 from experiments.datasets.splits import Split
 from experiments.runtime import command
 

@@ -11,10 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.models.inverted_residual import (
-  InvertedResidualNetwork,
-  Stage,
-)
+from experiments.models.inverted_residual import InvertedResidualNetwork, Stage
 from experiments.models.parameters import from_published
 
 _STAGES = (

@@ -45,9 +45,7 @@ def define_flags(
     define(name, default, text, flag_values=values)
 
 
-def config_from_flags(
-  values: flags.FlagValues = flags.FLAGS,
-) -> dict[str, Any]:
+def config_from_flags(values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
   """Reads the config, with defaults where it is silent.
 
   Raises:

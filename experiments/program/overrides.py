@@ -12,11 +12,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_dict
 
-from bandwidth.base import (
-  arguments_of,
-  check_argument,
-  check_name,
-)
+from bandwidth.base import arguments_of, check_argument, check_name
 from bandwidth.search.searchers import ALL as SEARCHERS
 from configs.default import OPEN, STAGE
 from experiments import models

@@ -148,9 +148,7 @@ def _plot_curve(
     published(network, coded=True) + published(network, coded=False),
     path,
     dense=MeasuredPoint(
-      'dense, here',
-      [r['memory']['dense_bytes'] for r in everything],
-      errors,
+      'dense, here', [r['memory']['dense_bytes'] for r in everything], errors
     ),
     title=f'{title} on MNIST',
   )

@@ -122,10 +122,7 @@ def choose(
 
 
 def measure_speeds(
-  workers: Workers,
-  density: float,
-  arguments: Mapping[str, Any],
-  elements: int,
+  workers: Workers, density: float, arguments: Mapping[str, Any], elements: int
 ) -> Speeds:
   """Measures link, selection and update; all processes get the same numbers.
 

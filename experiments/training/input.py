@@ -100,11 +100,7 @@ class StreamedInput:
 
 
 def make_input(
-  split: Split | StreamedSplit,
-  workers: Workers,
-  *,
-  batch_size: int,
-  seed: int,
+  split: Split | StreamedSplit, workers: Workers, *, batch_size: int, seed: int
 ) -> ResidentInput | StreamedInput:
   """Chooses how training batches reach the devices.
 

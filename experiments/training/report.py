@@ -51,8 +51,7 @@ def make_report(
   """
   job = setup.job
   params = jax.jit(
-    job.stages[-1].method.decode,
-    out_shardings=job.workers.sharding(REPLICATED),
+    job.stages[-1].method.decode, out_shardings=job.workers.sharding(REPLICATED)
   )(state.params)
   result = job.evaluator(params, state.model_state)
   memory = _memory(config, setup, directory)

@@ -137,10 +137,7 @@ def _begin(
     workers=job.workers,
     saved_axes=axes,
     saved_reducer_state=saved_reducer_state(
-      stage,
-      state.params,
-      axes,
-      saved_exchanges(directory, info['workers']),
+      stage, state.params, axes, saved_exchanges(directory, info['workers'])
     ),
     resplit=stage.reducer.resplit,
   )

@@ -163,9 +163,7 @@ def saved_reducer_state(
     config['exchange'] = chosen
   names, sizes = tuple(axes), tuple(axes.values())
   reducer = make_reducer(
-    config,
-    axis_name=names if len(names) > 1 else names[0],
-    workers=sizes,
+    config, axis_name=names if len(names) > 1 else names[0], workers=sizes
   )
   count = math.prod(sizes)
   return jax.tree.map(

@@ -224,9 +224,9 @@ def make_workers(mapping: str, axes: dict[str, int]) -> Workers:
 
 def _too_few_devices(count: int, devices: Sequence[Any]) -> str:
   platform = devices[0].platform
-  more = {
-    'cpu': f'--config.cpu_devices={count} makes virtual CPU devices',
-  }.get(platform, f'start more processes or use a machine with {count} devices')
+  more = {'cpu': f'--config.cpu_devices={count} makes virtual CPU devices'}.get(
+    platform, f'start more processes or use a machine with {count} devices'
+  )
   return (
     f'workers={count} but there are {len(devices)} {platform} devices; {more}, '
     f'--config.mapping=vmap simulates {count} workers on one device'
