@@ -192,6 +192,17 @@ def passes_on(maker: Callable[..., Any]) -> bool:
   return any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+def check_known(field: str, name: object, known: Iterable[str]) -> None:
+  """Raises ValueError where a name is none of those that are known.
+
+  >>> check_known('of', 'los', ('accuracy', 'loss'))
+  Traceback (most recent call last):
+  ValueError: of='los' is unknown; known: accuracy, loss. Did you mean 'loss'?
+  """
+  if name not in known:
+    raise ValueError(unknown_name(field, name, known))
+
+
 def check_name(kind: str, name: object, known: Iterable[str]) -> None:
   """Raises ValueError where the name of a group of fields is unknown."""
   if not isinstance(name, str) or name not in known:

@@ -40,6 +40,7 @@ from experiments.compression.weights import (
   read_weights,
   write_safetensors,
 )
+from experiments.runtime import command
 from experiments.runtime.startup import InputError
 
 _STARTED = time.monotonic()
@@ -93,10 +94,7 @@ def _run(options: argparse.Namespace) -> None:
     )
   else:
     tensors = compress_to_rate(
-      arrays,
-      rate=options.rate,
-      smallest=options.smallest,
-      coder=options.coder,
+      arrays, rate=options.rate, smallest=options.smallest, coder=options.coder
     )
   with writing(options.output):
     ledger = coding.write(options.output, tensors, coder=options.coder)
@@ -133,14 +131,7 @@ def main(argv: Sequence[str]) -> int:
   add('--rate', type=float, help='bits of the whole file for each weight')
   add('--smallest', type=int, default=1024, help='elements; smaller are kept')
   add('--coder', default='auto', choices=('fixed', 'huffman', 'ans', 'auto'))
-  options = parser.parse_args(argv)
-  try:
-    _run(options)
-  except (ValueError, OSError) as error:
-    message = ' '.join(str(error).split())
-    print(f'compress: error: {message}', file=sys.stderr)
-    return 2
-  return 0
+  return command.run('compress', parser, _run, argv)
 
 
 def train_and_compress(config: Mapping[str, Any], workdir: str) -> None:

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from bandwidth.base import check_type, unknown_name
+from bandwidth.base import check_known, check_type
 from bandwidth.files import replace_text
 from configs import default
 
@@ -47,8 +47,7 @@ def named_config(name: str, mode: str = '') -> ml_collections.ConfigDict:
   Raises:
     ValueError: there is no such file, or it knows no such mode.
   """
-  if name not in config_names():
-    raise ValueError(unknown_name('config', name, config_names()))
+  check_known('config', name, config_names())
   return importlib.import_module(f'configs.{name}').get_config(mode)
 
 

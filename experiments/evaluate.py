@@ -22,6 +22,7 @@ from bandwidth.files import replace_text
 from bandwidth.inference import native
 from experiments.inference import layer_plan
 from experiments.inference.evaluation import config_of, evaluate
+from experiments.runtime import command
 
 
 def _use(kernels: str, backend: str) -> None:
@@ -42,6 +43,12 @@ def _use(kernels: str, backend: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+  if options.batch_size < 1:
+    raise ValueError(f'batch_size={options.batch_size} is not positive')
+  if options.mode != inference.MODES[0] and not options.backend:
+    raise ValueError(f'mode={options.mode!r} needs a --backend')
+  if options.plan and not options.backend:
+    raise ValueError('plan: it needs a --backend')
   if options.kernels:
     _use(options.kernels, options.backend)
   config = config_of(options.model, options.config)
@@ -86,39 +93,16 @@ def main(argv: Sequence[str]) -> int:
   add('--data_dir', help='of tensorflow-datasets')
   add('--split', default='test', choices=('test', 'validation'))
   add('--batch_size', type=int, default=1000, help='examples at a time')
-  add(
-    '--backend',
-    default='',
-    choices=('', *inference.BACKENDS),
-    help='run from the compressed form',
-  )
+  backends, kernels = ('', *inference.BACKENDS), ('', *native.INSTRUCTIONS)
+  compressed = 'run from the compressed form'
+  add('--backend', default='', choices=backends, help=compressed)
   add('--mode', default='exact', choices=inference.MODES, help='of arithmetic')
-  add(
-    '--kernels',
-    default='',
-    choices=('', *native.INSTRUCTIONS),
-    help=f'native ones; default: ${native.VARIABLE}, or the best',
-  )
-  add(
-    '--plan',
-    action='store_true',
-    help='each layer in the form that is fastest here, measured if need be',
-  )
+  best = f'native ones; default: ${native.VARIABLE}, or the best'
+  add('--kernels', default='', choices=kernels, help=best)
+  fastest = 'each layer in the form that is fastest here, measured if need be'
+  add('--plan', action='store_true', help=fastest)
   add('--output', type=pathlib.Path, help='JSON file for the result')
-  options = parser.parse_args(argv)
-  try:
-    if options.batch_size < 1:
-      raise ValueError(f'batch_size={options.batch_size} is not positive')
-    if options.mode != inference.MODES[0] and not options.backend:
-      raise ValueError(f'mode={options.mode!r} needs a --backend')
-    if options.plan and not options.backend:
-      raise ValueError('plan: it needs a --backend')
-    _run(options)
-  except (ValueError, OSError) as error:
-    message = ' '.join(str(error).split())
-    print(f'evaluate: error: {message}', file=sys.stderr)
-    return 2
-  return 0
+  return command.run('evaluate', parser, _run, argv)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,6 @@ plots are made of all reports that are there.
 """
 
 import argparse
-import json
 import pathlib
 import shutil
 import statistics
@@ -20,11 +19,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.files import replace_text
 from bandwidth.report import markdown_table
 from experiments.config import config_names, named_config
 from experiments.reports import compression, gradient, inference, search
+from experiments.runtime import command
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEFAULT_NAMES = (
@@ -46,12 +46,11 @@ def _program(config: str, mode: str) -> str:
 def _train(name: str, seed: int, runs: pathlib.Path) -> pathlib.Path:
   config, _, mode = name.partition(':')
   workdir = runs / directory_of(name) / str(seed)
-  command = [sys.executable, '-m', f'experiments.{_program(config, mode)}']
+  program = [sys.executable, '-m', f'experiments.{_program(config, mode)}']
   suffix = f':{mode}' if mode else ''
-  command += [f'--config=configs/{config}.py{suffix}']
-  command += [f'--config.seed={seed}']
-  command += [f'--workdir={workdir}']
-  subprocess.run(command, check=True, cwd=ROOT)
+  flags = [f'--config=configs/{config}.py{suffix}', f'--config.seed={seed}']
+  program += [*flags, f'--workdir={workdir}']
+  subprocess.run(program, check=True, cwd=ROOT)
   return ROOT / workdir / 'report.json'
 
 
@@ -77,9 +76,7 @@ def summarize(results: pathlib.Path) -> str:
   ]
   rows = []
   for directory in sorted(p for p in results.iterdir() if p.is_dir()):
-    files = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
-    reports = [json.loads(p.read_text('utf-8')) for p in files]
-    if reports:
+    if reports := list(gradient.read_reports(directory).values()):
       rows.append(_row(directory.name, reports))
   return markdown_table(header, rows) + '\n'
 
@@ -133,11 +130,13 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     '--rebuild', action='store_true', help='tables and plots only, no runs'
   )
-  options = parser.parse_args(argv)
+  return command.run('reproduce', parser, _run, argv)
+
+
+def _run(options: argparse.Namespace) -> int:
   known = config_names()
   for name in options.names:
-    if name.partition(':')[0] not in known:
-      parser.error(unknown_name('NAME', name, known))
+    check_known('NAME', name.partition(':')[0], known)
   results = ROOT / 'results'
   if options.rebuild:
     rebuild(results)

@@ -28,18 +28,14 @@ _SCALES, _CODES, _CENTROIDS = ':scales', ':codes', ':centroids'
 
 
 class Baseline(NamedTuple):
-  """One row.
+  """One row."""
 
-  Attributes:
-    name: 'fp16', 'int8 per channel', '4-bit k-means', or one of these with
-      ' + zstd 19'.
-    bytes: of the blob, header and all.
-    arrays: what the blob decodes to: float32 where the array was of floats,
-      its own dtype elsewhere.
-  """
-
+  # 'fp16', 'int8 per channel', '4-bit k-means', or one of these with ' + zstd
+  # 19'.
   name: str
-  bytes: int
+  bytes: int  # of the blob, header and all
+  # What the blob decodes to: float32 where the array was of floats, its own
+  # dtype elsewhere.
   arrays: dict[str, np.ndarray]
 
 

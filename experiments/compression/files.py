@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from bandwidth import coding, tree
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.report import MemoryReport, MemoryStage, MemoryTensor
 from experiments.compression.baselines import baselines
 from experiments.compression.weights import read_weights, write_safetensors
@@ -39,8 +39,7 @@ def check_files(files: Any) -> tuple[tuple[str, str], ...]:
     name, coder = map(str, entry)
     if not name or '/' in name or name.startswith('.'):
       raise ValueError(f'files: {name!r} can be no file')
-    if coder not in known:
-      raise ValueError(unknown_name('files.coder', coder, known))
+    check_known('files.coder', coder, known)
     pairs.append((name, coder))
   return tuple(pairs)
 
@@ -84,7 +83,7 @@ def write_file(
 
   Args:
     path: where to; written aside and renamed.
-    coder: of the pair.
+    coder: second of the pair (name, coder).
     arrays: all of the network, by name.
     tensors: the compressed form of some parameters, named without `params/`.
     metadata: of a .bwz file.

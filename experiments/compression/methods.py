@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from bandwidth import coding, pruning, quantization, tree
-from bandwidth.base import Params, make_named, unknown_name
+from bandwidth.base import Params, check_known, make_named
 
 Tensors = dict[str, Any]
 """Tensors of `bandwidth.coding`, by name; what is left out is kept as it is."""
@@ -23,29 +23,24 @@ KERNELS = (('.*/kernel', True), ('.*', False))
 
 
 class Method(NamedTuple):
-  """What a stage does to the parameters.
+  """What a stage does to the parameters."""
 
-  Attributes:
-    name: as in the config.
-    enter: `params -> params` on the host, before the stage.
-    init: `params -> variables`, what is trained.
-    decode: `variables -> params`, differentiable.
-    export: `(variables, params) -> Tensors`, on the host.
-    penalty: `variables -> float32 []`, added to the loss; None: nothing.
-    before: parts of the optimizer before it, by name.
-    after: likewise after it.
-    keeps_slots: whether the momentum of the stage before may go on.
-  """
-
-  name: str = 'none'
+  name: str = 'none'  # as in the config
+  # `params -> params` on the host, before the stage.
   enter: Callable[[Params], Params] = lambda params: params
+  # `params -> variables`, what is trained.
   init: Callable[[Params], Any] = lambda params: params
+  # `variables -> params`, differentiable.
   decode: Callable[[Any], Params] = lambda variables: variables
+  # `(variables, params) -> Tensors`, on the host.
   export: Callable[[Any, Params], Tensors] = lambda variables, params: {}
+  # `variables -> float32 []`, added to the loss; None: nothing.
   penalty: Callable[[Any], jax.Array] | None = None
+  # Parts of the optimizer before it, by name.
   before: tuple[tuple[str, optax.GradientTransformation], ...] = ()
+  # Likewise after it.
   after: tuple[tuple[str, optax.GradientTransformation], ...] = ()
-  keeps_slots: bool = True
+  keeps_slots: bool = True  # whether the momentum of the stage before may go on
 
 
 def wrap_loss_with_method(
@@ -55,7 +50,7 @@ def wrap_loss_with_method(
 
   Args:
     loss: `(params, model_state, batch, key) -> (loss, (model_state, metrics))`.
-    method: of the stage.
+    method: what the stage does to the parameters.
 
   Returns:
     The same of variables; `penalty` is among the metrics where there is one.
@@ -104,8 +99,7 @@ def _prune(
     ('distribution', distribution, distributions),
     ('schedule', schedule, schedules),
   ):
-    if value not in known:
-      raise ValueError(unknown_name(f'method.{field}', value, known))
+    check_known(f'method.{field}', value, known)
   if not 0 < until <= 1:
     raise ValueError(f'method.until={until} is not in (0, 1]')
   if frequency < 1:
@@ -160,10 +154,8 @@ def _share(
     'sum': quantization.cluster_sum,
     'mean': quantization.cluster_mean,
   }
-  if init not in inits:
-    raise ValueError(unknown_name('method.init', init, inits))
-  if reduction not in reductions:
-    raise ValueError(unknown_name('method.reduction', reduction, reductions))
+  check_known('method.init', init, inits)
+  check_known('method.reduction', reduction, reductions)
   pairs = _pairs(rules)
   share = quantization.share_gradients(pairs, reduction=reductions[reduction])
 
@@ -206,8 +198,7 @@ def _rate(
     'logistic': quantization.logistic_prior,
     'mixture': quantization.mixture_prior,
   }
-  if prior not in priors:
-    raise ValueError(unknown_name('method.prior', prior, priors))
+  check_known('method.prior', prior, priors)
   if not weight >= 0:
     raise ValueError(f'method.weight={weight} is negative')
   chosen = priors[prior]()
@@ -236,12 +227,7 @@ def _rate(
   )
 
 
-def _ternary(
-  steps: int,
-  *,
-  rules: Any,
-  threshold: float = 0.05,
-) -> Method:
+def _ternary(steps: int, *, rules: Any, threshold: float = 0.05) -> Method:
   """Trained ternary quantization (Zhu et al., 2017).
 
   `rules` says of each parameter whether it is ternary.
@@ -307,7 +293,7 @@ def make_method(config: Mapping[str, Any], *, steps: int) -> Method:
 
   Args:
     config: `name`, and arguments of the method.
-    steps: of the stage.
+    steps: number of steps of the stage.
 
   Raises:
     ValueError: the name or an argument is unknown, missing, or out of range.

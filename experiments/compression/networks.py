@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import importlib.util
 import pathlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 
 from bandwidth import coding, quantization, tree
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.quantization import Sensitivity
 from experiments.benchmark.memory.pretrained import BROWN, packaged
 from experiments.compression.pretrained import report, writing
@@ -32,6 +31,7 @@ from experiments.compression.tuning import tune_shared
 from experiments.compression.weights import read_weights
 from experiments.models import minilm
 from experiments.models.efficientnet_lite import efficientnet_variables
+from experiments.runtime import command
 from experiments.runtime.startup import keep_memory
 
 NETWORKS = ('minilm', 'efficientnet_lite0')
@@ -175,6 +175,12 @@ def _named(variables: Any) -> list[tuple[str, np.ndarray]]:
 
 
 def _run(options: argparse.Namespace) -> None:
+  check_known('network', options.network, NETWORKS)
+  for field, least in (('calibration', 1), ('steps', 0)):
+    if (value := getattr(options, field)) < least:
+      raise ValueError(f'{field}={value} is less than {least}')
+  if options.output.suffix != '.bwz':
+    raise ValueError(f'output={str(options.output)!r} is no .bwz file')
   keep_memory()
   arrays = read_weights(options.weights or packaged(options.network))
   if options.network == 'minilm':
@@ -213,18 +219,4 @@ def main(argv: Sequence[str]) -> int:
   add('--brown', type=path, default=BROWN, help=f'default {BROWN}')
   add('--calibration', type=int, default=384, help='sentences')
   add('--steps', type=int, default=240, help='of tuning')
-  options = parser.parse_args(argv)
-  try:
-    if options.network not in NETWORKS:
-      raise ValueError(unknown_name('network', options.network, NETWORKS))
-    for field, least in (('calibration', 1), ('steps', 0)):
-      if (value := getattr(options, field)) < least:
-        raise ValueError(f'{field}={value} is less than {least}')
-    if options.output.suffix != '.bwz':
-      raise ValueError(f'output={str(options.output)!r} is no .bwz file')
-    _run(options)
-  except (ValueError, OSError) as error:
-    message = ' '.join(str(error).split())
-    print(f'compress: error: {message}', file=sys.stderr)
-    return 2
-  return 0
+  return command.run('compress', parser, _run, argv)

@@ -25,7 +25,7 @@ def compress_array(
   """Prunes an array and lets what is left share values.
 
   Args:
-    name: for error messages.
+    name: of the array, for error messages.
     array: floating-point, of two or more axes.
     sparsity: fraction of the elements that become zero.
     bits: of the codes; with a tolerance, the most that are tried.

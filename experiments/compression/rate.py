@@ -48,7 +48,7 @@ def compress_to_rate(
       arrays.
     smallest: elements; smaller arrays, those of fewer than two axes and those
       of integers keep their bits.
-    coder: of the file.
+    coder: entropy coder of the file, see `coding.write`.
 
   Returns:
     Tensors for `coding.write` with the same coder.
@@ -104,9 +104,9 @@ def meet_rate(
   Args:
     quantize: scale -> tensors by name, all of a file.
     estimate: scale -> bits of the codes, decreasing.
-    arrays: as they were.
+    arrays: the originals, by name.
     rate: bits of the file for each element of floating arrays.
-    coder: of the file.
+    coder: entropy coder of the file, see `coding.write`.
 
   Raises:
     ValueError: no scale gives so few bits.

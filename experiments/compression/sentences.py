@@ -29,15 +29,10 @@ _PRIOR = 3.0
 
 
 class Batch(NamedTuple):
-  """Sentences of about one length.
+  """Sentences of about one length."""
 
-  Attributes:
-    tokens: int32 [N, T].
-    mask: bool [N, T], False at padding.
-  """
-
-  tokens: np.ndarray
-  mask: np.ndarray
+  tokens: np.ndarray  # word pieces, int32 [N, T]
+  mask: np.ndarray  # bool [N, T], False at padding
 
 
 def read_sentences(
@@ -143,7 +138,7 @@ def calibrate(
 
   Args:
     arrays: of the published file.
-    tokenizer: of the same.
+    tokenizer: that of the network.
     corpus: sentences; all count as to how frequent a word piece is.
     count: how many of them are differentiated.
 

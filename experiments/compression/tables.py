@@ -5,12 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bandwidth import coding
-from bandwidth.report import (
-  MemoryReport,
-  MemoryStage,
-  Report,
-  markdown_table,
-)
+from bandwidth.report import MemoryReport, MemoryStage, Report, markdown_table
 from experiments.compression.files import SAFETENSORS, paths_of
 
 

@@ -22,16 +22,12 @@ _Rule = tuple[str, quantization.Sharing | int | None]
 _WARM = 0.1
 
 
-class Tuned(NamedTuple):
-  """A network after tuning.
+class TuningResult(NamedTuple):
+  """A network after tuning."""
 
-  Attributes:
-    tensors: by name, all of it: codebooks, and arrays as `RawTensor`.
-    losses: of each step, before it.
-  """
-
+  # By name, all of it: codebooks, and arrays as `RawTensor`.
   tensors: dict[str, coding.Tensor]
-  losses: np.ndarray
+  losses: np.ndarray  # of each step, before it
 
 
 def tune_shared(
@@ -42,7 +38,7 @@ def tune_shared(
   *,
   learning_rate: float = 1e-4,
   largest: int | None = None,
-) -> Tuned:
+) -> TuningResult:
   """Tunes a network to its original, a step for each batch.
 
   The loss is half the squared distance of outputs, in the mean over the batch:
@@ -55,8 +51,8 @@ def tune_shared(
     tensors: compressed ones, by name in `params`. Trained are kernels [inputs,
       outputs] with a codebook of each output, and arrays of one axis, which
       need not be among them; all others stay.
-    batches: inputs.
-    learning_rate: the highest.
+    batches: inputs of `apply`, a tuple for each step.
+    learning_rate: the highest of the schedule.
     largest: codebooks that are tuned are integers up to this times a scale of
       each, and remain so, see `share_with_feedback`; None: they are any.
 
@@ -106,7 +102,7 @@ def tune_shared(
           for name, array in tuned.items()}  # fmt: skip
   for name, array in kept.items():
     made[name] = tensors[name] if name in tensors else _tensor(array, None)
-  return Tuned({name: made[name] for name in start}, losses)
+  return TuningResult({name: made[name] for name in start}, losses)
 
 
 def _check(

@@ -15,7 +15,7 @@ def decode_image(encoded: bytes, *, shape: ImageShape, fit: bool) -> np.ndarray:
   """Decodes a PNG, JPEG or other image file that Pillow knows.
 
   Args:
-    encoded: the file's content.
+    encoded: content of a PNG or JPEG file.
     shape: height, width and channels wanted.
     fit: whether an image of another size is fitted to `shape`, see `fitted`.
 

@@ -16,23 +16,16 @@ BUNDLED = ('mnist',)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-  """A classification data set, ready for training.
+  """A classification data set, ready for training."""
 
-  Attributes:
-    name: as it was asked for.
-    num_classes: labels are 0 to `num_classes` - 1.
-    image_shape: height, width and channels of every image.
-    train: what is trained on, without the examples held out.
-    validation: the training examples held out, or None.
-    test: the whole test set.
-  """
-
-  name: str
-  num_classes: int
-  image_shape: ImageShape
+  name: str  # as it was asked for
+  num_classes: int  # labels are 0 to `num_classes` - 1
+  image_shape: ImageShape  # height, width and channels of every image
+  # What is trained on, without the examples held out.
   train: Split | StreamedSplit
+  # The training examples held out, or None.
   validation: Split | StreamedSplit | None
-  test: Split | StreamedSplit
+  test: Split | StreamedSplit  # the whole test set
 
 
 def load(
@@ -158,7 +151,5 @@ def _hold_out(loaded: Dataset, validation: int) -> Dataset:
   if not validation:
     return loaded
   return dataclasses.replace(
-    loaded,
-    train=loaded.train.take(kept),
-    validation=loaded.train.take(held),
+    loaded, train=loaded.train.take(kept), validation=loaded.train.take(held)
   )

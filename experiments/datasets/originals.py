@@ -10,7 +10,7 @@ import dataclasses
 import gzip
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,35 +20,24 @@ from experiments.datasets.splits import Split
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OriginalFile:
-  """A file as its authors published it.
+  """A file as its authors published it."""
 
-  Attributes:
-    name: without the ending .gz, with which it may lie on disk as well.
-    size: bytes, unpacked.
-    digest: md5 (32 hexadecimal digits) or sha256 (64) of the unpacked content.
-  """
-
-  name: str
-  size: int
+  name: str  # without the ending .gz, with which it may lie on disk as well
+  size: int  # number of bytes, unpacked
+  # Md5 (32 hexadecimal digits) or sha256 (64) of the unpacked content.
   digest: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Originals:
-  """The files of a data set and how to read them.
+  """The files of a data set and how to read them."""
 
-  Attributes:
-    num_classes: labels are 0 to `num_classes` - 1.
-    folder: name of the folder that the authors' archive holds the files in.
-    files: the files of each split.
-    decode: makes a split of the contents of its files, in the same order.
-    label_names: of the classes, where TFDS reads them from a file.
-  """
-
-  num_classes: int
-  folder: str
-  files: dict[str, tuple[OriginalFile, ...]]
+  num_classes: int  # labels are 0 to `num_classes` - 1
+  folder: str  # name of the folder that the authors' archive holds the files in
+  files: dict[str, tuple[OriginalFile, ...]]  # the files of each split
+  # Makes a split of the contents of its files, in the same order.
   decode: Callable[[Sequence[bytes]], Split]
+  # Of the classes, where TFDS reads them from a file.
   label_names: tuple[str, ...] = ()
 
 
@@ -95,99 +84,72 @@ def _cifar_split(contents: Sequence[bytes]) -> Split:
   )
 
 
-def _idx_files(
-  prefix: str, count: int, digests: tuple[str, str]
-) -> tuple[OriginalFile, ...]:
-  return (
-    OriginalFile(
-      name=f'{prefix}-images-idx3-ubyte',
-      size=16 + count * 28 * 28,
-      digest=digests[0],
-    ),
-    OriginalFile(
-      name=f'{prefix}-labels-idx1-ubyte', size=8 + count, digest=digests[1]
-    ),
+def _of_idx(folder: str, digests: Sequence[str]) -> Originals:
+  """A set of MNIST's names and sizes; of each split images, then labels."""
+  sizes = {
+    f'{prefix}-{kind}-ubyte': header + count * bytes_each
+    for prefix, count in (('train', 60_000), ('t10k', 10_000))
+    for kind, header, bytes_each in (
+      ('images-idx3', 16, 28 * 28), ('labels-idx1', 8, 1),
+    )
+  }  # fmt: skip
+  files = tuple(
+    OriginalFile(name=name, size=size, digest=digest)
+    for (name, size), digest in zip(sizes.items(), digests, strict=True)
+  )
+  return Originals(
+    num_classes=10,
+    folder=folder,
+    files={'train': files[:2], 'test': files[2:]},
+    decode=_idx_split,
   )
 
 
-def _cifar_file(name: str, digest: str) -> OriginalFile:
-  return OriginalFile(name=name, size=10_000 * 3073, digest=digest)
+def _cifar_files(digests: Mapping[str, str]) -> tuple[OriginalFile, ...]:
+  return tuple(
+    OriginalFile(name=f'{name}.bin', size=10_000 * 3073, digest=digest)
+    for name, digest in digests.items()
+  )
 
 
 ORIGINALS: dict[str, Originals] = {
-  'mnist': Originals(
-    num_classes=10,
-    folder='mnist',
-    files={
-      'train': _idx_files(
-        'train',
-        60_000,
-        (
-          '6bbc9ace898e44ae57da46a324031adb',
-          'a25bea736e30d166cdddb491f175f624',
-        ),
-      ),
-      'test': _idx_files(
-        't10k',
-        10_000,
-        (
-          '2646ac647ad5339dbf082846283269ea',
-          '27ae3e4e09519cfbb04c329615203637',
-        ),
-      ),
-    },
-    decode=_idx_split,
+  'mnist': _of_idx(
+    'mnist',
+    (
+      '6bbc9ace898e44ae57da46a324031adb',
+      'a25bea736e30d166cdddb491f175f624',
+      '2646ac647ad5339dbf082846283269ea',
+      '27ae3e4e09519cfbb04c329615203637',
+    ),
   ),
-  'fashion_mnist': Originals(
-    num_classes=10,
-    folder='fashion_mnist',
-    files={
-      'train': _idx_files(
-        'train',
-        60_000,
-        (
-          'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
-          'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
-        ),
-      ),
-      'test': _idx_files(
-        't10k',
-        10_000,
-        (
-          '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b',
-          '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34',
-        ),
-      ),
-    },
-    decode=_idx_split,
+  'fashion_mnist': _of_idx(
+    'fashion_mnist',
+    (
+      'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
+      'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9',
+      '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b',
+      '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34',
+    ),
   ),
   'cifar10': Originals(
     num_classes=10,
     folder='cifar-10-batches-bin',
     files={
-      'train': (
-        _cifar_file('data_batch_1.bin', '5dd7e06a14cb22eb9f671a540d1b7c25'),
-        _cifar_file('data_batch_2.bin', '5ea93a67294ea407fff1d09f752e9692'),
-        _cifar_file('data_batch_3.bin', '942cd6a4bcdd0dd3c604fbe906cb4421'),
-        _cifar_file('data_batch_4.bin', 'ae636b3ba5c66a11e91e8cb52e771fcb'),
-        _cifar_file('data_batch_5.bin', '53f37980c15c3d472c316c40844f3f0d'),
+      'train': _cifar_files(
+        {
+          'data_batch_1': '5dd7e06a14cb22eb9f671a540d1b7c25',
+          'data_batch_2': '5ea93a67294ea407fff1d09f752e9692',
+          'data_batch_3': '942cd6a4bcdd0dd3c604fbe906cb4421',
+          'data_batch_4': 'ae636b3ba5c66a11e91e8cb52e771fcb',
+          'data_batch_5': '53f37980c15c3d472c316c40844f3f0d',
+        }
       ),
-      'test': (
-        _cifar_file('test_batch.bin', '803d5f7f4d78ea53de84dbe85f74fb6d'),
-      ),
+      'test': _cifar_files({'test_batch': '803d5f7f4d78ea53de84dbe85f74fb6d'}),
     },
     decode=_cifar_split,
     label_names=(
-      'airplane',
-      'automobile',
-      'bird',
-      'cat',
-      'deer',
-      'dog',
-      'frog',
-      'horse',
-      'ship',
-      'truck',
+      *('airplane', 'automobile', 'bird', 'cat', 'deer'),
+      *('dog', 'frog', 'horse', 'ship', 'truck'),
     ),
   ),
 }

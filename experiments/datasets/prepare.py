@@ -14,23 +14,19 @@ import fcntl
 import io
 import os
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from PIL import Image
 
 from bandwidth import base
 from experiments.datasets import loading, tfds_sets
-from experiments.datasets.originals import (
-  ORIGINALS,
-  Originals,
-  read_originals,
-)
+from experiments.datasets.originals import ORIGINALS, Originals, read_originals
 from experiments.datasets.splits import Split
+from experiments.runtime import command
 
 
 def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
@@ -166,13 +162,8 @@ def _builder_class(
   return FromOriginals
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str) -> NoReturn:
-    self.exit(2, f'prepare: error: {message}\n')
-
-
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(
+  parser = command.Parser(
     prog='python -m experiments.datasets.prepare',
     description='Makes a TFDS data set of original files, offline.',
   )
@@ -194,29 +185,20 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _terminate(signal_number: int, frame: Any) -> NoReturn:
-  """Ends the process the way that cleans up."""
-  del frame
-  sys.exit(128 + signal_number)
-
-
-def main(arguments: list[str] | None = None) -> None:
-  """Runs the command; exits with status 2 and one line on an error."""
-  parser = _parser()
-  options = parser.parse_args(arguments)
-  signal.signal(signal.SIGTERM, _terminate)
+def _run(argv: Sequence[str]) -> None:
+  options = _parser().parse_args(argv)
   _quiet()
-  try:
-    directory = prepare(
-      options.name,
-      source=options.source and options.source.expanduser(),
-      data_dir=tfds_sets.data_folder(options.data_dir),
-    )
-  except (ValueError, OSError) as error:
-    parser.error(' '.join(str(error).split()))
-  except KeyboardInterrupt:
-    parser.exit(130, 'prepare: interrupted\n')
+  directory = prepare(
+    options.name,
+    source=options.source and options.source.expanduser(),
+    data_dir=tfds_sets.data_folder(options.data_dir),
+  )
   print(f'{options.name} is in {directory}')
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; returns the exit status."""
+  return command.cli('prepare', lambda: _run(argv))
 
 
 def _quiet() -> None:
@@ -230,4 +212,4 @@ def _quiet() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main(sys.argv[1:]))

@@ -31,15 +31,10 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-  """Examples held in memory.
+  """Examples held in memory."""
 
-  Attributes:
-    image: uint8 [N, H, W, C], 0 to 255.
-    label: int32 [N], 0 to the number of classes less 1.
-  """
-
-  image: np.ndarray
-  label: np.ndarray
+  image: np.ndarray  # uint8 [N, H, W, C], 0 to 255
+  label: np.ndarray  # int32 [N], 0 to the number of classes less 1
 
   def __post_init__(self) -> None:
     image, label = self.image, self.label

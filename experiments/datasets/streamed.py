@@ -28,7 +28,7 @@ class StreamedSplit:
   """Examples that stay on disk until a batch asks for them.
 
   Args:
-    examples: the stored examples.
+    examples: the stored examples, at random access.
     indices: int32 [N], those of the examples that make up this split, in the
       split's stored order; all of them by default.
   """

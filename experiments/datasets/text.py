@@ -25,21 +25,14 @@ _FILES = {'train': 'train.txt', 'validation': 'valid.txt', 'test': 'test.txt'}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
-  """A text, ready for training a language model.
+  """A text, ready for training a language model."""
 
-  Attributes:
-    name: as it was asked for.
-    vocabulary: the tokens in the order of their numbers.
-    train: windows of train.txt.
-    validation: windows of valid.txt, or None where they are not wanted.
-    test: windows of test.txt.
-  """
-
-  name: str
-  vocabulary: tuple[str, ...]
-  train: TokenSplit
+  name: str  # as it was asked for
+  vocabulary: tuple[str, ...]  # the tokens in the order of their numbers
+  train: TokenSplit  # the windows of train.txt
+  # Windows of valid.txt, or None where they are not wanted.
   validation: TokenSplit | None
-  test: TokenSplit
+  test: TokenSplit  # the windows of test.txt
 
 
 def is_text(*, name: str, source: str) -> bool:
@@ -58,7 +51,7 @@ def load_corpus(
   """Loads a corpus.
 
   Args:
-    name: of the corpus.
+    name: of the corpus, a folder of `data_dir`.
     data_dir: folder of its three files, or one that holds that folder under
       the corpus's name; when empty, the environment's TFDS_DATA_DIR, or else
       ~/tensorflow_datasets.
@@ -140,7 +133,7 @@ def windows(stream: np.ndarray, window: int) -> TokenSplit:
   The last tokens, fewer than a window, are dropped.
 
   Args:
-    stream: int32 [L].
+    stream: tokens of a text, int32 [L].
     window: tokens of a window, T.
 
   >>> windows(np.arange(6, dtype=np.int32), 2).label

@@ -32,21 +32,13 @@ class SetName(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsSet:
-  """An image classification set on disk.
+  """An image classification set on disk."""
 
-  Attributes:
-    directory: the version's folder.
-    num_classes: labels are 0 to `num_classes` - 1.
-    image_shape: height, width and channels of the images given out.
-    fit: whether stored images may be of other sizes.
-    builder: TFDS's builder of the folder.
-  """
-
-  directory: Path
-  num_classes: int
-  image_shape: ImageShape
-  fit: bool
-  builder: Any
+  directory: Path  # folder of the set's version
+  num_classes: int  # labels are 0 to `num_classes` - 1
+  image_shape: ImageShape  # height, width and channels of the images given out
+  fit: bool  # whether stored images may be of other sizes
+  builder: Any  # TFDS's builder of the folder
 
   def split(self, name: str) -> TfdsSplit:
     """Opens a split.

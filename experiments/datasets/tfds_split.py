@@ -12,7 +12,7 @@ class TfdsSplit:
 
   Args:
     builder: TFDS builder of the set, in ArrayRecord files.
-    name: of the split.
+    name: of the split, such as 'train'.
     shape: height, width and channels of the images given out.
     fit: whether images of another size are fitted to `shape`; where false, one
       is an error.

@@ -32,21 +32,15 @@ _DATASET = (
 )  # fmt: skip
 
 
-class Loaded(NamedTuple):
-  """A network of a file, and the examples to measure it on.
+class FileNetwork(NamedTuple):
+  """A network of a file, and the examples to measure it on."""
 
-  Attributes:
-    params: host arrays.
-    model_state: of one worker.
-    measure: `(params, model_state) -> {'accuracy', 'loss'}`.
-    examples: number of them.
-    choices: of the plan, by name of the kernel; none without one.
-  """
-
-  params: Any
-  model_state: Any
+  params: Any  # host arrays
+  model_state: Any  # of one worker
+  # `(params, model_state) -> {'accuracy', 'loss'}`.
   measure: Callable[[Any, Any], dict[str, float]]
-  examples: int
+  examples: int  # number of them
+  # Of the plan, by name of the kernel; none without one.
   choices: Mapping[str, inference.Choice]
 
 
@@ -59,7 +53,7 @@ def load(
   backend: str = '',
   mode: str = 'exact',
   plan_cache: pathlib.Path | None = None,
-) -> Loaded:
+) -> FileNetwork:
   """Reads a network and the data that it is for.
 
   Args:
@@ -119,7 +113,7 @@ def load(
       workers.place(params, REPLICATED), workers.place(state, PER_WORKER)
     )
 
-  return Loaded(params, model_state, measure, len(examples), choices)
+  return FileNetwork(params, model_state, measure, len(examples), choices)
 
 
 def _compressed(model: pathlib.Path, wanted: Any) -> tuple[Any, Any]:
@@ -147,16 +141,10 @@ def evaluate(
   config: Mapping[str, Any],
   *,
   split: str = 'test',
-  batch_size: int = 1000,
-  backend: str = '',
-  mode: str = 'exact',
-  plan_cache: pathlib.Path | None = None,
+  **options: Any,
 ) -> dict[str, Any]:
-  """Returns accuracy, loss and size of a network in a file; as `load`."""
-  loaded = load(
-    model, config, split=split, batch_size=batch_size, backend=backend,
-    mode=mode, plan_cache=plan_cache,
-  )  # fmt: skip
+  """Returns accuracy, loss and size of a network in a file; see `load`."""
+  loaded = load(model, config, split=split, **options)
   result = loaded.measure(loaded.params, loaded.model_state)
   leaves = jax.tree.leaves(
     (loaded.params, loaded.model_state), is_leaf=inference.is_matrix
@@ -185,7 +173,7 @@ def config_of(
   """Returns what says which network and which data a file belongs to.
 
   Args:
-    model: the file.
+    model: path of the .bwz or safetensors file.
     config: a `config.json`; None: the metadata of a .bwz file, else the
       `config.json` in its directory.
 

@@ -42,17 +42,11 @@ def flax_forms(names: Iterable[str]) -> dict[str, str]:
 
 
 class LayerCall(NamedTuple):
-  """A layer as a network calls it.
+  """A layer as a network calls it."""
 
-  Attributes:
-    module: the layer, unbound.
-    shape: of its input.
-    dtype: of its input.
-  """
-
-  module: nn.Module
-  shape: tuple[int, ...]
-  dtype: Any
+  module: nn.Module  # the layer, unbound
+  shape: tuple[int, ...]  # of its input
+  dtype: Any  # of its input
 
 
 def cache_path(
@@ -65,8 +59,8 @@ def cache_path(
   """Returns the file that keeps what was measured here.
 
   Args:
-    backend: of `inference.BACKENDS`.
-    mode: of `inference.MODES`.
+    backend: one of `inference.BACKENDS`.
+    mode: of arithmetic, one of `inference.MODES`.
     kernels: of `native.INSTRUCTIONS`; empty: those of the environment.
     directory: of the file; None: $XDG_CACHE_HOME/bandwidth/plans, or
       ~/.cache/bandwidth/plans.
@@ -114,7 +108,7 @@ def layer_calls(
 
   Args:
     model: the network; nothing is computed.
-    variables: abstract, dense.
+    variables: of the network, abstract and dense.
     *inputs: abstract.
   """
   calls: dict[str, LayerCall] = {}
@@ -149,8 +143,8 @@ def measure_layer(
   Args:
     call: the layer and its input.
     forms: by kind, what makes the matrix, or the dense kernel.
-    backend: of `inference.BACKENDS`.
-    mode: of `inference.MODES`.
+    backend: one of `inference.BACKENDS`.
+    mode: of arithmetic, one of `inference.MODES`.
     copies: of the kernel that take turns: what other layers read between two
       calls drives it out of the cache, which a kernel alone would stay in.
 
@@ -200,8 +194,8 @@ def plan_layers(
     calls: of `layer_calls`. Matrices of no layer among them stay as they are.
     variables: nested dictionaries, as `inference.load_compressed` gives them.
     dense: returns a kernel of a name as a network without compression has it.
-    backend: of `inference.BACKENDS`.
-    mode: of `inference.MODES`.
+    backend: one of `inference.BACKENDS`.
+    mode: of arithmetic, one of `inference.MODES`.
     cache: file of what was measured before, which is written anew where layers
       are missing. None: all are measured.
 

@@ -53,7 +53,7 @@ def make_model(config: Mapping[str, Any], *, num_classes: int) -> nn.Module:
 
   Args:
     config: `name`, and arguments of the network's constructor.
-    num_classes: number of logits.
+    num_classes: number of classes, a logit each.
 
   Raises:
     ValueError: the name is unknown, or the network has no such argument.

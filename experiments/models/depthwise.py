@@ -138,11 +138,7 @@ def _backward(
     jnp.zeros((), gradient.dtype),
     [(0, 0, 0)]
     + [
-      (
-        size - 1 - low,
-        extent + low - (count - 1) * stride - 1,
-        stride - 1,
-      )
+      (size - 1 - low, extent + low - (count - 1) * stride - 1, stride - 1)
       for size, (low, _), extent, count, stride in zip(
         (height, width),
         pads,

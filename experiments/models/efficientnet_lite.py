@@ -6,14 +6,12 @@ Tan and Le, arXiv 1905.11946, as Lite: ReLU6 and no squeeze-and-excitation.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.models.inverted_residual import (
-  InvertedResidualNetwork,
-  Stage,
-)
+from experiments.models.inverted_residual import InvertedResidualNetwork, Stage
 from experiments.models.parameters import from_published
 
 _STAGES = (
@@ -37,6 +35,7 @@ class EfficientNetLite(InvertedResidualNetwork):
   channels: Sequence[int] = (16, 24, 40, 80, 112, 192, 320)
   norm_momentum: float = 0.99
 
+  @nn.nowrap
   def stages(self) -> Sequence[Stage]:
     """Returns the stages in order."""
     return _STAGES

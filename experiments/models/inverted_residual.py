@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from bandwidth import pruning
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.pruning.connections import INPUT
 from experiments.models.depthwise import convolve_depthwise
 from experiments.models.prunable import kept_widths
@@ -105,7 +105,7 @@ class InvertedResidualNetwork(nn.Module):
   Blocks are in stages of equal width; those of the first do not expand.
 
   Attributes:
-    num_classes: number of logits.
+    num_classes: number of classes, a logit each.
     stem: channels of the first convolution.
     channels: that come out of the blocks of each stage.
     inner_channels: of the depthwise convolution of each block, in order; None:
@@ -136,10 +136,12 @@ class InvertedResidualNetwork(nn.Module):
       )
     super().__post_init__()
 
+  @nn.nowrap
   @abc.abstractmethod
   def stages(self) -> Sequence[Stage]:
     """Returns the stages in order."""
 
+  @nn.nowrap
   def stem_stride(self) -> int:
     """Returns the stride of the first convolution."""
     return 2
@@ -197,8 +199,7 @@ class InvertedResidualNetwork(nn.Module):
     Raises:
       ValueError: `residual` is unknown.
     """
-    if residual not in RESIDUALS:
-      raise ValueError(unknown_name('residual', residual, RESIDUALS))
+    check_known('residual', residual, RESIDUALS)
     # What is added to the network's input can't be removed.
     fixed = (INPUT,) if residual == 'fixed' else ()
     described: list[pruning.Layer] = [

@@ -23,7 +23,7 @@ class LeNet300(nn.Module):
   Han et al., arXiv 1510.00149, table 2.
 
   Attributes:
-    num_classes: number of logits.
+    num_classes: number of classes, a logit each.
     features: units of the hidden layers.
   """
 
@@ -58,7 +58,7 @@ class LeNet5(nn.Module):
   nonlinearity, then 500 rectified units. Han et al., arXiv 1510.00149, table 3.
 
   Attributes:
-    num_classes: number of logits.
+    num_classes: number of classes, a logit each.
     channels: filters of the convolutions.
     features: units of the hidden layer.
     convolution: 'xla', or 'matrix': the same on matrix products, for CPUs.

@@ -21,7 +21,7 @@ class LSTM(nn.Module):
   parameters of the Penn Treebank model of Lin et al., arXiv 1712.01887.
 
   Attributes:
-    vocabulary: number of tokens.
+    vocabulary: number of different tokens.
     hidden: units of each layer, and of the embedding.
     layers: number of LSTM layers.
     tied: whether the softmax has the embedding's matrix (Press & Wolf, arXiv

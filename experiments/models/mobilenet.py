@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from bandwidth import pruning
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.pruning.connections import INPUT
 from experiments.models.inverted_residual import (
   InvertedResidualNetwork,
@@ -48,7 +48,7 @@ class MobileNetV1(nn.Module):
   is printed with a stride of 2 but keeps its 7x7 pixels.
 
   Attributes:
-    num_classes: number of logits.
+    num_classes: number of classes, a logit each.
     channels: of the first convolution and of the 1x1 convolution of each block,
       in order: 14 numbers.
     variant: 'imagenet', or 'cifar' for images of 32x32.
@@ -61,8 +61,7 @@ class MobileNetV1(nn.Module):
   norm_momentum: float = 0.9
 
   def __post_init__(self) -> None:
-    if self.variant not in _V1_STRIDES:
-      raise ValueError(unknown_name('model.variant', self.variant, _V1_STRIDES))
+    check_known('model.variant', self.variant, _V1_STRIDES)
     if len(self.channels) != len(_V1_CHANNELS):
       raise ValueError(
         f'channels={self.channels} has not {len(_V1_CHANNELS)} entries'
@@ -128,14 +127,15 @@ class MobileNetV2(InvertedResidualNetwork):
   variant: str = 'imagenet'
 
   def __post_init__(self) -> None:
-    if self.variant not in _V2_STAGES:
-      raise ValueError(unknown_name('model.variant', self.variant, _V2_STAGES))
+    check_known('model.variant', self.variant, _V2_STAGES)
     super().__post_init__()
 
+  @nn.nowrap
   def stages(self) -> Sequence[Stage]:
     """Returns the stages in order."""
     return _V2_STAGES[self.variant]
 
+  @nn.nowrap
   def stem_stride(self) -> int:
     """Returns the stride of the first convolution."""
     return _V2_STEM_STRIDES[self.variant]

@@ -23,7 +23,7 @@ class PlainCifar(nn.Module):
 
   Attributes:
     depth: number of layers with weights, 6n+2.
-    num_classes: number of logits.
+    num_classes: number of classes, a logit each.
     channels: of each of the 6n+1 convolutions, in order; None: 16, 32 and 64 in
       the three groups.
     norm_momentum: of the running statistics of batch norm.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol, Self, runtime_checkable
 
 from bandwidth import pruning
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 
 
 @runtime_checkable
@@ -50,8 +50,7 @@ def kept_widths(
   {'Conv_0': 20, 'Conv_1': 8}
   """
   for name, channels in kept.items():
-    if name not in widths:
-      raise ValueError(unknown_name('kept', name, widths))
+    check_known('kept', name, widths)
     if not 1 <= channels <= widths[name]:
       raise ValueError(f'kept: {name}={channels} is not in [1, {widths[name]}]')
   return {**widths, **kept}

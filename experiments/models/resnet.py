@@ -24,7 +24,7 @@ class ResNetCifar(nn.Module):
 
   Attributes:
     depth: number of layers with weights, 6n+2.
-    num_classes: number of logits.
+    num_classes: number of classes, a logit each.
     channels: of each group; the first convolution has those of the first group.
     inner_channels: of the first convolution in each of the 3n blocks, in order;
       None: the channels of the block's group.

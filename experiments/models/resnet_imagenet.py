@@ -18,7 +18,7 @@ class ResNetImagenet(nn.Module):
   thousand classes.
 
   Attributes:
-    num_classes: number of logits.
+    num_classes: number of classes, a logit each.
     blocks: number of blocks of each group.
     width: channels of the first convolution, and of the 3x3 ones of the first
       group.

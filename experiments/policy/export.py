@@ -20,18 +20,14 @@ from experiments.policy.setup import SearchSetup
 
 
 class ExportResult(NamedTuple):
-  """What the file of a network is.
+  """What the file of a network is."""
 
-  Attributes:
-    model: its config, `name` and arguments of the network.
-    tested: what `evaluate` measures of the file, on the test set.
-    difference: largest one of logits between the network of the file and the
-      one, of the whole network's shapes, that the search has scored. Of bits,
-      neither rounds what layers read.
-  """
-
-  model: dict[str, Any]
+  model: dict[str, Any]  # its config, `name` and arguments of the network
+  # What `evaluate` measures of the file, on the test set.
   tested: dict[str, Any]
+  # Largest one of logits between the network of the file and the one, of the
+  # whole network's shapes, that the search has scored. Of bits, neither rounds
+  # what layers read.
   difference: float
 
 

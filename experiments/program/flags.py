@@ -34,27 +34,18 @@ def define_flags(
   )  # fmt: skip
   argv = values.read_flags_from_files(sys.argv if argv is None else argv)
   values['config'].parser = FileParser(files=values['config'].parser, argv=argv)
-  flags.DEFINE_string(
-    'workdir', None, 'Directory of the run.', flag_values=values
-  )
-  flags.DEFINE_bool(
-    'distributed', False, 'Several processes; a pod finds out about itself.',
-    flag_values=values,
-  )  # fmt: skip
-  flags.DEFINE_string(
-    'coordinator', '', 'host:port of process 0.', flag_values=values
-  )
-  flags.DEFINE_integer(
-    'num_processes', 0, 'Number of processes.', flag_values=values
-  )
-  flags.DEFINE_integer(
-    'process_id', -1, 'Index of this process.', flag_values=values
-  )
+  several = 'Several processes; a pod finds out about itself.'
+  for define, name, default, text in (
+    (flags.DEFINE_string, 'workdir', None, 'Directory of the run.'),
+    (flags.DEFINE_bool, 'distributed', False, several),
+    (flags.DEFINE_string, 'coordinator', '', 'host:port of process 0.'),
+    (flags.DEFINE_integer, 'num_processes', 0, 'Number of processes.'),
+    (flags.DEFINE_integer, 'process_id', -1, 'Index of this process.'),
+  ):
+    define(name, default, text, flag_values=values)
 
 
-def config_from_flags(
-  values: flags.FlagValues = flags.FLAGS,
-) -> dict[str, Any]:
+def config_from_flags(values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
   """Reads the config, with defaults where it is silent.
 
   Raises:

@@ -12,11 +12,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_dict
 
-from bandwidth.base import (
-  arguments_of,
-  check_argument,
-  check_name,
-)
+from bandwidth.base import arguments_of, check_argument, check_name
 from bandwidth.search.searchers import ALL as SEARCHERS
 from configs.default import OPEN, STAGE
 from experiments import models
@@ -31,19 +27,12 @@ _PLAIN = (bool, int, float, str)
 
 
 class _Named(NamedTuple):
-  """A group of fields with a name.
+  """A group of fields with a name."""
 
-  Attributes:
-    path: of it.
-    group: its fields.
-    name: of what it stands for, after all flags.
-    renamed: whether a flag has given it.
-  """
-
-  path: str
-  group: ConfigDict
-  name: Any
-  renamed: bool
+  path: str  # of the group
+  group: ConfigDict  # its fields
+  name: Any  # of what it stands for, after all flags
+  renamed: bool  # whether a flag has given it
 
 
 class FileParser(flags.ArgumentParser):
@@ -96,7 +85,7 @@ def make_room(
   one had; those of which a flag speaks stay.
 
   Args:
-    config: of a file.
+    config: as a file has it.
     given: texts of flags, by field.
 
   Raises:

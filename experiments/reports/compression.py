@@ -1,12 +1,12 @@
 """Tables and plots of model compression from the reports below results/."""
 
-import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bandwidth.report import MemoryStage, markdown_table
+from experiments.reports import gradient
 from experiments.reports.plots import (
   MeasuredPoint,
   plot_rate_error,
@@ -18,10 +18,8 @@ NETWORKS = {'lenet300': 'LeNet-300-100', 'lenet5': 'LeNet-5'}
 Reports = list[dict[str, Any]]
 
 
-def read_reports(directory: pathlib.Path) -> Reports:
-  """Returns the reports of a config that has files, by seed."""
-  paths = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
-  reports = [json.loads(path.read_text('utf-8')) for path in paths]
+def _with_files(directory: pathlib.Path) -> Reports:
+  reports = gradient.read_reports(directory).values()
   return [report for report in reports if 'memory' in report]
 
 
@@ -41,7 +39,7 @@ def tables(results: pathlib.Path) -> str:
     'what the file decodes to.',
   ]
   for directory in sorted(p for p in results.iterdir() if p.is_dir()):
-    reports = read_reports(directory)
+    reports = _with_files(directory)
     if reports:
       parts += [
         f'## {directory.name}',
@@ -100,11 +98,11 @@ def plot(results: pathlib.Path) -> list[pathlib.Path]:
   plots.mkdir(exist_ok=True)
   drawn = []
   for network, title in NETWORKS.items():
-    compressed = read_reports(results / f'mnist_{network}_deep_compression')
+    compressed = _with_files(results / f'mnist_{network}_deep_compression')
     rated = {
       path.name: reports
       for path in sorted(results.glob(f'mnist_{network}_rate*'))
-      if (reports := read_reports(path))
+      if (reports := _with_files(path))
     }
     if compressed:
       drawn.append(plots / f'{network}_stages.png')
@@ -150,9 +148,7 @@ def _plot_curve(
     published(network, coded=True) + published(network, coded=False),
     path,
     dense=MeasuredPoint(
-      'dense, here',
-      [r['memory']['dense_bytes'] for r in everything],
-      errors,
+      'dense, here', [r['memory']['dense_bytes'] for r in everything], errors
     ),
     title=f'{title} on MNIST',
   )

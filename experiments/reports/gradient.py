@@ -11,18 +11,12 @@ from bandwidth.report import markdown_table
 
 
 class _Pair(NamedTuple):
-  """Runs of one network: results/NAME, NAME-dense and NAME-top_k.
+  """Runs of one network: results/NAME, NAME-dense and NAME-top_k."""
 
-  Attributes:
-    name: of the config.
-    network: in words.
-    published: what the paper has of its own network.
-    variant: what the modes of the config end in, results/NAME-dense_VARIANT.
-  """
-
-  name: str
-  network: str
-  published: str
+  name: str  # of the file in configs/
+  network: str  # network, data and unit, in words
+  published: str  # what the paper has of its own network
+  # What the modes of the config end in, results/NAME-dense_VARIANT.
   variant: str = ''
 
   def directory(self, way: str) -> str:
@@ -86,8 +80,8 @@ def score(report: dict[str, Any], which: str) -> float:
   """Returns what a report says, the less the better.
 
   Args:
-    report: of a run.
-    which: 'baseline' or 'final'.
+    report: of a run, what `report.json` says.
+    which: 'baseline', the dense network, or 'final'.
 
   Returns:
     The perplexity of a language model, else the error as a fraction.
@@ -102,7 +96,8 @@ def _score(report: dict[str, Any]) -> float:
   return score(report, 'final') * (1 if 'perplexity' in report else 100)
 
 
-def _reports(directory: pathlib.Path) -> dict[int, dict[str, Any]]:
+def read_reports(directory: pathlib.Path) -> dict[int, dict[str, Any]]:
+  """Returns the reports of a config's runs by seed, ascending; {} of none."""
   files = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
   return {int(p.stem): json.loads(p.read_text('utf-8')) for p in files}
 
@@ -130,11 +125,11 @@ def tables(results: pathlib.Path) -> str:
   """
   parts = ['# Gradient compression: accuracy']
   for pair in PAIRS:
-    dense = _reports(results / pair.directory('dense'))
+    dense = read_reports(results / pair.directory('dense'))
     rows = [
       row
       for mode, way in _WAYS
-      if (row := _row(way, _reports(results / pair.directory(mode)), dense))
+      if (row := _row(way, read_reports(results / pair.directory(mode)), dense))
     ]
     if not rows:
       continue

@@ -32,17 +32,11 @@ _PUBLISHED = '#444444'
 
 
 class MeasuredPoint(NamedTuple):
-  """A network that was compressed, with one or more seeds.
+  """A network that was compressed, with one or more seeds."""
 
-  Attributes:
-    label: points of one label are joined by a line.
-    file_bytes: of the file, for each seed.
-    error_percent: test error, for each seed.
-  """
-
-  label: str
-  file_bytes: Sequence[int]
-  error_percent: Sequence[float]
+  label: str  # points of one label are joined by a line
+  file_bytes: Sequence[int]  # of the file, for each seed
+  error_percent: Sequence[float]  # test error, for each seed
 
 
 def plot_sensitivity(
@@ -101,7 +95,7 @@ def plot_stages(
     dense_bytes: of the network in float32.
     published: ratio by name of a stage, like `DEEP_COMPRESSION_STAGES`; stages
       that are not in it get no second bar.
-    title: of the plot.
+    title: drawn above the plot.
 
   Raises:
     ValueError: there are no stages, or `path` is no .png or cannot be written.
@@ -148,12 +142,12 @@ def plot_rate_error(
   comparable, and a note below the plot says which were left out.
 
   Args:
-    points: what was measured.
+    points: networks that were compressed here.
     published: what was published on the same network.
     path: of the PNG file.
     dense: the network that was compressed: its bytes in float32 make the ratio
       of the upper axis, its error the horizontal line.
-    title: of the plot.
+    title: drawn above the plot.
 
   Raises:
     ValueError: nothing to plot, a point without seeds or with bytes that are

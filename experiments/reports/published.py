@@ -27,30 +27,18 @@ class Accounting(enum.Enum):
 
 
 class PublishedPoint(NamedTuple):
-  """One compressed network of a paper.
+  """One compressed network of a paper."""
 
-  Attributes:
-    network: 'lenet300' or 'lenet5', as in `experiments.models`.
-    method: what the paper calls it.
-    ratio: as printed, of the dense float32 network.
-    file_bytes: as printed, in bytes; None where nothing is printed.
-    error_percent: test error of the compressed network.
-    accounting: what the ratio and the bytes count.
-    source: the paper.
-    reference_percent: test error of the paper's dense network; None where it
-      is not known.
-    read_in: where the numbers were read, if not in the paper.
-  """
-
-  network: str
-  method: str
-  ratio: float
-  file_bytes: int | None
-  error_percent: float
-  accounting: Accounting
-  source: str
+  network: str  # 'lenet300' or 'lenet5', as in `experiments.models`
+  method: str  # what the paper calls it
+  ratio: float  # as printed, of the dense float32 network
+  file_bytes: int | None  # as printed, in bytes; None where nothing is printed
+  error_percent: float  # test error of the compressed network
+  accounting: Accounting  # what the ratio and the bytes count
+  source: str  # the paper, with its arXiv number
+  # Test error of the paper's dense network; None where it is not known.
   reference_percent: float | None = None
-  read_in: str = ''
+  read_in: str = ''  # where the numbers were read, if not in the paper
 
 
 _HAN = 'Han, Mao & Dally 2016, arXiv 1510.00149, table 1'
@@ -115,7 +103,7 @@ def published(network: str, *, coded: bool) -> list[PublishedPoint]:
   """Returns the results on one network, of one kind of accounting.
 
   Args:
-    network: 'lenet300' or 'lenet5'.
+    network: name in `experiments.models`, 'lenet300' or 'lenet5'.
     coded: those that may stand beside sizes of files, or all others.
 
   Raises:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bandwidth.report import markdown_table
-from experiments.reports.gradient import standard_error
+from experiments.reports.gradient import read_reports, standard_error
 from experiments.reports.policy import plot_frontier, plot_policy
 from experiments.reports.search_comparison import (
   MEASURES,
@@ -40,23 +40,14 @@ _JOINT_MEASURES = (
 
 
 class PublishedSearch(NamedTuple):
-  """A network that AMC made smaller and fine-tuned.
+  """A network that AMC made smaller and fine-tuned."""
 
-  Attributes:
-    dataset: as in a config.
-    network: of the paper.
-    fraction: of the multiply-adds that it was to keep.
-    whole_percent: test accuracy of the whole network.
-    found_percent: of the smaller one, fine-tuned.
-    source: the paper.
-  """
-
-  dataset: str
-  network: str
-  fraction: float
-  whole_percent: float
-  found_percent: float
-  source: str
+  dataset: str  # as in a config
+  network: str  # what the paper calls it
+  fraction: float  # of the multiply-adds that it was to keep
+  whole_percent: float  # test accuracy of the whole network
+  found_percent: float  # of the smaller one, fine-tuned
+  source: str  # the paper, with its arXiv number
 
 
 _AMC = 'AMC: He et al., ECCV 2018, arXiv 1802.03494'
@@ -250,17 +241,11 @@ def _kept_row(name: str, outcome: Row) -> list[str]:
   ]
 
 
-def _reports(directory: pathlib.Path) -> dict[int, dict[str, Any]]:
-  """Reports of runs by seed; none if there is no directory."""
-  files = sorted(directory.glob('[0-9]*.json'), key=lambda p: int(p.stem))
-  return {int(p.stem): json.loads(p.read_text('utf-8')) for p in files}
-
-
 def _tuned(results: pathlib.Path) -> list[str]:
   rows, datasets = [], set()
   for name, seeds in _kept_searches(results).items():
-    whole = _reports(results / f'{name}-whole')
-    found = _reports(results / f'{name}-policy')
+    whole = read_reports(results / f'{name}-whole')
+    found = read_reports(results / f'{name}-policy')
     if found:
       rows.append(_tuned_row(f'{name}, smaller', found, whole))
       datasets |= {o['config']['dataset']['name'] for o in seeds.values()}

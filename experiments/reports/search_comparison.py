@@ -29,23 +29,14 @@ _COLORS = 10
 
 
 class Measure(NamedTuple):
-  """What searchers are compared by.
+  """What searchers are compared by."""
 
-  Attributes:
-    field: of a row.
-    title: for people, with its unit.
-    name: a short one.
-    form: of a number.
-    sign: 1 if more is better, -1 if less is.
-    scale: factor from what the file has to the unit of the title.
-  """
-
-  field: str
-  title: str
-  name: str
-  form: str
-  sign: int
-  scale: int = 1
+  field: str  # name of a row's field
+  title: str  # for people, with its unit
+  name: str  # a shorter title
+  form: str  # format of a number, as `format` takes it
+  sign: int  # 1 if more is better, -1 if less is
+  scale: int = 1  # factor from what the file has to the unit of the title
 
 
 MEASURES = (
@@ -63,32 +54,24 @@ class Comparison(NamedTuple):
 
   Beside `EVERY_OTHER` it is as good as, and better than, all others of a cell,
   and worse than any one of them.
-
-  Attributes:
-    other: searcher.
-    measure: a field of `MEASURES`.
-    cells: in which both were measured.
-    as_good: of `cells`, those in which the default's mean is no worse.
-    tested: of `cells`, those whose paired difference has a standard error.
-    better: of `tested`, those in which the default is better by more than two
-      standard errors of the paired difference.
-    worse: of `tested`, those in which it is worse by as much.
   """
 
-  other: str
-  measure: str
-  cells: int
-  as_good: int
-  tested: int
+  other: str  # name of the other searcher
+  measure: str  # a field of `MEASURES`
+  cells: int  # in which both were measured
+  as_good: int  # of `cells`, those in which the default's mean is no worse
+  tested: int  # of `cells`, those whose paired difference has a standard error
+  # Of `tested`, those in which the default is better by more than two standard
+  # errors of the paired difference.
   better: int
-  worse: int
+  worse: int  # of `tested`, those in which it is worse by as much
 
 
 def compare(rows: Iterable[Row]) -> list[Comparison]:
   """Counts the cells in which the default is as good as, or beats, others.
 
   Args:
-    rows: of `experiments.benchmark.engineer.search.summarized`.
+    rows: means over seeds, as `benchmark search` writes them.
 
   Returns:
     One for each other searcher and measure, the searchers in the order of the
@@ -294,7 +277,7 @@ def plot_searchers(results: pathlib.Path, path: pathlib.Path) -> bool:
   """Draws a column of axes for each network, a row for each measure.
 
   Args:
-    results: with `benchmark/`.
+    results: the directory that has `benchmark/`.
     path: of the PNG file.
 
   Returns:

@@ -15,7 +15,7 @@ def plot_wire(
   """Plots milliseconds a step, a group of bars for each rate.
 
   Args:
-    rows: of `experiments.benchmark wire`.
+    rows: what `experiments.benchmark wire` writes.
     path: of the PNG file.
 
   Raises:

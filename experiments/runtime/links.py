@@ -61,19 +61,12 @@ class Traffic(NamedTuple):
 
 
 class Links(NamedTuple):
-  """Processes of a network that exists until its context ends.
+  """Processes of a network that exists until its context ends."""
 
-  Attributes:
-    prefixes: for each process, what to put before its command.
-    addresses: of each process.
-    coordinator: `host:port` in the namespace of process 0.
-    holders: process ids of the holders of the namespaces.
-  """
-
-  prefixes: list[list[str]]
-  addresses: list[str]
-  coordinator: str
-  holders: list[int]
+  prefixes: list[list[str]]  # for each process, what to put before its command
+  addresses: list[str]  # IP address of each process
+  coordinator: str  # `host:port` in the namespace of process 0
+  holders: list[int]  # process ids of the holders of the namespaces
 
   def traffic(self) -> list[Traffic]:
     """Returns what the interface of each process has counted."""

@@ -15,7 +15,7 @@ class MetricsWriter:
   """Writes `metrics.jsonl` and TensorBoard event files into a directory.
 
   Args:
-    directory: of the run.
+    directory: of the run, which gets the files.
     step: that the run begins or resumes at. What a run that was killed wrote
       after its last checkpoint is dropped, so that no step is there twice.
   """

@@ -19,20 +19,14 @@ class InputError(ValueError):
 
 
 class Processes(NamedTuple):
-  """How the processes of a run find each other.
+  """How the processes of a run find each other."""
 
-  Attributes:
-    distributed: whether there are several.
-    coordinator: `host:port` of process 0; empty: found out by JAX, which knows
-      TPU pods, Slurm and Kubernetes.
-    count: number of processes; 0: found out.
-    index: of this process; -1: found out.
-  """
-
-  distributed: bool = False
+  distributed: bool = False  # whether there are several
+  # `host:port` of process 0; empty: found out by JAX, which knows TPU pods,
+  # Slurm and Kubernetes.
   coordinator: str = ''
-  count: int = 0
-  index: int = -1
+  count: int = 0  # number of processes; 0: found out
+  index: int = -1  # of this process; -1: found out
 
 
 def prepare_devices(config: Mapping[str, Any], processes: Processes) -> None:

@@ -31,7 +31,7 @@ def write(
 
   Args:
     path: of the file. Its directory is made if it is missing.
-    name: of the benchmark.
+    name: what the benchmark is called.
     rows: dictionaries of what JSON knows.
     facts: more fields, before the rows.
 

@@ -66,7 +66,7 @@ class Checkpoints:
 
     Args:
       step: number of steps done.
-      state: of all workers.
+      state: after the step, of all workers.
       info: JSON-like facts about the run, kept beside the state.
     """
     self._manager.save(
@@ -95,7 +95,7 @@ class Checkpoints:
     """Restores a state onto the devices.
 
     Args:
-      step: of the checkpoint.
+      step: number of steps after which it was saved.
       state: a state, concrete or abstract, of the structure and shapes that the
         restored one shall have.
       workers: that the restored state is for.

@@ -21,7 +21,7 @@ class Evaluator:
 
   Args:
     counts: `(params, model_state, batch) -> sums`, with `examples` among them.
-    batches: of the split.
+    batches: all examples of the split.
     workers: whose devices are used.
     scores: of the sums over the whole split.
 
@@ -47,7 +47,7 @@ class Evaluator:
     """Returns the scores: `accuracy` and `loss`, means over the examples.
 
     Args:
-      params: replicated.
+      params: of the network, replicated on the devices.
       model_state: with the workers along the first axis.
     """
     model_state = self.merge(model_state)

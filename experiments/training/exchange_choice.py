@@ -39,19 +39,14 @@ _FIRST = 2**20
 _ARGUMENTS = ('values', 'scope', 'dense_rules', 'forward')
 
 
-class Settled(NamedTuple):
-  """A config whose exchanges are chosen.
+class ExchangeChoices(NamedTuple):
+  """A config whose exchanges are chosen."""
 
-  Attributes:
-    config: without `exchange: auto`.
-    chosen: the exchange of each reducer that had it, by stage; 'run': of the
-      reducer that all other stages share.
-    lines: what was predicted, for people.
-  """
-
-  config: dict[str, Any]
+  config: dict[str, Any]  # that of the run, without `exchange: auto`
+  # The exchange of each reducer that had it, by stage; 'run': of the reducer
+  # that all other stages share.
   chosen: dict[str, str]
-  lines: list[str]
+  lines: list[str]  # what was predicted, for people
 
 
 def settle_exchanges(
@@ -60,13 +55,13 @@ def settle_exchanges(
   params: Params,
   *,
   directory: pathlib.Path | None = None,
-) -> Settled:
+) -> ExchangeChoices:
   """Replaces `exchange: auto` of all reducers of a config.
 
   Args:
-    config: of a run.
-    workers: that will exchange.
-    params: of the network.
+    config: of a run, resolved.
+    workers: those that will exchange gradients.
+    params: of the network, arrays or abstract shapes.
     directory: where `keep_exchanges` may have kept earlier choices: a run that
       is resumed by as many workers goes on with the exchange that it began
       with.
@@ -83,7 +78,7 @@ def settle_exchanges(
     if 'reducer' in stage:
       reducer = settle(name, stage['reducer'])
       settled['stages'][name] = {**stage, 'reducer': reducer}
-  return Settled(settled, known, lines)
+  return ExchangeChoices(settled, known, lines)
 
 
 def _settle(
@@ -126,10 +121,7 @@ def choose(
 
 
 def measure_speeds(
-  workers: Workers,
-  density: float,
-  arguments: Mapping[str, Any],
-  elements: int,
+  workers: Workers, density: float, arguments: Mapping[str, Any], elements: int
 ) -> Speeds:
   """Measures link, selection and update; all processes get the same numbers.
 
@@ -137,10 +129,10 @@ def measure_speeds(
   of a second.
 
   Args:
-    workers: not simulated.
-    density: of the selection.
-    arguments: of `sparse_all_reduce`.
-    elements: of the gradient.
+    workers: on devices of their own.
+    density: fraction of elements that are sent.
+    arguments: other ones of `sparse_all_reduce`.
+    elements: number of elements of the gradient.
   """
   axis = next(iter(workers.axes))
   count = workers.axes[axis]

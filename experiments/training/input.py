@@ -19,15 +19,10 @@ from experiments.training.workers import PER_WORKER, REPLICATED, Workers
 
 
 class ResidentFeed(NamedTuple):
-  """A set on the device, and the order of one epoch.
+  """A set on the device, and the order of one epoch."""
 
-  Attributes:
-    data: `image` uint8 [N, H, W, C] and `label` int32 [N], replicated.
-    order: int32 [P, steps, batch / P], indices into `data`.
-  """
-
-  data: Any
-  order: Any
+  data: Any  # `image` uint8 [N, H, W, C] and `label` int32 [N], replicated
+  order: Any  # int32 [P, steps, batch / P], indices into `data`
 
 
 class ResidentInput:
@@ -105,11 +100,7 @@ class StreamedInput:
 
 
 def make_input(
-  split: Split | StreamedSplit,
-  workers: Workers,
-  *,
-  batch_size: int,
-  seed: int,
+  split: Split | StreamedSplit, workers: Workers, *, batch_size: int, seed: int
 ) -> ResidentInput | StreamedInput:
   """Chooses how training batches reach the devices.
 

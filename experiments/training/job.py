@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +10,10 @@ import numpy as np
 from bandwidth import tree
 from experiments.compression.files import SAFETENSORS, check_shapes, read_file
 from experiments.training.evaluation import Evaluator
-from experiments.training.exchange_choice import settle_exchanges
+from experiments.training.exchange_choice import (
+  ExchangeChoices,
+  settle_exchanges,
+)
 from experiments.training.input import EvaluationInput, make_input
 from experiments.training.loop import Job
 from experiments.training.stages import Stage, make_stages
@@ -36,59 +39,51 @@ def build_workers(config: Mapping[str, Any]) -> Workers:
   return make_workers(config['mapping'], axes)
 
 
-class Built:
-  """What a config stands for.
+class TrainingSetup(NamedTuple):
+  """What a config stands for."""
 
-  Attributes:
-    job: what the loop runs.
-    params: of the network before step 1, on the host.
-    model_state: likewise.
-    facts: what is logged before step 1.
-    files: that the run writes, pairs (name, coder) in order.
-    metrics: that a step returns beside the loss.
-    exchanges: chosen for these workers, where the config leaves them open.
+  job: Job  # what the loop runs
+  params: Any  # of the network before step 1, on the host
+  model_state: Any  # statistics of batch norm and the like, on the host
+  facts: dict[str, Any]  # that are logged before step 1
+  files: list[tuple[str, str]]  # that the run writes: pairs (name, coder)
+  metrics: list[str]  # that a step returns beside the loss
+  exchanges: ExchangeChoices  # where the config leaves them open
+
+
+def make_setup(
+  config: Mapping[str, Any], *, directory: pathlib.Path | None = None
+) -> TrainingSetup:
+  """Builds what a config stands for.
+
+  Args:
+    config: of the run, resolved.
+    directory: of the run, where exchanges that were chosen before are kept.
+
+  Raises:
+    ValueError: a field can't be used, or the data can't be read.
   """
-
-  def __init__(
-    self,
-    config: Mapping[str, Any],
-    *,
-    directory: pathlib.Path | None = None,
-  ):
-    for field in ('log_every', 'eval_batch_size', 'keep_checkpoints'):
-      _positive(config, field)
-    if config['seed'] < 0:
-      raise ValueError(f'seed={config["seed"]} is negative')
-    workers = build_workers(config)
-    task = make_task(config)
-    data = make_input(
-      task.train,
-      workers,
-      batch_size=config['batch_size'],
-      seed=config['seed'],
-    )
-    variables = jax.device_get(
-      jax.jit(task.model.init)(jax.random.key(config['seed']), task.example)
-    )
-    if config['initial']:
-      variables = _read(pathlib.Path(config['initial']), variables)
-    self.params = variables.pop('params')
-    self.model_state = variables
-    epoch = data.steps_per_epoch
-    self.exchanges = settle_exchanges(
-      config, workers, self.params, directory=directory
-    )
-    config = self.exchanges.config
-    stages = make_stages(
-      config,
-      steps_per_epoch=epoch,
-      axis_name=workers.axis_name,
-      workers=tuple(workers.axes.values()),
-    )
-    self.files = _files_of(stages, task)
-    penalized = any(stage.method.penalty for stage in stages)
-    self.metrics = [*task.metrics, *(['penalty'] if penalized else [])]
-    self.job = Job(
+  _check_numbers(config)
+  workers = build_workers(config)
+  task = make_task(config)
+  data = make_input(
+    task.train, workers, batch_size=config['batch_size'], seed=config['seed']
+  )
+  params, model_state = _first_variables(config, task)
+  exchanges = settle_exchanges(config, workers, params, directory=directory)
+  stages = make_stages(
+    exchanges.config,
+    steps_per_epoch=data.steps_per_epoch,
+    axis_name=workers.axis_name,
+    workers=tuple(workers.axes.values()),
+  )
+  every = {
+    field: _steps(config, f'{field}_epochs', data.steps_per_epoch)
+    for field in ('eval_every', 'checkpoint_every')
+  }
+  penalized = any(stage.method.penalty for stage in stages)
+  return TrainingSetup(
+    job=Job(
       workers=workers,
       stages=stages,
       data=data,
@@ -96,18 +91,44 @@ class Built:
       evaluator=_evaluator(config, task, workers),
       seed=config['seed'],
       log_every=config['log_every'],
-      eval_every=_steps(config, 'eval_every_epochs', epoch),
-      checkpoint_every=_steps(config, 'checkpoint_every_epochs', epoch),
-    )
-    self.facts = {
-      'parameters': tree.size(self.params),
-      'flops_per_example': _forward_flops(
-        task.model, variables, self.params, task.example
-      ),
-      'train_examples': len(task.train),
-      'eval_examples': len(task.evaluated),
-      'evaluated_on': task.evaluated_on,
-    }
+      **every,
+    ),
+    params=params,
+    model_state=model_state,
+    facts=_facts(task, params, model_state),
+    files=_files_of(stages, task),
+    metrics=[*task.metrics, *(['penalty'] if penalized else [])],
+    exchanges=exchanges,
+  )
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+  for field in ('log_every', 'eval_batch_size', 'keep_checkpoints'):
+    if config[field] < 1:
+      raise ValueError(f'{field}={config[field]} must be at least 1')
+  if config['seed'] < 0:
+    raise ValueError(f'seed={config["seed"]} is negative')
+
+
+def _first_variables(config: Mapping[str, Any], task: Task) -> tuple[Any, Any]:
+  """Parameters and model state before step 1, on the host."""
+  key = jax.random.key(config['seed'])
+  variables = jax.device_get(jax.jit(task.model.init)(key, task.example))
+  if config['initial']:
+    variables = _read(pathlib.Path(config['initial']), variables)
+  return variables.pop('params'), variables
+
+
+def _facts(task: Task, params: Any, model_state: Any) -> dict[str, Any]:
+  return {
+    'parameters': tree.size(params),
+    'flops_per_example': _forward_flops(
+      task.model, model_state, params, task.example
+    ),
+    'train_examples': len(task.train),
+    'eval_examples': len(task.evaluated),
+    'evaluated_on': task.evaluated_on,
+  }
 
 
 def _read(path: pathlib.Path, like: Any) -> Any:
@@ -149,11 +170,6 @@ def _files_of(stages: Sequence[Stage], task: Task) -> list[tuple[str, str]]:
   if files and files[-1][1] == SAFETENSORS:
     raise ValueError(f'files: the last one, {files[-1]}, must be a .bwz')
   return files
-
-
-def _positive(config: Mapping[str, Any], field: str) -> None:
-  if config[field] < 1:
-    raise ValueError(f'{field}={config[field]} must be at least 1')
 
 
 def _steps(config: Mapping[str, Any], field: str, steps_per_epoch: int) -> int:

@@ -36,15 +36,10 @@ from experiments.training.workers import REPLICATED, Workers
 
 
 class Data(Protocol):
-  """Training batches, on the devices when a step begins.
+  """Training batches, on the devices when a step begins."""
 
-  Attributes:
-    kinds: of the leaves of a feed.
-    steps_per_epoch: of the set.
-  """
-
-  kinds: Any
-  steps_per_epoch: int
+  kinds: Any  # REPLICATED or PER_WORKER, of each leaf of a feed
+  steps_per_epoch: int  # steps of a pass over the set
 
   def feed(self, step: int) -> Any:
     """Returns what the step after `step` steps takes its batch from."""
@@ -56,64 +51,40 @@ class Data(Protocol):
 
 
 class Job(NamedTuple):
-  """A run, built from its config, before any file of it exists.
+  """A run, built from its config, before any file of it exists."""
 
-  Attributes:
-    workers: and their devices.
-    stages: in their order.
-    data: training batches.
-    loss: of the network's parameters, local to a worker.
-    evaluator: on the split that the config chose.
-    seed: of the run.
-    log_every: steps.
-    eval_every: steps; 0: at the ends of stages only.
-    checkpoint_every: likewise.
-  """
-
-  workers: Workers
-  stages: list[Stage]
-  data: Data
-  loss: Callable[..., Any]
-  evaluator: Evaluator
-  seed: int
-  log_every: int
-  eval_every: int
-  checkpoint_every: int
+  workers: Workers  # and their devices
+  stages: list[Stage]  # in their order
+  data: Data  # training batches
+  loss: Callable[..., Any]  # of the network's parameters, local to a worker
+  evaluator: Evaluator  # on the split that the config chose
+  seed: int  # of the run
+  log_every: int  # steps
+  eval_every: int  # steps; 0: at the ends of stages only
+  checkpoint_every: int  # likewise
 
 
 class Sinks(NamedTuple):
-  """Where a run leaves what it does.
+  """Where a run leaves what it does."""
 
-  Attributes:
-    checkpoints: of all processes.
-    writer: of process 0, else None.
-    progress: silent except in process 0.
-    info: of the run so far, `seconds` among it, saved with each checkpoint.
-    done: called with each stage that is done and the state after it, before
-      that is saved.
-  """
-
-  checkpoints: Checkpoints
-  writer: MetricsWriter | None
-  progress: Progress
+  checkpoints: Checkpoints  # of all processes
+  writer: MetricsWriter | None  # of process 0, else None
+  progress: Progress  # silent except in process 0
+  # Of the run so far, `seconds` among it, saved with each checkpoint.
   info: Callable[[], dict[str, Any]]
+  # Called with each stage that is done and the state after it, before that is
+  # saved.
   done: Callable[[Stage, TrainState], None]
 
 
 class CompiledStage(NamedTuple):
-  """The program of a stage.
+  """The program of a stage."""
 
-  Attributes:
-    call: `(state, feed) -> (state, window)`. The state's memory is reused.
-    seconds: that the compiler took.
-    predicted_bytes: on the wire, a worker and a step, in closed form.
-    hlo_bytes: the same, read from the compiled program.
-  """
-
+  # `(state, feed) -> (state, window)`. The state's memory is reused.
   call: jax.stages.Compiled
-  seconds: float
-  predicted_bytes: int
-  hlo_bytes: int
+  seconds: float  # that the compiler took
+  predicted_bytes: int  # on the wire, a worker and a step, in closed form
+  hlo_bytes: int  # the same, read from the compiled program
 
 
 def compile_stage(job: Job, stage: Stage, state: TrainState) -> CompiledStage:
@@ -157,10 +128,10 @@ def train(
   """Runs the stages of a job from where a state stands to the end.
 
   Args:
-    job: the run.
+    job: the run, as its config has it.
     state: after `step` steps, of the stage that made the last of them.
     sinks: where metrics and checkpoints go.
-    step: steps done.
+    step: number of steps that are done.
 
   Returns:
     The last state, and the programs of the stages that were entered.

@@ -107,7 +107,7 @@ def make_classification_counts(
 
   Args:
     model: what has the `apply` of an `nn.Module`.
-    preprocess: of images.
+    preprocess: `images uint8 -> images float32`.
 
   Returns:
     `(params, model_state, batch) -> {'correct', 'loss', 'examples'}`, float32

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 
 SCHEDULES = ('constant', 'cosine', 'steps')
 OPTIMIZERS = ('sgd', 'adam', 'adamw')
@@ -29,8 +29,7 @@ def make_schedule(
   rate = float(config['learning_rate'])
   kind = config.get('schedule', 'constant')
   warmup = float(config.get('warmup', 0.0))
-  if kind not in SCHEDULES:
-    raise ValueError(unknown_name('optimizer.schedule', kind, SCHEDULES))
+  check_known('optimizer.schedule', kind, SCHEDULES)
   if rate < 0:
     raise ValueError(f'optimizer.learning_rate={rate} is negative')
   if not 0 <= warmup < 1:
@@ -72,8 +71,7 @@ def make_optimizer(
     ValueError: the name is unknown or a number is out of range.
   """
   name = config['name']
-  if name not in OPTIMIZERS:
-    raise ValueError(unknown_name('optimizer.name', name, OPTIMIZERS))
+  check_known('optimizer.name', name, OPTIMIZERS)
   rate = make_schedule(config, span=span)
   decay = float(config.get('weight_decay', 0.0))
   betas = {'b1': config.get('b1', 0.9), 'b2': config.get('b2', 0.999)}

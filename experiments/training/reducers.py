@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bandwidth import collectives
-from bandwidth.base import AxisName, GradientReducer, make_named, unknown_name
+from bandwidth.base import AxisName, GradientReducer, check_known, make_named
 
 _MEMORIES = {
   'error_feedback': collectives.error_feedback,
@@ -24,8 +24,7 @@ def _with_named_memory(
   def named(
     axis_name: AxisName, *, memory: str = 'error_feedback', **arguments: Any
   ) -> GradientReducer:
-    if memory not in _MEMORIES:
-      raise ValueError(unknown_name('reducer.memory', memory, _MEMORIES))
+    check_known('reducer.memory', memory, _MEMORIES)
     return factory(axis_name, memory=_MEMORIES[memory](), **arguments)
 
   return named
@@ -52,7 +51,7 @@ def make_reducer(
 
   Args:
     config: `name`, and arguments of the reducer's factory.
-    axis_name: of the workers.
+    axis_name: the workers' axis or axes.
     workers: sizes of the axes. Given to factories that ask for them, because
       shapes of their states depend on it.
 

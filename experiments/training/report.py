@@ -20,7 +20,7 @@ from experiments.compression.files import (
   write_file,
 )
 from experiments.runtime import provenance
-from experiments.training.job import Built
+from experiments.training.job import TrainingSetup
 from experiments.training.loop import CompiledStage, Job, predicted_bytes
 from experiments.training.stages import Stage
 from experiments.training.step import TrainState
@@ -29,7 +29,7 @@ from experiments.training.workers import PER_WORKER, REPLICATED
 
 def make_report(
   config: Mapping[str, Any],
-  built: Built,
+  setup: TrainingSetup,
   directory: pathlib.Path,
   state: TrainState,
   programs: list[CompiledStage],
@@ -40,7 +40,7 @@ def make_report(
 
   Args:
     config: of the run, resolved.
-    built: what it stands for.
+    setup: what it stands for.
     directory: of the run, with its config and its files.
     state: after the last step.
     programs: of the stages that were entered.
@@ -49,13 +49,12 @@ def make_report(
   Raises:
     ValueError: a file of the run is malformed or of another network.
   """
-  job = built.job
+  job = setup.job
   params = jax.jit(
-    job.stages[-1].method.decode,
-    out_shardings=job.workers.sharding(REPLICATED),
+    job.stages[-1].method.decode, out_shardings=job.workers.sharding(REPLICATED)
   )(state.params)
   result = job.evaluator(params, state.model_state)
-  memory = _memory(config, built, directory)
+  memory = _memory(config, setup, directory)
   final = memory.stages[-1].accuracy if memory else result['accuracy']
   perplexity = result.get('perplexity')
   return Report(
@@ -72,10 +71,10 @@ def make_report(
     perplexity=None
     if perplexity is None
     else {'baseline': perplexity, 'final': perplexity},
-    network=_network(job, built.params, programs),
+    network=_network(job, setup.params, programs),
     memory=memory,
     details={
-      **built.facts,
+      **setup.facts,
       'compile_seconds': sum(program.seconds for program in programs),
       'steps': job.stages[-1].last,
       'mapping': job.workers.mapping,
@@ -86,7 +85,7 @@ def make_report(
 
 def write_files(
   config: Mapping[str, Any],
-  built: Built,
+  setup: TrainingSetup,
   directory: pathlib.Path,
   stage: Stage,
   state: TrainState,
@@ -95,8 +94,8 @@ def write_files(
 
   Args:
     config: of the run, resolved.
-    built: what it stands for.
-    directory: of the run.
+    setup: what it stands for.
+    directory: of the run, which gets the files.
     stage: the one that is done.
     state: after its last step.
   """
@@ -104,28 +103,28 @@ def write_files(
     return
   variables = jax.device_get(state.params)
   params = jax.device_get(jax.jit(stage.method.decode)(variables))
-  model_state = jax.device_get(built.job.evaluator.merge(state.model_state))
+  model_state = jax.device_get(setup.job.evaluator.merge(state.model_state))
   if jax.process_index():
     return
   arrays = named_arrays(params, model_state)
   tensors = stage.method.export(variables, params)
-  paths = paths_of(built.files, directory)
+  paths = paths_of(setup.files, directory)
   metadata = metadata_of(config) if config['metadata'] else None
   for name, coder in stage.files:
     write_file(paths[name], coder, arrays, tensors, metadata)
 
 
 def _memory(
-  config: Mapping[str, Any], built: Built, directory: pathlib.Path
+  config: Mapping[str, Any], setup: TrainingSetup, directory: pathlib.Path
 ) -> MemoryReport | None:
   """Measures the files of the run, each as it lies on disk."""
-  if not built.files:
+  if not setup.files:
     return None
-  workers = built.job.workers
+  workers = setup.job.workers
 
   def accuracy(params: Any, model_state: Any) -> float:
-    check_shapes(params, built.params, str(directory))
-    result = built.job.evaluator(
+    check_shapes(params, setup.params, str(directory))
+    result = setup.job.evaluator(
       workers.place(params, REPLICATED),
       stack_states(
         model_state, workers.count, sharding=workers.sharding(PER_WORKER)
@@ -134,7 +133,7 @@ def _memory(
     return result['accuracy']
 
   return memory_report(
-    paths_of(built.files, directory),
+    paths_of(setup.files, directory),
     accuracy,
     with_baselines=config['baselines'],
   )

@@ -21,7 +21,7 @@ from experiments.runtime.metrics import MetricsWriter, Progress
 from experiments.runtime.startup import InputError
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.exchange_choice import keep_exchanges, saved_exchanges
-from experiments.training.job import Built
+from experiments.training.job import TrainingSetup, make_setup
 from experiments.training.loop import Sinks, train
 from experiments.training.report import make_report, write_files, write_report
 from experiments.training.stages import (
@@ -54,7 +54,7 @@ def run(
     local_path(workdir, argument='workdir')
     config = resolve(config)
     same_in_all_processes(config)
-    built = Built(config, directory=pathlib.Path(workdir))
+    setup = make_setup(config, directory=pathlib.Path(workdir))
     directory = make_writable(workdir)
     check_config(directory, config)
   except (ValueError, OSError) as error:
@@ -62,13 +62,13 @@ def run(
   first = jax.process_index() == 0
   if first:
     keep_config(directory, config)
-    keep_exchanges(directory, built.job.workers.count, built.exchanges.chosen)
+    keep_exchanges(directory, setup.job.workers.count, setup.exchanges.chosen)
   checkpoints = Checkpoints(
     directory / 'checkpoints', keep=config['keep_checkpoints']
   )
   try:
     return _run(
-      config, built, directory, checkpoints, started=started, writes=first
+      config, setup, directory, checkpoints, started=started, writes=first
     )
   finally:
     checkpoints.close()
@@ -76,17 +76,17 @@ def run(
 
 def _run(
   config: Mapping[str, Any],
-  built: Built,
+  setup: TrainingSetup,
   directory: pathlib.Path,
   checkpoints: Checkpoints,
   *,
   started: float,
   writes: bool,
 ) -> Report:
-  job = built.job
-  state, step, earlier = _begin(built, checkpoints, directory)
+  job = setup.job
+  state, step, earlier = _begin(setup, checkpoints, directory)
   progress = Progress(steps=job.stages[-1].last, step=step, silent=not writes)
-  _announce(built, progress, step)
+  _announce(setup, progress, step)
   sinks = Sinks(
     checkpoints=checkpoints,
     writer=MetricsWriter(directory, step=step) if writes else None,
@@ -96,7 +96,7 @@ def _run(
       'axes': dict(job.workers.axes),
       'seconds': earlier + time.monotonic() - started,
     },
-    done=functools.partial(write_files, config, built, directory),
+    done=functools.partial(write_files, config, setup, directory),
   )
   try:
     state, programs = train(job, state, sinks, step=step)
@@ -106,7 +106,7 @@ def _run(
       sinks.writer.close()
   checkpoints.wait()
   report = make_report(
-    config, built, directory, state, programs,
+    config, setup, directory, state, programs,
     seconds=lambda: earlier + time.monotonic() - started,
   )  # fmt: skip
   if writes:
@@ -116,16 +116,16 @@ def _run(
 
 
 def _begin(
-  built: Built,
+  setup: TrainingSetup,
   checkpoints: Checkpoints,
   directory: pathlib.Path | None = None,
 ) -> tuple[TrainState, int, float]:
   """Returns the state to start from, its step, and the seconds spent before."""
-  job = built.job
+  job = setup.job
   step = checkpoints.latest() or 0
   stage = job.stages[stage_of(job.stages, max(step, 1))]
   state = first_state(
-    stage, built.params, built.model_state, job.workers, built.metrics
+    stage, setup.params, setup.model_state, job.workers, setup.metrics
   )
   if not step:
     return state, 0, 0.0
@@ -137,27 +137,24 @@ def _begin(
     workers=job.workers,
     saved_axes=axes,
     saved_reducer_state=saved_reducer_state(
-      stage,
-      state.params,
-      axes,
-      saved_exchanges(directory, info['workers']),
+      stage, state.params, axes, saved_exchanges(directory, info['workers'])
     ),
     resplit=stage.reducer.resplit,
   )
   return state, step, info['seconds']
 
 
-def _announce(built: Built, progress: Progress, step: int) -> None:
-  workers = built.job.workers
+def _announce(setup: TrainingSetup, progress: Progress, step: int) -> None:
+  workers = setup.job.workers
   simulated = ' simulated on one device' if workers.simulated else ''
-  flops = built.facts['flops_per_example']
+  flops = setup.facts['flops_per_example']
   progress.say(
-    f'{built.facts["parameters"]:,} parameters, '
+    f'{setup.facts["parameters"]:,} parameters, '
     f'{"unknown" if flops is None else format(flops, ",")} FLOPs per example; '
     f'{workers.count} workers{simulated} ({workers.mapping}), '
-    f'{built.job.data.steps_per_epoch} steps an epoch'
+    f'{setup.job.data.steps_per_epoch} steps an epoch'
   )
-  for line in built.exchanges.lines:
+  for line in setup.exchanges.lines:
     progress.say(line)
   if step:
     progress.say(f'resumed after step {step}')

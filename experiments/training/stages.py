@@ -21,30 +21,21 @@ from experiments.training.workers import PER_WORKER, REPLICATED, Workers
 
 
 class Stage(NamedTuple):
-  """Steps `first + 1` to `last` of a run, all by one compiled step.
+  """Steps `first + 1` to `last` of a run, all by one compiled step."""
 
-  Attributes:
-    name: as in the config.
-    first: steps done before the stage.
-    last: steps done after it.
-    reducer: averages gradients.
-    reducer_config: what it was built from.
-    optimizer: a named chain: a state goes on into the next stage by its names.
-    method: what the stage does to the parameters.
-    files: what is written when the stage is done: pairs (name, coder), see
-      `model_files`.
-    flush: whether what is still pending in the residuals is applied when the
-      stage is done, in one update more.
-  """
-
-  name: str
-  first: int
-  last: int
-  reducer: GradientReducer
+  name: str  # as in the config
+  first: int  # steps done before the stage
+  last: int  # steps done after it
+  reducer: GradientReducer  # averages gradients over the workers
+  # A named chain: a state goes on into the next stage by its names.
   optimizer: optax.GradientTransformation
-  method: Method = Method()
+  method: Method = Method()  # what the stage does to the parameters
+  # What is written when the stage is done: pairs (name, coder), see
+  # `compression.files`.
   files: tuple[tuple[str, str], ...] = ()
-  reducer_config: Mapping[str, Any] = {}
+  reducer_config: Mapping[str, Any] = {}  # what the reducer was built from
+  # Whether what is still pending in the residuals is applied when the stage is
+  # done, in one update more.
   flush: bool = False
 
 
@@ -193,9 +184,7 @@ def saved_reducer_state(
     config['exchange'] = chosen
   names, sizes = tuple(axes), tuple(axes.values())
   reducer = make_reducer(
-    config,
-    axis_name=names if len(names) > 1 else names[0],
-    workers=sizes,
+    config, axis_name=names if len(names) > 1 else names[0], workers=sizes
   )
   count = math.prod(sizes)
   return jax.tree.map(

@@ -97,14 +97,8 @@ def make_train_step(
     # Whether a compiler contracts the mean's last product into the optimizer's
     # sums would depend on how the step is mapped.
     mean_grads = jax.lax.optimization_barrier(mean_grads)
-    # What arrives at the end of a chain is no gradient; scores may want one.
-    updates, opt_state = optimizer.update(
-      mean_grads, state.opt_state, state.params, grads=mean_grads
-    )
-    return TrainState(
+    return _updated(optimizer, state, mean_grads)._replace(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
       reducer_state=reducer_state,
       model_state=model_state,
       window=_add(state.window, state.step + 1, {'loss': loss, **metrics}),
@@ -119,7 +113,7 @@ def make_flush(
   """Returns `state -> state` that applies what a reducer has pending.
 
   Args:
-    reducer: with a `flush`.
+    reducer: one that has a `flush`.
     optimizer: makes an update of it, as of a gradient.
   """
   optimizer = optax.with_extra_args_support(optimizer)
@@ -130,16 +124,23 @@ def make_flush(
   def apply(state: TrainState) -> TrainState:
     mean, reducer_state = flush(state.reducer_state, state.params)
     mean = jax.lax.optimization_barrier(mean)
-    updates, opt_state = optimizer.update(
-      mean, state.opt_state, state.params, grads=mean
-    )
-    return state._replace(
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-      reducer_state=reducer_state,
-    )
+    updated = _updated(optimizer, state, mean)
+    return updated._replace(reducer_state=reducer_state)
 
   return apply
+
+
+def _updated(
+  optimizer: optax.GradientTransformationExtraArgs,
+  state: TrainState,
+  mean_grads: Any,
+) -> TrainState:
+  # What arrives at the end of a chain is no gradient; scores may want one.
+  updates, opt_state = optimizer.update(
+    mean_grads, state.opt_state, state.params, grads=mean_grads
+  )
+  params = optax.apply_updates(state.params, updates)
+  return state._replace(params=params, opt_state=opt_state)
 
 
 def _add(window: Window, step: jax.Array, metrics: dict[str, Any]) -> Window:

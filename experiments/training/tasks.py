@@ -28,33 +28,22 @@ from experiments.training.objectives import (
 
 
 class Task(NamedTuple):
-  """A network, its data, and what it is trained for.
+  """A network, its data, and what it is trained for."""
 
-  Attributes:
-    name: of the kind of task.
-    model: the network.
-    example: an input of the network, batch of one.
-    train: what is trained on.
-    evaluated: what it is evaluated on.
-    evaluated_on: its name, 'validation' or 'test'.
-    loss: `(params, model_state, batch, key) -> (loss, (model_state, metrics))`.
-    counts: `(params, model_state, batch) -> sums`.
-    scores: `sums -> scores`, of a whole split.
-    metrics: that the loss returns.
-    writes_files: whether a file of the network can be measured.
-  """
-
-  name: str
-  model: nn.Module
-  example: jax.Array
-  train: datasets.Split | datasets.StreamedSplit
-  evaluated: datasets.Split | datasets.StreamedSplit
-  evaluated_on: str
+  name: str  # of the kind of task
+  model: nn.Module  # the network, untrained
+  example: jax.Array  # an input of the network, batch of one
+  train: datasets.Split | datasets.StreamedSplit  # what is trained on
+  evaluated: datasets.Split | datasets.StreamedSplit  # what it is evaluated on
+  evaluated_on: str  # its name, 'validation' or 'test'
+  # `(params, model_state, batch, key) -> (loss, (model_state, metrics))`.
   loss: Callable[..., Any]
+  # `(params, model_state, batch) -> sums`.
   counts: Callable[..., dict[str, jax.Array]]
+  # `sums -> scores`, of a whole split.
   scores: Callable[[Mapping[str, float]], dict[str, float]]
-  metrics: tuple[str, ...] = ('accuracy',)
-  writes_files: bool = True
+  metrics: tuple[str, ...] = ('accuracy',)  # that the loss returns
+  writes_files: bool = True  # whether a file of the network can be measured
 
 
 def make_task(config: Mapping[str, Any]) -> Task:

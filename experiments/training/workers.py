@@ -3,9 +3,8 @@
 A function is written for one worker: no leading worker axis, collectives over
 the names of the workers' axes. `Workers.compile` maps it with `jax.pmap`,
 `jax.shard_map` or `jax.vmap` and compiles it. Arguments and results are of two
-kinds: `REPLICATED`, the same for all workers, and `PER_WORKER`, with the
-  workers
-along the first axis outside of the mapped function, and without it inside.
+kinds: `REPLICATED`, the same for all workers, and `PER_WORKER`. Outside of the
+mapped function these have the workers along their first axis, and inside not.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 
 REPLICATED = 'replicated'
 PER_WORKER = 'per_worker'
@@ -193,8 +192,7 @@ def make_workers(mapping: str, axes: dict[str, int]) -> Workers:
       several axes, there are fewer devices than workers, or a process would
       have no worker.
   """
-  if mapping not in MAPPINGS:
-    raise ValueError(unknown_name('mapping', mapping, MAPPINGS))
+  check_known('mapping', mapping, MAPPINGS)
   count = math.prod(axes.values())
   if not axes or min(axes.values()) < 1:
     raise ValueError(f'workers={axes or 0} must be at least 1')
@@ -226,9 +224,9 @@ def make_workers(mapping: str, axes: dict[str, int]) -> Workers:
 
 def _too_few_devices(count: int, devices: Sequence[Any]) -> str:
   platform = devices[0].platform
-  more = {
-    'cpu': f'--config.cpu_devices={count} makes virtual CPU devices',
-  }.get(platform, f'start more processes or use a machine with {count} devices')
+  more = {'cpu': f'--config.cpu_devices={count} makes virtual CPU devices'}.get(
+    platform, f'start more processes or use a machine with {count} devices'
+  )
   return (
     f'workers={count} but there are {len(devices)} {platform} devices; {more}, '
     f'--config.mapping=vmap simulates {count} workers on one device'
@@ -335,9 +333,8 @@ def _kept_apart(tree: Any) -> Any:
   Fused, a product and a sum become a multiply-add that rounds once, not twice,
   and the bits differ from those of workers with devices of their own. XLA:CPU
   drops `optimization_barrier` too early in jax 0.10, so the boundary is that of
-  a conditional whose outcome no compiler knows: whether the first
-    floating-point
-  leaf begins with NaN. If it does, so is everything else.
+  a conditional whose outcome no compiler knows: whether the first leaf of
+  floating-point numbers begins with NaN. If it does, everything else is NaN.
   """
   leaves = jax.tree.leaves(tree)
   probe = next(x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 
 from bandwidth import pruning
-from experiments.inference.evaluation import Loaded, config_of, load
+from experiments.inference.evaluation import FileNetwork, config_of, load
 from experiments.reports.plots import plot_sensitivity
 from experiments.runtime import table
 
 
 def scan(
-  loaded: Loaded, sparsities: Sequence[float]
+  loaded: FileNetwork, sparsities: Sequence[float]
 ) -> list[pruning.SensitivityRow]:
   """Returns the rows of a network; raises as `pruning.sensitivity_scan`."""
   rules = [('.*/kernel', True), ('.*', False)]

@@ -23,7 +23,7 @@ from experiments.config import resolve
 from experiments.runtime import startup, table
 from experiments.runtime.metrics import MetricsWriter, Progress
 from experiments.training.checkpoints import Checkpoints
-from experiments.training.job import Built
+from experiments.training.job import make_setup
 from experiments.training.loop import (
   CompiledStage,
   Job,
@@ -96,13 +96,13 @@ def _rows(batch_size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
       'checkpoint_every_epochs': 0.0,
     }
   )
-  built = Built(config)
-  job, stage = built.job, built.job.stages[0]
+  setup = make_setup(config)
+  job, stage = setup.job, setup.job.stages[0]
   fixed = job._replace(data=FixedInput(job, batch_size))
 
   def fresh() -> TrainState:
     return first_state(
-      stage, built.params, built.model_state, job.workers, built.metrics
+      stage, setup.params, setup.model_state, job.workers, setup.metrics
     )
 
   with tempfile.TemporaryDirectory() as directory:
@@ -120,7 +120,7 @@ def _rows(batch_size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
     times = _interleave(runs, fresh, repeats)
     sinks.checkpoints.close()
   gathered = times['bare, gathered batch']
-  limit = _compute_limit(built.facts['flops_per_example'] or 0, batch_size)
+  limit = _compute_limit(setup.facts['flops_per_example'] or 0, batch_size)
   return [
     {
       'batch': batch_size,

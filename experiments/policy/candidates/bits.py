@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from bandwidth import coding, quantization, tree
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.quantization.kmeans import Solver
 from bandwidth.search.decisions.bit_options import UNQUANTIZED, make_bit_space
 from bandwidth.search.decisions.grids import (
@@ -71,7 +71,7 @@ class QuantizedCandidates(NamedTuple):
     """Returns the network's variables with the kernels of a candidate.
 
     Args:
-      data: those of `arrays`.
+      data: the arrays that `arrays` returns.
       candidate: levels, int32 [G]; traced or not.
     """
     places = {name: i for i, name in enumerate(self.kernels)}
@@ -93,7 +93,7 @@ class QuantizedCandidates(NamedTuple):
     """Returns a context in which layers round what they read.
 
     Args:
-      data: those of `arrays`.
+      data: the arrays that `arrays` returns.
       candidate: levels, int32 [G]; traced or not.
     """
     layers = [layer.name for layer in self.space.layers]
@@ -146,8 +146,7 @@ def make_quantized(
     ValueError: see `make_bit_space` and `layer_shapes`; the clip is unknown; a
       weight, or what a layer reads, is not finite.
   """
-  if clip not in CLIPS:
-    raise ValueError(unknown_name('clip', clip, CLIPS))
+  check_known('clip', clip, CLIPS)
   space = make_bit_space(
     layer_shapes(model, batches[0, :1]), mode=mode, bits=bits, pins=pins
   )

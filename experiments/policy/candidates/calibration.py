@@ -113,9 +113,7 @@ def _rows(
   def patch(point: jax.Array) -> jax.Array:
     corner = (point // width * strides[0], point % width * strides[1])
     return lax.dynamic_slice(
-      padded,
-      (0, *corner, 0),
-      (padded.shape[0], *size, padded.shape[-1]),
+      padded, (0, *corner, 0), (padded.shape[0], *size, padded.shape[-1])
     )
 
   patches = jax.vmap(patch)(chosen)  # [points, N, h, w, C]

@@ -77,7 +77,7 @@ def network_space(
   """Finds the decisions of a network; no weights are needed.
 
   Args:
-    model: a `Prunable` network.
+    model: a network that is `Prunable`.
     variables: its parameters and statistics, arrays or abstract shapes.
     example: an input, batch of one; only shape and dtype matter.
     layers: who reads whose channels; None: `model.layers()`.
@@ -126,7 +126,7 @@ def make_candidates(
   """Prepares the options of a trained network.
 
   Args:
-    model: a `Prunable` network.
+    model: a network that is `Prunable`.
     variables: parameters and statistics of the trained network.
     batches: preprocessed training images, float32 [B, N, H, W, C].
     refit: how layers are fitted to the channels that stay.

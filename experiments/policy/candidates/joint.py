@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import coding, pruning, tree
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.search.decisions import joint as joint_lib
 from bandwidth.search.decisions import joint_space, options
 from bandwidth.search.decisions.joint import KernelChoice, Rounding
@@ -89,7 +89,7 @@ def make_joint(
   """Prepares the choices of a trained network.
 
   Args:
-    model: a `Prunable` network.
+    model: a network that is `Prunable`.
     variables: parameters and statistics of the trained network.
     batches: preprocessed training images, float32 [B, N, H, W, C].
     divisor: channels are kept in multiples of it, see `make_space`.
@@ -269,8 +269,7 @@ def _widths(
   known = [source.reader.kernel for source in sources]
   widths = []
   for name in given:
-    if name not in known:
-      raise ValueError(unknown_name('kept', name, known))
+    check_known('kept', name, known)
   for source, name in zip(sources, known, strict=True):
     inputs = len(source.order)
     group = channels.reads[source.layer]

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from experiments.models import matrix_convolution
 from experiments.policy.candidates.channels import with_statistics
 
@@ -84,8 +84,7 @@ def score_data(candidates: Scorable, examples: Examples) -> dict[str, Any]:
 
 def check_score(score: str) -> None:
   """Raises ValueError where a score is none of `SCORES`."""
-  if score not in SCORES:
-    raise ValueError(unknown_name('search.score', score, SCORES))
+  check_known('search.score', score, SCORES)
 
 
 def make_objective(
@@ -149,7 +148,7 @@ def better_first(score: str, measured: Mapping[str, np.ndarray]) -> np.ndarray:
   """Returns the order of candidates, the best first.
 
   Args:
-    score: one of `SCORES`.
+    score: 'accuracy' or 'loss'.
     measured: accuracies and losses, [N] each; what is no number comes last.
 
   Returns:

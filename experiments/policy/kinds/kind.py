@@ -45,7 +45,7 @@ class SearchSubject(NamedTuple):
 
   Attributes:
     priced: its decisions and what they cost.
-    candidates: what is scored.
+    candidates: the network and its options, which are scored.
     errors: of each decision alone, float32 [G, M]; 0 at its last level.
     variables: `(candidate, images) -> variables`, shapes unchanged.
     network: `(candidate, images) -> Network`, which computes the same.

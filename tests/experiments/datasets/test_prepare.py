@@ -83,9 +83,7 @@ def test_second_time_is_left_alone(small_originals, tmp_path):
 
 
 def _main_fails(capsys, *arguments):
-  with pytest.raises(SystemExit) as error:
-    prepare.main([str(argument) for argument in arguments])
-  assert error.value.code == 2
+  assert prepare.main([str(argument) for argument in arguments]) == 2
   captured = capsys.readouterr()
   assert captured.out == ''
   assert captured.err.startswith('prepare: error: ')

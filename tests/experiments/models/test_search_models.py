@@ -285,7 +285,9 @@ TINY = [
   (ResNetCifar(8, 4, (4, 6, 6)), {}, {'Conv_3': 2}),
   # Stage one and its input, and the last and its, come to equal widths.
   (
-    MobileNetV2(4, 8, (6, 8, 8, 8, 8, 8, 12), (8, *(12,) * 16), 20, 'cifar'),
+    MobileNetV2(
+      4, 8, (6, 8, 8, 8, 8, 8, 12), (8, *(12,) * 16), 20, variant='cifar'
+    ),
     GROUP,
     {'stem_conv': 5, 'blocks_0/project': 5, 'blocks_16/project': 7},
   ),

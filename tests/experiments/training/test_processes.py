@@ -52,9 +52,9 @@ def finish(process, timeout=240):
 
 def params_of(workdir):
   config = json.loads((workdir / 'config.json').read_text())
-  built = run_module.Built(resolve(config))
+  setup = run_module.make_setup(resolve(config))
   checkpoints = run_module.Checkpoints(workdir / 'checkpoints', keep=99)
-  state, step, _ = run_module._begin(built, checkpoints)
+  state, step, _ = run_module._begin(setup, checkpoints)
   checkpoints.close()
   return jax.device_get(state.params), step
 

@@ -46,11 +46,11 @@ def make_config(**fields):
 
 
 def state_of(config, workdir):
-  built = run_module.Built(resolve(config))
+  setup = run_module.make_setup(resolve(config))
   checkpoints = run_module.Checkpoints(
     pathlib.Path(workdir) / 'checkpoints', keep=9
   )
-  state, step, _ = run_module._begin(built, checkpoints)
+  state, step, _ = run_module._begin(setup, checkpoints)
   checkpoints.close()
   return jax.device_get(state._asdict()), step
 
@@ -218,8 +218,8 @@ def test_training_begins_with_the_weights_of_a_file(tmp_path, file, dtype):
   config = make_config(
     model=model, workers=1, batch_size=8, initial=str(tmp_path / file)
   )
-  built = run_module.Built(resolve(config))
-  found = {'params': built.params, **built.model_state}
+  setup = run_module.make_setup(resolve(config))
+  found = {'params': setup.params, **setup.model_state}
   assert set(found) == {'params', 'batch_stats'}
   for name, leaf in tree.named_leaves(found):
     assert leaf.dtype == np.float32

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from experiments import launch
+from experiments.runtime import processes
 
 ROOT = pathlib.Path(__file__).parents[3]
 STEPS = 300
@@ -129,14 +130,14 @@ def begun(code):
     [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True
   )
   assert child.stdout.readline() == 'ready\n'
-  return launch._Process(child, None)
+  return processes.Process(child, None)
 
 
 def test_survivors_that_ignore_sigterm_are_killed(capsys):
   survivor = begun(STUBBORN)
   dead = begun("print('ready', flush=True); raise SystemExit(3)")
   with survivor.child, dead.child:
-    assert launch._wait([survivor, dead]) == 3
+    assert processes.wait([survivor, dead]) == 3
     assert survivor.child.returncode == -signal.SIGKILL
   assert 'process 1 of 2 ended with status 3' in capsys.readouterr().err
 
@@ -147,11 +148,11 @@ def test_the_killed_one_is_named_and_not_who_lost_it(capsys):
   killed = begun(
     "import os; print('ready', flush=True); os.kill(os.getpid(), 9)"
   )
-  processes = [lost, aborted, killed]
-  for process in processes:
+  started = [lost, aborted, killed]
+  for process in started:
     with process.child:
       process.child.wait()
-  assert launch._wait(processes) == 137
+  assert processes.wait(started) == 137
   assert 'process 2 of 3 ended with signal 9' in capsys.readouterr().err
 
 
@@ -159,7 +160,7 @@ def test_bad_arguments_promise_no_resumption(capsys):
   bad = begun("print('ready', flush=True); raise SystemExit(2)")
   with bad.child:
     bad.child.wait()
-  assert launch._wait([bad]) == 2
+  assert processes.wait([bad]) == 2
   assert 'resumes' not in capsys.readouterr().err
 
 
@@ -192,7 +193,7 @@ def test_a_signal_while_processes_start_leaves_none_behind(monkeypatch, capsys):
     os.kill(os.getpid(), signal.SIGTERM)
     return children[-1]
 
-  monkeypatch.setattr(launch.subprocess, 'Popen', interrupted)
+  monkeypatch.setattr(processes.subprocess, 'Popen', interrupted)
   assert launch.main(['--processes=2', '--', '--workdir=w']) == 143
   assert [child.returncode for child in children] == [-signal.SIGTERM] * 2
   assert 'stopped by signal 15 (SIGTERM)' in capsys.readouterr().err
