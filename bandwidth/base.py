@@ -192,7 +192,7 @@ def passes_on(maker: Callable[..., Any]) -> bool:
   return any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def check_known(field: str, name: object, known: Iterable[str]) -> None:
+def check_known(field: str, name: str, known: Iterable[str]) -> None:
   """Raises ValueError where a name is none of those that are known.
 
   >>> check_known('of', 'los', ('accuracy', 'loss'))

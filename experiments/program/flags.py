@@ -84,6 +84,8 @@ def processes_from_flags() -> Processes:
 def run(act: Callable[[dict[str, Any], str], object], *, program: str) -> None:
   """Runs a program, with one line and exit status 2 for what users get wrong.
 
+  After Ctrl-C it is one line and status 130.
+
   Args:
     act: called with the resolved config and the directory of the run, when the
       devices are there.
@@ -121,6 +123,8 @@ def run(act: Callable[[dict[str, Any], str], object], *, program: str) -> None:
       act(config, flags.FLAGS.workdir)
     except InputError as error:
       fail(program, str(error))
+    except KeyboardInterrupt:
+      fail(program, 'interrupted', 130)
 
   define_flags()
   app.run(main, flags_parser=parse)

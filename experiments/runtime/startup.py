@@ -83,15 +83,15 @@ def _join(processes: Processes) -> None:
     ) from error
 
 
-def fail(program: str, message: str) -> Any:
-  """Prints an error in one line and exits with status 2."""
+def fail(program: str, message: str, status: int = 2) -> Any:
+  """Prints an error in one line and exits with a status."""
   print(f'{program}: error: {message}', file=sys.stderr, flush=True)
   sys.stdout.flush()
   # Other processes of the run may be waiting in a collective that will never
   # complete; a clean shutdown would wait for them.
   if jax.distributed.is_initialized():
-    os._exit(2)
-  sys.exit(2)
+    os._exit(status)
+  sys.exit(status)
 
 
 def _first_line(error: BaseException) -> str:

@@ -145,16 +145,34 @@ def make_joint(
     ),
     strict=True,
   )
+  return _joined(model, variables, channels, sources, choices, tables, rates[1])
+
+
+def _joined(
+  model: Any,
+  variables: Any,
+  channels: Space,
+  sources: Sequence[_Source],
+  choices: tuple[tuple[Choice, ...], ...],
+  tables: tuple[options.Option, ...],
+  rate: float,
+) -> JointCandidates:
+  leaves = dict(tree.named_leaves(variables))
   space = joint_space.make_joint_space(
     channels,
     choices,
     floats=_floats(channels, leaves),
     fixed=_fixed(channels, sources, leaves),
-    rate=rates[1],
+    rate=rate,
   )
-  readers = tuple((i, source.reader) for i, source in enumerate(sources))
-  orders = tuple(source.order for source in sources)
-  candidates = Candidates(model, variables, space, orders, readers, tables)
+  candidates = Candidates(
+    model,
+    variables,
+    space,
+    orders=tuple(source.order for source in sources),
+    readers=tuple((i, source.reader) for i, source in enumerate(sources)),
+    tables=tables,
+  )
   return JointCandidates(candidates, choices, channels.groups)
 
 
