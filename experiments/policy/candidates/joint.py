@@ -153,7 +153,7 @@ def _joined(
   variables: Any,
   channels: Space,
   sources: Sequence[_Source],
-  choices: tuple[tuple[Choice, ...], ...],
+  choices: tuple[tuple[KernelChoice, ...], ...],
   tables: tuple[options.Option, ...],
   rate: float,
 ) -> JointCandidates:
