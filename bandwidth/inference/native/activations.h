@@ -1,14 +1,14 @@
-// Activations in the order in which kernels meet them. Plain loops, compiled
-// for each instruction set.
+// Activations and codebooks as integers (rounding.py has the equations), and
+// activations in the order in which kernels meet them. Plain loops, compiled for
+// each instruction set.
 
-#ifndef BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_
-#define BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_
+#pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
-#include "rounding.h"
 
 namespace bandwidth {
 namespace {
@@ -31,25 +31,89 @@ struct Arranged {
   int64_t batch;
 };
 
-// Which input of a block is met at a place: `at[i]` for i below `block`.
+// Which input of a block is met at a place: `at[i]` for i below `block`; 0: the
+// natural order.
 struct Order {
   int block;
   uint8_t at[256];
-
-  constexpr bool IsNatural() const {
-    for (int i = 0; i < block; ++i) {
-      if (at[i] != i) return false;
-    }
-    return true;
-  }
 };
 
-constexpr Order NaturalOrder() {
-  Order order{};
-  for (; order.block < kBlockBytes; ++order.block) {
-    order.at[order.block] = order.block;
+constexpr Order kNatural{};
+
+// The largest magnitude, or what is no number if there is one: without their
+// signs, floats are ordered like the integers of the same bits, NaN as last.
+inline float Largest(const float* values, int64_t count) {
+  int32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, values + i, sizeof(bits));
+    bits &= 0x7fffffff;
+    most = bits > most ? bits : most;
   }
-  return order;
+  float result;
+  std::memcpy(&result, &most, sizeof(result));
+  return result;
+}
+
+// The nearest integer, of halves the even one, of magnitudes below 2^22: the
+// sum has no bits for fractions. Unlike a call, it is done for many at once.
+inline float Nearest(float value) {
+  constexpr float kNoFractions = 12582912.0f;  // 1.5 * 2^23
+  return (value + kNoFractions) - kNoFractions;
+}
+
+// The largest integer that activations become; 0 where they stay as they are.
+inline int Largest(Mode mode) {
+  return mode == Mode::kExact ? 0
+         : mode == Mode::kInt8 ? kLargest8
+                               : kLargest16;
+}
+
+inline float Inverse(float most, int largest) {
+  return most > 0 ? largest / most : 0.0f;
+}
+
+// Rounds a row to integers, filled up with zeros; returns their scale. What is
+// not finite has no integer; the scale carries it on.
+template <typename T>
+inline float RoundRow(const float* x, int64_t inputs, int64_t filled,
+                      int largest, T* integers) {
+  const float most = Largest(x, inputs);
+  const float inverse = Inverse(most, largest);
+  const float bound = static_cast<float>(largest);
+  for (int64_t k = 0; k < inputs; ++k) {
+    const float value = Nearest(x[k] * inverse);
+    integers[k] = static_cast<T>(static_cast<int32_t>(
+        value >= -bound && value <= bound ? value : 0.0f));
+  }
+  for (int64_t k = inputs; k < filled; ++k) integers[k] = 0;
+  return most / largest;
+}
+
+// Rounds a book to integers; returns their scale.
+template <typename T>
+inline float RoundBook(const float* book, int entries, int largest,
+                       T* integers) {
+  const float most = Largest(book, entries);
+  const float inverse = Inverse(most, largest);
+  for (int e = 0; e < entries; ++e) {
+    integers[e] = static_cast<T>(
+        static_cast<int32_t>(Nearest(book[e] * inverse)));
+  }
+  return most / largest;
+}
+
+// What rounding makes of numbers, as floats.
+inline void RoundFloats(const float* values, int64_t count, int largest,
+                        float* rounded) {
+  const float most = Largest(values, count);
+  const float inverse = Inverse(most, largest);
+  const float scale = most / largest;
+  const float bound = static_cast<float>(largest);
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = Nearest(values[i] * inverse);
+    rounded[i] = (value >= -bound && value <= bound ? value : 0.0f) * scale;
+  }
 }
 
 // Bytes of scratch that the functions below take, of any mode.
@@ -71,7 +135,7 @@ inline void Reorder(const From* from, int64_t count, const Order& order,
 // Rows as they are, or as rounding leaves them where `largest` is not 0.
 inline Arranged<float> FloatsOf(const Rows& rows, int largest,
                                 const Order& order, Scratch& scratch) {
-  const bool natural = order.IsNatural();
+  const bool natural = !order.block;
   if (!largest && natural && rows.filled == rows.inputs) {
     return {rows.x, nullptr, nullptr, rows.filled, rows.batch};
   }
@@ -193,9 +257,7 @@ inline void Clear(T (&values)[kCount]) {
 }
 
 template <int kValue>
-struct Number {
-  static constexpr int value = kValue;
-};
+using Number = std::integral_constant<int, kValue>;
 
 // Calls `f(Number<n>)`; where n is above kMost, with that.
 template <int kMost, typename F>
@@ -210,25 +272,23 @@ inline void ByNumber(int64_t n, const F& f) {
 // of them, at most kMost; the last of these may be fewer.
 template <int kMost, typename F>
 inline void ByRows(int64_t batch, const F& f) {
-  int64_t row = 0;
-  while (row < batch) {
+  for (int64_t row = 0; row < batch;) {
     const int64_t left = batch - row;
+    const auto rows = [&](auto count) {
+      f(count, row);
+      row += count.value;
+    };
     if (left == 1) {
-      f(Number<1>{}, row++);
+      rows(Number<1>{});
     } else if (left == 2) {
-      f(Number<2>{}, row);
-      row += 2;
-    } else if (left <= 4 || kMost == 4) {
-      f(Number<4>{}, row);
-      row += 4;
+      rows(Number<2>{});
+    } else if (left <= 4) {
+      rows(Number<4>{});
     } else {
-      f(Number<kMost>{}, row);
-      row += kMost;
+      rows(Number<kMost>{});
     }
   }
 }
 
 }  // namespace
 }  // namespace bandwidth
-
-#endif  // BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_

@@ -4,8 +4,7 @@
 // codes mean; interleaving them gives weights in an order of its own, `kOrder`,
 // into which activations are brought once. A block is met in two halves.
 
-#ifndef BANDWIDTH_INFERENCE_NATIVE_AVX2_H_
-#define BANDWIDTH_INFERENCE_NATIVE_AVX2_H_
+#pragma once
 
 #include <immintrin.h>
 
@@ -13,7 +12,7 @@
 
 #include "activations.h"
 #include "kernels.h"
-#include "sources.h"
+#include "rows.h"
 
 namespace bandwidth {
 namespace {
@@ -235,7 +234,7 @@ class Lookup<Eight, 8, float> {
  public:
   static constexpr int kVectors = 8;
   static constexpr int kSlots = 1;
-  static constexpr Order kOrder = NaturalOrder();
+  static constexpr Order kOrder = kNatural;
 
   float Set(const float* book) {
     book_ = book;
@@ -288,5 +287,3 @@ inline void SparseRow(Eight, const Sparse& m, const float* x,
 
 }  // namespace
 }  // namespace bandwidth
-
-#endif  // BANDWIDTH_INFERENCE_NATIVE_AVX2_H_

@@ -4,8 +4,7 @@
 // in the first cache; one of them at a time then meets all rows. A unit is what
 // is multiplied at once: a float, or four bytes. Of sparse matrices, a weight meets the column of activations that it reads.
 
-#ifndef BANDWIDTH_INFERENCE_NATIVE_TILES_H_
-#define BANDWIDTH_INFERENCE_NATIVE_TILES_H_
+#pragma once
 
 #include <immintrin.h>
 
@@ -341,5 +340,3 @@ void SparseColumns(const Sparse& m, const Columns& x, const Range& range) {
 
 }  // namespace
 }  // namespace bandwidth
-
-#endif  // BANDWIDTH_INFERENCE_NATIVE_TILES_H_
