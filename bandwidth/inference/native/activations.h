@@ -73,47 +73,33 @@ inline float Inverse(float most, int largest) {
   return most > 0 ? largest / most : 0.0f;
 }
 
-// Rounds a row to integers, filled up with zeros; returns their scale. What is
+// Rounds numbers to integers, filled up with zeros; returns their scale. What is
 // not finite has no integer; the scale carries it on.
 template <typename T>
-inline float RoundRow(const float* x, int64_t inputs, int64_t filled,
-                      int largest, T* integers) {
-  const float most = Largest(x, inputs);
+inline float Round(const float* values, int64_t count, int64_t filled,
+                   int largest, T* integers) {
+  const float most = Largest(values, count);
   const float inverse = Inverse(most, largest);
   const float bound = static_cast<float>(largest);
-  for (int64_t k = 0; k < inputs; ++k) {
-    const float value = Nearest(x[k] * inverse);
+  for (int64_t k = 0; k < count; ++k) {
+    const float value = Nearest(values[k] * inverse);
     integers[k] = static_cast<T>(static_cast<int32_t>(
         value >= -bound && value <= bound ? value : 0.0f));
   }
-  for (int64_t k = inputs; k < filled; ++k) integers[k] = 0;
+  for (int64_t k = count; k < filled; ++k) integers[k] = 0;
   return most / largest;
 }
 
-// Rounds a book to integers; returns their scale.
-template <typename T>
-inline float RoundBook(const float* book, int entries, int largest,
-                       T* integers) {
-  const float most = Largest(book, entries);
-  const float inverse = Inverse(most, largest);
-  for (int e = 0; e < entries; ++e) {
-    integers[e] = static_cast<T>(
-        static_cast<int32_t>(Nearest(book[e] * inverse)));
+// What rounding makes of numbers, or themselves where `largest` is 0.
+inline void RoundFloats(const float* values, int64_t count, int64_t filled,
+                        int largest, float* rounded) {
+  if (!largest) {
+    std::memcpy(rounded, values, count * sizeof(float));
+    std::memset(rounded + count, 0, (filled - count) * sizeof(float));
+    return;
   }
-  return most / largest;
-}
-
-// What rounding makes of numbers, as floats.
-inline void RoundFloats(const float* values, int64_t count, int largest,
-                        float* rounded) {
-  const float most = Largest(values, count);
-  const float inverse = Inverse(most, largest);
-  const float scale = most / largest;
-  const float bound = static_cast<float>(largest);
-  for (int64_t i = 0; i < count; ++i) {
-    const float value = Nearest(values[i] * inverse);
-    rounded[i] = (value >= -bound && value <= bound ? value : 0.0f) * scale;
-  }
+  const float scale = Round(values, count, filled, largest, rounded);
+  for (int64_t i = 0; i < count; ++i) rounded[i] *= scale;
 }
 
 // Bytes of scratch that the functions below take, of any mode.
@@ -143,15 +129,8 @@ inline Arranged<float> FloatsOf(const Rows& rows, int largest,
   float* row = natural ? nullptr : scratch.Take<float>(rows.filled);
   for (int64_t b = 0; b < rows.batch; ++b) {
     float* own = made + b * rows.filled;
-    float* first = natural ? own : row;
-    const float* x = rows.x + b * rows.inputs;
-    if (largest) {
-      RoundFloats(x, rows.inputs, largest, first);
-    } else {
-      std::memcpy(first, x, rows.inputs * sizeof(float));
-    }
-    std::memset(first + rows.inputs, 0,
-                (rows.filled - rows.inputs) * sizeof(float));
+    RoundFloats(rows.x + b * rows.inputs, rows.inputs, rows.filled, largest,
+                natural ? own : row);
     if (!natural) Reorder(row, rows.filled, order, own);
   }
   return {made, nullptr, nullptr, rows.filled, rows.batch};
@@ -188,11 +167,6 @@ inline void Narrow(const int32_t* values, int64_t count, T* to) {
   for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(values[k]);
 }
 
-template <typename T>
-inline int Largest() {
-  return sizeof(T) == 1 ? kLargest8 : kLargest16;
-}
-
 // Rounds rows; `pack(integers, count, to)` brings those of a row in order.
 template <typename T, typename Pack>
 inline Arranged<T> IntegersOf(const Rows& rows, int64_t runs, Scratch& scratch,
@@ -203,8 +177,8 @@ inline Arranged<T> IntegersOf(const Rows& rows, int64_t runs, Scratch& scratch,
   int32_t* integers = scratch.Take<int32_t>(rows.filled);
   const int64_t run = rows.filled / runs;
   for (int64_t b = 0; b < rows.batch; ++b) {
-    scale[b] = RoundRow(rows.x + b * rows.inputs, rows.inputs, rows.filled,
-                        Largest<T>(), integers);
+    scale[b] = Round(rows.x + b * rows.inputs, rows.inputs, rows.filled,
+                     sizeof(T) == 1 ? kLargest8 : kLargest16, integers);
     for (int64_t r = 0; r < runs; ++r) {
       int32_t sum = 0;
       for (int64_t k = 0; k < run; ++k) sum += integers[r * run + k];
@@ -227,7 +201,8 @@ inline const float* BooksOf(const Codebook& m, int largest, Scratch& scratch) {
   const int64_t entries = int64_t{1} << m.bits;
   float* made = scratch.Take<float>(books * entries);
   for (int64_t i = 0; i < books; ++i) {
-    RoundFloats(m.book + i * entries, entries, largest, made + i * entries);
+    RoundFloats(m.book + i * entries, entries, entries, largest,
+                made + i * entries);
   }
   return made;
 }

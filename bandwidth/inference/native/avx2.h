@@ -70,12 +70,12 @@ struct Eight {
   static Ints AddWords(Ints sum, Ints a, Ints b) {
     return Add(sum, MultiplyWords(a, b));
   }
+  static Floats ToFloats(Floats v) { return v; }
   // Adds what chains of sums of words come to, times a scale.
-  template <int kChains>
-  static Floats AddChains(Floats total, float scale,
-                          const Floats (&chains)[kChains]) {
-    for (const Floats& sum : chains) {
-      total = MultiplyAdd(Set(scale), sum, total);
+  template <typename T, int kChains>
+  static Floats AddChains(Floats total, float scale, const T (&sums)[kChains]) {
+    for (const T& sum : sums) {
+      total = MultiplyAdd(Set(scale), ToFloats(sum), total);
     }
     return total;
   }
@@ -148,7 +148,7 @@ class Lookup<Eight, kBits, T> {
       if (kPlanes == 1) parts[0] = _mm_packs_epi16(parts[0], parts[1]);
       scale = most / kLargest;
     }
-    for (int p = 0; p < kPlanes; ++p) {
+    for (int p = 0; p < (kPlanes > 1 ? kPlanes : 0); ++p) {
       parts[p] = _mm_shuffle_epi8(parts[p], ByByte());
     }
     if constexpr (kPlanes == 1) {
@@ -196,11 +196,8 @@ class Lookup<Eight, kBits, T> {
   static __m128i ByByte() {
     return kPlanes == 4 ? _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13,  //
                                         2, 6, 10, 14, 3, 7, 11, 15)
-           : kPlanes == 2
-               ? _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14,  //
-                               1, 3, 5, 7, 9, 11, 13, 15)
-               : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7,  //
-                               8, 9, 10, 11, 12, 13, 14, 15);
+                        : _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14,  //
+                                        1, 3, 5, 7, 9, 11, 13, 15);
   }
   void SetPair(int p, __m128i low, __m128i high) {
     tables_[p] = _mm256_broadcastsi128_si256(_mm_unpacklo_epi64(low, high));

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "activations.h"
 #include "kernels.h"
@@ -66,9 +67,12 @@ struct Sixteen {
   static Ints AddWords(Ints sum, Ints a, Ints b) {
     return _mm512_dpwssd_epi32(sum, a, b);
   }
-  static Floats AddChains(Floats total, float scale,
-                          const Floats (&chains)[2]) {
-    return MultiplyAdd(Set(scale), chains[0] + chains[1], total);
+  static Floats AddChains(Floats total, float scale, const Floats (&sums)[2]) {
+    return MultiplyAdd(Set(scale), sums[0] + sums[1], total);
+  }
+  static Floats AddChains(Floats total, float scale, const Ints (&sums)[2]) {
+    total = MultiplyAdd(Set(scale), ToFloats(sums[0]), total);
+    return MultiplyAdd(Set(scale), ToFloats(sums[1]), total);
   }
 
   // Weights as bytes are offset: the instruction that adds four products
@@ -163,34 +167,20 @@ class Lookup<Sixteen, 8, T> {
   }
 
   float Set(const float* book) {
-    alignas(64) T integers[kLargestBook];
+    std::conditional_t<kPlanes == 4, int32_t, T> integers[kLargestBook];
     float scale = 1;
     if constexpr (kPlanes == 4) {
       std::memcpy(integers, book, sizeof(integers));
     } else {
-      scale = RoundBook(book, kLargestBook,
-                        kPlanes == 1 ? kLargest8 : kLargestBook16, integers);
-    }
-    alignas(64) uint8_t bytes[kPlanes][kLargestBook];
-    for (int e = 0; e < kLargestBook; e += 64 / kPlanes) {
-      const __m512i values = Sixteen::LoadInts(integers + e);
-      for (int p = 0; p < kPlanes; ++p) {
-        if constexpr (kPlanes == 4) {
-          _mm_store_si128(
-              reinterpret_cast<__m128i*>(bytes[p] + e),
-              _mm512_cvtepi32_epi8(_mm512_srli_epi32(values, 8 * p)));
-        } else if constexpr (kPlanes == 2) {
-          _mm256_store_si256(
-              reinterpret_cast<__m256i*>(bytes[p] + e),
-              _mm512_cvtepi16_epi8(_mm512_srli_epi16(values, 8 * p)));
-        } else {
-          _mm512_store_si512(bytes[p] + e, Sixteen::Bytes(values));
-        }
-      }
+      scale = Round(book, kLargestBook, kLargestBook,
+                    kPlanes == 1 ? kLargest8 : kLargestBook16, integers);
     }
     for (int p = 0; p < kPlanes; ++p) {
+      alignas(64) uint8_t bytes[kLargestBook];
+      for (int e = 0; e < kLargestBook; ++e) bytes[e] = integers[e] >> (8 * p);
       for (int q = 0; q < 4; ++q) {
-        tables_[p][q] = Sixteen::LoadInts(bytes[p] + 64 * q);
+        tables_[p][q] = Sixteen::LoadInts(bytes + 64 * q);
+        if (kPlanes == 1) tables_[p][q] = Sixteen::Bytes(tables_[p][q]);
       }
     }
     return scale;

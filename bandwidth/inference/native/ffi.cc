@@ -8,6 +8,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "kernels.h"
@@ -132,17 +133,18 @@ int64_t LeadingOf(const Dimensions& dimensions) {
 using Floats = ffi::Buffer<ffi::F32>;
 using Products = ffi::ResultBuffer<ffi::F32>;
 
-// A call for products of x with so many outputs; with no y if they do not fit.
-Call CallOf(const Floats& x, int64_t filled, int64_t outputs, int64_t mode,
-            Products& y, ffi::ThreadPool& pool) {
+// A call for products of x with so many outputs, if they fit.
+std::optional<Call> CallOf(const Floats& x, int64_t filled, int64_t outputs,
+                           int64_t mode, Products& y, ffi::ThreadPool& pool) {
   const auto xs = x.dimensions(), ys = y->dimensions();
-  const bool fits = xs.size() && ys.size() && xs.back() <= filled &&
-                    ys.back() == outputs && LeadingOf(xs) == LeadingOf(ys) &&
-                    0 <= mode && mode <= 2;
-  return {{x.typed_data(), LeadingOf(xs), fits ? xs.back() : 0, filled},
-          static_cast<Mode>(mode),
-          fits ? y->typed_data() : nullptr,
-          {&pool, Divide}};
+  if (!xs.size() || !ys.size() || xs.back() > filled || ys.back() != outputs ||
+      LeadingOf(xs) != LeadingOf(ys) || mode < 0 || mode > 2) {
+    return std::nullopt;
+  }
+  return Call{{x.typed_data(), LeadingOf(xs), xs.back(), filled},
+              static_cast<Mode>(mode),
+              y->typed_data(),
+              {&pool, Divide}};
 }
 
 // Groups of so many bytes of each output; of none if these can't be divided.
@@ -167,12 +169,12 @@ ffi::Error CodebookProduct(ffi::ThreadPool pool, Floats x,
       bs.size() != 3 || bs[2] != 1 << bits) {
     return Wrong("codebook");
   }
-  const Call call = CallOf(x, cs[1] * 8 / bits, cs[0], mode, y, pool);
+  const auto call = CallOf(x, cs[1] * 8 / bits, cs[0], mode, y, pool);
   const Codebook matrix{codes.typed_data(), book.typed_data(),
                         static_cast<int>(bits), cs[0],
                         GroupsOf(cs[0], bs[0], bs[1], cs[1])};
-  if (!call.y || !matrix.groups.runs) return Wrong("codebook");
-  Current().load()->codebook(matrix, call);
+  if (!call || !matrix.groups.runs) return Wrong("codebook");
+  Current().load()->codebook(matrix, *call);
   return ffi::Error::Success();
 }
 
@@ -181,11 +183,11 @@ ffi::Error UniformProduct(ffi::ThreadPool pool, Floats x,
                           int64_t mode) {
   const auto ls = levels.dimensions(), ss = step.dimensions();
   if (ls.size() != 2 || ss.size() != 2) return Wrong("uniform");
-  const Call call = CallOf(x, ls[1], ls[0], mode, y, pool);
+  const auto call = CallOf(x, ls[1], ls[0], mode, y, pool);
   const Uniform matrix{levels.typed_data(), step.typed_data(), ls[0],
                        GroupsOf(ls[0], ss[0], ss[1], ls[1])};
-  if (!call.y || !matrix.groups.runs) return Wrong("uniform");
-  Current().load()->uniform(matrix, call);
+  if (!call || !matrix.groups.runs) return Wrong("uniform");
+  Current().load()->uniform(matrix, *call);
   return ffi::Error::Success();
 }
 
@@ -201,8 +203,8 @@ ffi::Error SparseProduct(ffi::ThreadPool pool, Floats x,
     return Wrong("sparse");
   }
   const int64_t inputs = x.dimensions().back();
-  const Call call = CallOf(x, inputs, ss[0] - 1, 0, y, pool);
-  if (!call.y || inputs < 1 || inputs > std::numeric_limits<int32_t>::max()) {
+  const auto call = CallOf(x, inputs, ss[0] - 1, 0, y, pool);
+  if (!call || inputs < 1 || inputs > std::numeric_limits<int32_t>::max()) {
     return Wrong("sparse");
   }
   float whole[kLargestBook] = {};
@@ -213,7 +215,7 @@ ffi::Error SparseProduct(ffi::ThreadPool pool, Floats x,
       narrow ? nullptr : static_cast<const int32_t*>(columns.untyped_data()),
       codes.typed_data(), whole, static_cast<int>(bs[0]), ss[0] - 1, cs[0],
       static_cast<int32_t>(inputs)};
-  Current().load()->sparse(matrix, call);
+  Current().load()->sparse(matrix, *call);
   return ffi::Error::Success();
 }
 

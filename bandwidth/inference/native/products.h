@@ -19,25 +19,25 @@ constexpr int64_t kFewCodeRows = 4;
 
 // Divides outputs among threads, each of which goes through all rows, at most
 // kMost at once.
-template <int kMost, typename Source, typename T>
-void DivideRows(const Source& source, const Arranged<T>& x, int64_t work,
+template <int kMost, typename Table, typename T>
+void DivideRows(const typename Table::Matrix& m, const Arranged<T>& x, int64_t work,
                 const Call& call) {
-  const int64_t outputs = source.m.outputs;
+  const int64_t outputs = m.outputs;
   call.threads(outputs, 1, work, [&](int64_t begin, int64_t end) {
     const Range range{begin, end, call.y, outputs};
     ByRows<kMost>(x.batch, [&](auto count, int64_t row) {
-      ProductRows<count.value>(source, x, row, range);
+      ProductRows<count.value, Table>(m, x, row, range);
     });
   });
 }
 
-template <typename Source>
-void DivideTiles(const Source& source, const Columns& x, int64_t work,
-                 const Call& call) {
-  const int64_t outputs = source.m.outputs;
+template <typename Table>
+void DivideTiles(const typename Table::Matrix& m, const Columns& x,
+                 int64_t work, const Call& call) {
+  const int64_t outputs = m.outputs;
   call.threads(
-      outputs, Source::V::kTileSums, work, [&](int64_t begin, int64_t end) {
-        TileProduct<Source>(source, x)({begin, end, call.y, outputs});
+      outputs, Table::V::kTileSums, work, [&](int64_t begin, int64_t end) {
+        TileProduct<Table>(m, x)({begin, end, call.y, outputs});
       });
 }
 
@@ -46,32 +46,33 @@ int64_t FloatBytes(const Rows& rows) {
   return ArrangedBytes(rows, 1) + ColumnBytes<V>(rows.batch, rows.filled);
 }
 
-template <typename Source>
-void FloatProduct(const Source& source, const Call& call, int largest,
-                  const Order& order, Scratch& scratch) {
-  using V = typename Source::V;
+template <typename Table>
+void FloatProduct(const typename Table::Matrix& m, const Call& call,
+                  int largest, const Order& order, Scratch& scratch) {
+  using V = typename Table::V;
   const Rows& rows = call.rows;
   const int64_t work =
-      V::kFloatWork * source.m.outputs * rows.filled * rows.batch;
+      V::kFloatWork * m.outputs * rows.filled * rows.batch;
   const Arranged<float> x = FloatsOf(rows, largest, order, scratch);
   if (rows.batch <= V::kFewRows) {
-    return DivideRows<V::kFewRows>(source, x, work, call);
+    return DivideRows<V::kFewRows, Table>(m, x, work, call);
   }
   const Columns columns = ColumnsOf<V>(x.x, x.stride, rows.filled, rows.batch,
                                        V::kTileRows, scratch, call.threads);
-  DivideTiles(source, columns, work, call);
+  DivideTiles<Table>(m, columns, work, call);
 }
 
 // Of integers that `arrange(integers, count, to)` brings in order.
-template <typename T, typename Source, typename F>
-void IntegerProduct(const Source& source, const Call& call, const F& arrange) {
-  using V = typename Source::V;
+template <typename T, typename Table, typename F>
+void IntegerProduct(const typename Table::Matrix& m, const Call& call,
+                    const F& arrange) {
+  using V = typename Table::V;
   constexpr bool kTiles = sizeof(T) == 1 && V::kOffset;
   const Rows& rows = call.rows;
-  const Groups& g = source.m.groups;
+  const Groups& g = m.groups;
   const int64_t work =
-      source.m.outputs * rows.filled * rows.batch / (kTiles ? 2 : 1);
-  const int64_t tiles = g.runs * TileOf<Source>::OfRun(g);
+      m.outputs * rows.filled * rows.batch / (kTiles ? 2 : 1);
+  const int64_t tiles = g.runs * TileOf<Table>::OfRun(g);
   const bool few = !kTiles || rows.batch <= V::kFewRows;
   Scratch scratch(
       ArrangedBytes(rows, g.runs) +
@@ -84,11 +85,11 @@ void IntegerProduct(const Source& source, const Call& call, const F& arrange) {
                        V::kTileRows, scratch, call.threads);
       columns.scale = x.scale;
       columns.tiles = tiles;
-      columns.start = StartOf<V, Source>(g, columns, scratch);
-      return DivideTiles(source, columns, work, call);
+      columns.start = StartOf<Table>(g, columns, scratch);
+      return DivideTiles<Table>(m, columns, work, call);
     }
   }
-  DivideRows<sizeof(T) == 1 ? V::kFewRows : 4>(source, x, work, call);
+  DivideRows<sizeof(T) == 1 ? V::kFewRows : 4, Table>(m, x, work, call);
 }
 
 template <typename V, int kBits>
@@ -96,20 +97,20 @@ void CodebookBits(const Codebook& m, const Call& call) {
   const bool words = call.mode == Mode::kInt16;
   if constexpr (kBits < 8 || V::kLooksUp256) {
     if (call.mode == Mode::kInt8) {
-      return IntegerProduct<int8_t>(Codes<V, kBits, int8_t>{m}, call,
-                                    Lookup<V, kBits, int8_t>::Arrange);
+      return IntegerProduct<int8_t, BookTable<V, kBits, int8_t>>(
+          m, call, Lookup<V, kBits, int8_t>::Arrange);
     }
     if (words && call.rows.batch <= kFewCodeRows) {
-      return IntegerProduct<int16_t>(Codes<V, kBits, int16_t>{m}, call,
-                                     Lookup<V, kBits, int16_t>::Arrange);
+      return IntegerProduct<int16_t, BookTable<V, kBits, int16_t>>(
+          m, call, Lookup<V, kBits, int16_t>::Arrange);
     }
   }
   const int largest = Largest(call.mode);
   Scratch scratch(FloatBytes<V>(call.rows) + BookBytes(m));
   Codebook rounded = m;
   rounded.book = BooksOf(m, words ? kLargestBook16 : largest, scratch);
-  FloatProduct(Codes<V, kBits, float>{rounded}, call, largest,
-               Lookup<V, kBits, float>::kOrder, scratch);
+  FloatProduct<BookTable<V, kBits, float>>(
+      rounded, call, largest, Lookup<V, kBits, float>::kOrder, scratch);
 }
 
 template <typename V>
@@ -123,15 +124,17 @@ void CodebookProduct(const Codebook& m, const Call& call) {
 
 template <typename V>
 void UniformProduct(const Uniform& m, const Call& call) {
-  const Levels<V, float> source{m};
   if (call.mode == Mode::kInt8) {
-    return IntegerProduct<int8_t>(Levels<V, int8_t>{m}, call, Narrow<int8_t>);
+    return IntegerProduct<int8_t, LevelTable<V, int8_t>>(m, call,
+                                                         Narrow<int8_t>);
   }
   if (call.mode == Mode::kInt16 && call.rows.batch <= V::kFewLevelRows) {
-    return IntegerProduct<int16_t>(source, call, Narrow<int16_t>);
+    return IntegerProduct<int16_t, LevelTable<V, int16_t>>(m, call,
+                                                           Narrow<int16_t>);
   }
   Scratch scratch(FloatBytes<V>(call.rows));
-  FloatProduct(source, call, Largest(call.mode), kNatural, scratch);
+  FloatProduct<LevelTable<V, float>>(m, call, Largest(call.mode), kNatural,
+                                     scratch);
 }
 
 template <typename V>

@@ -86,9 +86,9 @@ CodeWeights<T> Rounded(const Codebook& m, Scratch& scratch) {
   T* made = scratch.Take<T>(count * entries);
   float* scales = scratch.Take<float>(count);
   for (int64_t i = 0; i < count; ++i) {
-    scales[i] = RoundBook(m.book + i * entries, entries,
-                          sizeof(T) == 1 ? kLargest8 : kLargestBook16,
-                          made + i * entries);
+    scales[i] = Round(m.book + i * entries, entries, entries,
+                      sizeof(T) == 1 ? kLargest8 : kLargestBook16,
+                      made + i * entries);
   }
   return {m, made, scales};
 }

@@ -155,9 +155,9 @@ inline void Multiply(const float* weights, const float* x, int64_t units,
 }
 
 // What a buffer of decoded weights holds.
-template <typename Source>
+template <typename Table>
 struct TileOf {
-  static constexpr int kBlockUnits = Source::kVectors * Source::V::kLanes;
+  static constexpr int kBlockUnits = Table::kVectors * Table::V::kLanes;
   static constexpr int kBlocks = kBlockUnits < 128 ? 128 / kBlockUnits : 1;
   static constexpr int kUnits = kBlocks * kBlockUnits;
 
@@ -171,9 +171,10 @@ struct TileOf {
 };
 
 // What is to be taken away of each tile for the offset of weights.
-template <typename V, typename Source>
+template <typename Table>
 const int32_t* StartOf(const Groups& g, const Columns& x, Scratch& scratch) {
-  using Tile = TileOf<Source>;
+  using V = typename Table::V;
+  using Tile = TileOf<Table>;
   int32_t* made =
       scratch.Take<int32_t>(Columns::Padded(x.batch, V::kLanes) * x.tiles);
   int32_t* to = made;
@@ -195,10 +196,11 @@ const int32_t* StartOf(const Groups& g, const Columns& x, Scratch& scratch) {
   return made;
 }
 
-template <typename Source>
+template <typename Table>
 class TileProduct {
  public:
-  TileProduct(const Source& source, const Columns& x) : source_(source), x_(x) {
+  using Matrix = typename Table::Matrix;
+  TileProduct(const Matrix& m, const Columns& x) : m_(m), x_(x) {
     for (float& scale : scale_) scale = 1;
   }
 
@@ -216,14 +218,14 @@ class TileProduct {
   }
 
  private:
-  using V = typename Source::V;
-  using Tile = TileOf<Source>;
+  using V = typename Table::V;
+  using Tile = TileOf<Table>;
   static constexpr int kSums = V::kTileSums;
   static constexpr int kMost = V::kTileRows;
 
   void Outputs(int64_t n, int64_t count, int64_t row, int64_t last,
                const Range& range) {
-    const Groups& g = source_.m.groups;
+    const Groups& g = m_.groups;
     std::memset(totals_, 0,
                 kSums * Columns::Padded(last - row, V::kLanes) * sizeof(float));
     int64_t block = 0;
@@ -246,15 +248,15 @@ class TileProduct {
 
   void Decode(int64_t n, int64_t o, int64_t run, int64_t block,
               int64_t blocks) {
-    source_.Set(table_, n + o, run);
-    if constexpr (Source::Table::kScaled) scale_[o] = table_.scale;
+    table_.Set(m_, n + o, run);
+    if constexpr (Table::kScaled) scale_[o] = table_.scale;
     float* to = weights_ + o * Tile::kUnits;
     for (int64_t b = 0; b < blocks; ++b) {
       // The next tile jumps from output to output: too short for the machine to
       // foresee.
-      __builtin_prefetch(source_.m.At(n + o, block + b + Tile::kBlocks));
-      table_.Block(source_.m.At(n + o, block + b), [&](int j, auto weights) {
-        if constexpr (Source::kOfBytes) {
+      __builtin_prefetch(m_.At(n + o, block + b + Tile::kBlocks));
+      table_.Block(m_.At(n + o, block + b), [&](int j, auto weights) {
+        if constexpr (Table::kOfBytes) {
           V::Store(to + j * V::kLanes, weights);
         } else {
           V::Store(to + j * V::kLanes, weights * V::Set(scale_[o]));
@@ -273,16 +275,16 @@ class TileProduct {
     ByNumber<kMost / V::kLanes>(width / V::kLanes, [&](auto vectors) {
       constexpr int kVectors = vectors.value, kOutputs = kSums / kVectors;
       for (int64_t o = 0; o < count; o += kOutputs) {
-        Multiply<V, Source::kOfBytes, kVectors, kOutputs, Tile::kUnits>(
+        Multiply<V, Table::kOfBytes, kVectors, kOutputs, Tile::kUnits>(
             weights_ + o * Tile::kUnits, in, blocks * Tile::kBlockUnits, start,
             scale_ + o, totals + o * width);
       }
     });
   }
 
-  const Source& source_;
+  const Matrix& m_;
   const Columns& x_;
-  typename Source::Table table_;
+  Table table_;
   alignas(64) float weights_[kSums * Tile::kUnits];
   alignas(64) float totals_[kSums * kPanelRows];
   float scale_[kSums];
