@@ -87,7 +87,7 @@ struct Sixteen {
     return AddBytes(sum, _mm512_castps_si512(weights), _mm512_castps_si512(x));
   }
   static void Store(void* p, Ints v) { _mm512_storeu_si512(p, v); }
-  static Ints Minus(Ints v) { return _mm512_sub_epi32(Ints{}, v); }
+  static Ints Subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
   // The first of a register, of which all others are zero.
   static Ints First(int32_t value) {
     return _mm512_zextsi128_si512(_mm_cvtsi32_si128(value));
@@ -259,8 +259,9 @@ class Lookup<Sixteen, 8, T> {
   __m512i tables_[kPlanes][4];
 };
 
-template <bool kSmall>  // at most 32 entries
-void SparseRow(const Sparse& m, const float* x, const Range& range) {
+inline void SparseRow(Sixteen, const Sparse& m, const float* x,
+                      const Range& range) {
+  const bool small = m.entries <= 32;
   const __m512 low = _mm512_loadu_ps(m.book);
   const __m512 high = _mm512_loadu_ps(m.book + 16);
   const __m512i most = _mm512_set1_epi32(m.inputs - 1);
@@ -273,13 +274,10 @@ void SparseRow(const Sparse& m, const float* x, const Range& range) {
           left >= kLanes ? 0xffff : static_cast<__mmask16>((1 << left) - 1);
       const __m512i codes =
           _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, m.codes + i));
-      __m512 weights;
-      if constexpr (kSmall) {
-        weights = _mm512_permutex2var_ps(low, codes, high);
-      } else {
-        weights = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, codes,
+      const __m512 weights =
+          small ? _mm512_permutex2var_ps(low, codes, high)
+                : _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, codes,
                                            m.book, 4);
-      }
       // Only columns of `mask` are read, none beyond the inputs; what was not
       // read counts nothing, even if x is infinite.
       const __m512i columns =
@@ -294,12 +292,6 @@ void SparseRow(const Sparse& m, const float* x, const Range& range) {
     }
     range.y[n] = _mm512_reduce_add_ps(sums);
   }
-}
-
-inline void SparseRow(Sixteen, const Sparse& m, const float* x,
-                      const Range& range) {
-  if (m.entries <= 32) return SparseRow<true>(m, x, range);
-  SparseRow<false>(m, x, range);
 }
 
 }  // namespace

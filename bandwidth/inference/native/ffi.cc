@@ -81,16 +81,8 @@ void Divide(void* given, int64_t outputs, int64_t unit, int64_t work,
 
 constexpr int64_t kLine = 64;
 constexpr int64_t kKept = 1 << 24;
-
-struct Block {
-  std::unique_ptr<uint8_t[]> memory;
-  int64_t bytes = 0;
-};
-
-Block& Own() {
-  thread_local Block block;
-  return block;
-}
+thread_local std::unique_ptr<uint8_t[]> own_memory;
+thread_local int64_t own_bytes = 0;
 
 const Kernels* Named(const std::string& name) {
   if (name == "scalar") return &ScalarKernels();
@@ -224,23 +216,20 @@ auto Given() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>(); }
 }  // namespace
 
 Scratch::Scratch(int64_t bytes) {
-  Block& own = Own();
-  if (own.bytes < bytes) {
-    own.memory.reset();
-    own.bytes = 0;
-    own.memory.reset(new uint8_t[bytes + kLine]);
-    own.bytes = bytes;
+  if (own_bytes < bytes) {
+    own_bytes = 0;
+    own_memory.reset();
+    own_memory.reset(new uint8_t[bytes + kLine]);
+    own_bytes = bytes;
   }
-  const auto start = reinterpret_cast<uintptr_t>(own.memory.get());
+  const auto start = reinterpret_cast<uintptr_t>(own_memory.get());
   next_ = reinterpret_cast<uint8_t*>((start + kLine - 1) / kLine * kLine);
 }
 
 Scratch::~Scratch() {
-  Block& own = Own();
-  if (own.bytes > kKept) {
-    own.memory.reset();
-    own.bytes = 0;
-  }
+  if (own_bytes <= kKept) return;
+  own_memory.reset();
+  own_bytes = 0;
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(BandwidthCodebook, CodebookProduct,

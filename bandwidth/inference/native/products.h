@@ -85,7 +85,7 @@ void IntegerProduct(const typename Table::Matrix& m, const Call& call,
                        V::kTileRows, scratch, call.threads);
       columns.scale = x.scale;
       columns.tiles = tiles;
-      columns.start = StartOf<Table>(g, columns, scratch);
+      columns.offsets = OffsetsOf<Table>(g, columns, scratch);
       return DivideTiles<Table>(m, columns, work, call);
     }
   }

@@ -30,7 +30,7 @@ struct Columns {
   int lanes;
   int most;
   const float* scale = nullptr;    // [batch], or null
-  const int32_t* start = nullptr;  // [tiles, width] as x is: where sums start
+  const int32_t* offsets = nullptr;  // [tiles, width], of sums of bytes
   int64_t tiles = 0;
 
   int64_t Rows(int64_t row) const { return std::min<int64_t>(batch - row, most); }
@@ -56,17 +56,6 @@ inline void Transpose(const float* from, int64_t stride, float* to,
   for (int u = 0; u < 4; ++u) _mm_storeu_ps(to + u * width, rows[u]);
 }
 
-// Turns rows from `row` on one at a time, and fills up with zeros.
-inline void CopyColumns(const float* from, int64_t stride, int64_t row,
-                        int64_t rows, int64_t begin, int64_t end,
-                        int64_t width, float* to) {
-  for (int64_t u = begin; u < end; ++u) {
-    for (int64_t r = row; r < width; ++r) {
-      to[u * width + r] = r < rows ? from[r * stride + u] : 0;
-    }
-  }
-}
-
 // Turns rows of units, `stride` apart, into columns, `most` in a group.
 template <typename V>
 inline Columns ColumnsOf(const void* rows, int64_t stride, int64_t units,
@@ -80,15 +69,17 @@ inline Columns ColumnsOf(const void* rows, int64_t stride, int64_t units,
       const int64_t width = columns.Width(row), there = columns.Rows(row);
       const float* own = from + row * stride;
       float* to = made + row * units;
-      int64_t u = begin;
-      for (; u + 4 <= end; u += 4) {
-        int64_t r = 0;
-        for (; r + 4 <= there; r += 4) {
+      const int64_t fours = begin + (end - begin) / 4 * 4, turned = there / 4 * 4;
+      for (int64_t u = begin; u < fours; u += 4) {
+        for (int64_t r = 0; r < turned; r += 4) {
           Transpose(own + r * stride + u, stride, to + u * width + r, width);
         }
-        CopyColumns(own, stride, r, there, u, u + 4, width, to);
       }
-      CopyColumns(own, stride, 0, there, u, end, width, to);
+      for (int64_t u = turned < width ? begin : fours; u < end; ++u) {
+        for (int64_t r = u < fours ? turned : 0; r < width; ++r) {
+          to[u * width + r] = r < there ? own[r * stride + u] : 0;
+        }
+      }
     }
   });
   return columns;
@@ -108,22 +99,12 @@ inline void WriteColumns(const float* sums, int64_t count, int64_t width,
 // Adds the products of kOutputs outputs and kVectors registers of rows.
 template <typename V, bool kOfBytes, int kVectors, int kOutputs, int kStride>
 inline void Multiply(const float* weights, const float* x, int64_t units,
-                     const int32_t* start, const float* scale, float* totals) {
+                     const int32_t* offsets, const float* scale, float* totals) {
   using Floats = typename V::Floats;
   constexpr int kWidth = kVectors * V::kLanes;
   std::conditional_t<kOfBytes, typename V::Ints, Floats>
       sums[kOutputs][kVectors];
-#pragma GCC unroll 24
-  for (int o = 0; o < kOutputs; ++o) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      if constexpr (kOfBytes) {
-        sums[o][v] = V::LoadInts(start + v * V::kLanes);
-      } else {
-        sums[o][v] = Floats{};
-      }
-    }
-  }
+  Clear(sums);
   for (int64_t u = 0; u < units; ++u) {
     Floats in[kVectors];
 #pragma GCC unroll 4
@@ -145,8 +126,9 @@ inline void Multiply(const float* weights, const float* x, int64_t units,
     for (int v = 0; v < kVectors; ++v) {
       float* to = totals + o * kWidth + v * V::kLanes;
       if constexpr (kOfBytes) {
-        V::Store(to, V::MultiplyAdd(V::Set(scale[o]), V::ToFloats(sums[o][v]),
-                                    V::Load(to)));
+        const typename V::Ints offset = V::LoadInts(offsets + v * V::kLanes);
+        const Floats sum = V::ToFloats(V::Subtract(sums[o][v], offset));
+        V::Store(to, V::MultiplyAdd(V::Set(scale[o]), sum, V::Load(to)));
       } else {
         V::Store(to, V::Load(to) + sums[o][v]);
       }
@@ -170,9 +152,9 @@ struct TileOf {
   }
 };
 
-// What is to be taken away of each tile for the offset of weights.
+// What the offset of weights adds to sums of each tile.
 template <typename Table>
-const int32_t* StartOf(const Groups& g, const Columns& x, Scratch& scratch) {
+const int32_t* OffsetsOf(const Groups& g, const Columns& x, Scratch& scratch) {
   using V = typename Table::V;
   using Tile = TileOf<Table>;
   int32_t* made =
@@ -188,7 +170,7 @@ const int32_t* StartOf(const Groups& g, const Columns& x, Scratch& scratch) {
         for (int64_t u = 0; u < units; ++u) {
           sum = V::AddBytes(sum, V::Offset(), V::LoadInts(in + u * width + v));
         }
-        V::Store(to + v, V::Minus(sum));
+        V::Store(to + v, sum);
       }
       in += units * width;
     }
@@ -270,13 +252,13 @@ class TileProduct {
                      int64_t blocks, int64_t tile) {
     const int64_t width = x_.Width(row);
     const float* in = x_.x + row * x_.units + block * Tile::kBlockUnits * width;
-    const int32_t* start =
-        x_.start ? x_.start + row * x_.tiles + tile * width : nullptr;
+    const int32_t* offsets =
+        x_.offsets ? x_.offsets + row * x_.tiles + tile * width : nullptr;
     ByNumber<kMost / V::kLanes>(width / V::kLanes, [&](auto vectors) {
       constexpr int kVectors = vectors.value, kOutputs = kSums / kVectors;
       for (int64_t o = 0; o < count; o += kOutputs) {
         Multiply<V, Table::kOfBytes, kVectors, kOutputs, Tile::kUnits>(
-            weights_ + o * Tile::kUnits, in, blocks * Tile::kBlockUnits, start,
+            weights_ + o * Tile::kUnits, in, blocks * Tile::kBlockUnits, offsets,
             scale_ + o, totals + o * width);
       }
     });
