@@ -73,33 +73,27 @@ inline float Inverse(float most, int largest) {
   return most > 0 ? largest / most : 0.0f;
 }
 
-// Rounds numbers to integers, filled up with zeros; returns their scale. What is
-// not finite has no integer; the scale carries it on.
+// Rounds numbers to integers, filled up with zeros; returns their scale. Floats
+// become scale times that. What is not finite has no integer; the scale carries
+// it on.
 template <typename T>
 inline float Round(const float* values, int64_t count, int64_t filled,
-                   int largest, T* integers) {
+                   int largest, T* rounded) {
   const float most = Largest(values, count);
   const float inverse = Inverse(most, largest);
+  const float scale = most / largest;
   const float bound = static_cast<float>(largest);
   for (int64_t k = 0; k < count; ++k) {
-    const float value = Nearest(values[k] * inverse);
-    integers[k] = static_cast<T>(static_cast<int32_t>(
-        value >= -bound && value <= bound ? value : 0.0f));
+    float value = Nearest(values[k] * inverse);
+    value = value >= -bound && value <= bound ? value : 0.0f;
+    if constexpr (std::is_same_v<T, float>) {
+      rounded[k] = value * scale;
+    } else {
+      rounded[k] = static_cast<T>(static_cast<int32_t>(value));
+    }
   }
-  for (int64_t k = count; k < filled; ++k) integers[k] = 0;
-  return most / largest;
-}
-
-// What rounding makes of numbers, or themselves where `largest` is 0.
-inline void RoundFloats(const float* values, int64_t count, int64_t filled,
-                        int largest, float* rounded) {
-  if (!largest) {
-    std::memcpy(rounded, values, count * sizeof(float));
-    std::memset(rounded + count, 0, (filled - count) * sizeof(float));
-    return;
-  }
-  const float scale = Round(values, count, filled, largest, rounded);
-  for (int64_t i = 0; i < count; ++i) rounded[i] *= scale;
+  for (int64_t k = count; k < filled; ++k) rounded[k] = 0;
+  return scale;
 }
 
 // Bytes of scratch that the functions below take, of any mode.
@@ -129,8 +123,15 @@ inline Arranged<float> FloatsOf(const Rows& rows, int largest,
   float* row = natural ? nullptr : scratch.Take<float>(rows.filled);
   for (int64_t b = 0; b < rows.batch; ++b) {
     float* own = made + b * rows.filled;
-    RoundFloats(rows.x + b * rows.inputs, rows.inputs, rows.filled, largest,
-                natural ? own : row);
+    float* first = natural ? own : row;
+    const float* x = rows.x + b * rows.inputs;
+    if (largest) {
+      Round(x, rows.inputs, rows.filled, largest, first);
+    } else {
+      std::memcpy(first, x, rows.inputs * sizeof(float));
+      std::memset(first + rows.inputs, 0,
+                  (rows.filled - rows.inputs) * sizeof(float));
+    }
     if (!natural) Reorder(row, rows.filled, order, own);
   }
   return {made, nullptr, nullptr, rows.filled, rows.batch};
@@ -201,8 +202,7 @@ inline const float* BooksOf(const Codebook& m, int largest, Scratch& scratch) {
   const int64_t entries = int64_t{1} << m.bits;
   float* made = scratch.Take<float>(books * entries);
   for (int64_t i = 0; i < books; ++i) {
-    RoundFloats(m.book + i * entries, entries, entries, largest,
-                made + i * entries);
+    Round(m.book + i * entries, entries, entries, largest, made + i * entries);
   }
   return made;
 }

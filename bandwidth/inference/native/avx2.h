@@ -230,7 +230,7 @@ template <>
 class Lookup<Eight, 8, float> {
  public:
   static constexpr int kVectors = 8;
-  static constexpr int kSlots = 1;
+  static constexpr int kSlots = 0;
   static constexpr Order kOrder = kNatural;
 
   float Set(const float* book) {

@@ -101,7 +101,7 @@ template <int kBits, typename T>
 class Lookup<Sixteen, kBits, T> {
  public:
   static constexpr int kVectors = 8 * sizeof(T) / kBits;
-  static constexpr int kSlots = sizeof(T) == 4 ? 1 : 32;
+  static constexpr int kSlots = sizeof(T) == 4 ? 0 : 32;
   static constexpr Order kOrder = kNatural;  // of floats
 
   static void Arrange(const int32_t* values, int64_t count, T* to) {
@@ -112,11 +112,14 @@ class Lookup<Sixteen, kBits, T> {
     const __m512 values = kBits == 2
                               ? _mm512_broadcast_f32x4(_mm_loadu_ps(book))
                               : _mm512_loadu_ps(book);
-    table_ = _mm512_castps_si512(values);
-    if constexpr (sizeof(T) == 4) return 1;
+    const __m512i as_bits = _mm512_castps_si512(values);
+    if constexpr (sizeof(T) == 4) {
+      table_ = as_bits;
+      return 1;
+    }
     constexpr int kLargest = sizeof(T) == 1 ? kLargest8 : kLargestBook16;
     const int32_t bits = _mm512_reduce_max_epi32(
-        _mm512_and_si512(table_, _mm512_set1_epi32(0x7fffffff)));
+        _mm512_and_si512(as_bits, _mm512_set1_epi32(0x7fffffff)));
     float most;
     std::memcpy(&most, &bits, sizeof(most));
     const __m512i integers = _mm512_cvtps_epi32(

@@ -40,18 +40,22 @@ class BookTable {
 
   void Set(const Codebook& m, int64_t n, int64_t run) {
     const float* book = m.book + (m.groups.At(n, run) << kBits);
-    Made& made = made_[run % Found::kSlots];
+    if (kSlots == 0) {
+      now_.Set(book);
+      return;
+    }
+    Made& made = made_[run % kBooks];
     if (made.book != book) {
       made.book = book;
       made.scale = made.lookup.Set(book);
     }
     scale = made.scale;
-    if (Found::kSlots > 1) now_ = made.lookup;
+    if (kBooks > 1) now_ = made.lookup;
   }
 
   template <typename F>
   void Block(const uint8_t* codes, F&& each) const {
-    (Found::kSlots > 1 ? now_ : made_[0].lookup).Block(codes, each);
+    (kSlots == 1 ? made_[0].lookup : now_).Block(codes, each);
   }
 
  private:
@@ -61,7 +65,9 @@ class BookTable {
     Found lookup;
   };
 
-  Made made_[Found::kSlots];
+  static constexpr int kSlots = Found::kSlots;
+  static constexpr int kBooks = kSlots ? kSlots : 1;
+  Made made_[kBooks];
   Found now_;
 };
 
@@ -203,18 +209,16 @@ template <int kRows, typename Table>
   constexpr int kWords = 2 * V::kLanes;
   constexpr int kChains = kLevels ? V::kLevelChains : V::WordChains(kRows);
   const int64_t blocks = m.groups.run_blocks;
-  const int64_t at_once = kLevels ? V::kLevelBlocks : blocks;
   const Window<kRows, int16_t> rows(x, first);
   const auto add = [&](const Table& table, int64_t n, int64_t run,
                        typename V::Floats(&totals)[kRows]) {
     const uint8_t* codes = m.At(n, run * blocks);
     int64_t at = run * blocks * Table::kVectors * kWords;
-    for (int64_t block = 0; block < blocks; block += at_once) {
-      const int64_t left = std::min(blocks - block, at_once);
+    const auto add_blocks = [&](int64_t count) {
       std::conditional_t<kLevels, Ints, typename V::Floats>
           sums[kRows][kChains];
       Clear(sums);
-      for (int64_t i = 0; i < (at_once == 1 ? 1 : left); ++i) {
+      for (int64_t i = 0; i < count; ++i) {
         table.Block(codes, [&](int j, Ints low, Ints high) {
 #pragma GCC unroll 4
           for (int b = 0; b < kRows; ++b) {
@@ -237,6 +241,11 @@ template <int kRows, typename Table>
       for (int b = 0; b < kRows; ++b) {
         totals[b] = V::AddChains(totals[b], table.scale, sums[b]);
       }
+    };
+    constexpr int64_t kMost = V::kLevelBlocks;
+    if (!kLevels) return add_blocks(blocks);
+    for (int64_t left = blocks; left > 0; left -= kMost) {
+      add_blocks(kMost == 1 ? 1 : std::min(left, kMost));
     }
   };
   IntegerRows<kRows, Table>(m, rows, x.scale, range, add);
