@@ -1,10 +1,9 @@
-// Activations and codebooks as integers (rounding.py has the equations), and
-// activations in the order in which kernels meet them. Plain loops, compiled for
-// each instruction set.
+// Activations and codebooks as integers (rounding.py has the equations), in the
+// order in which kernels meet them. Plain loops, compiled for each instruction
+// set.
 
 #pragma once
 
-#include <cstdint>
 #include <cstring>
 #include <type_traits>
 
@@ -60,13 +59,6 @@ inline float Largest(const float* values, int64_t count) {
 inline float Nearest(float value) {
   constexpr float kNoFractions = 12582912.0f;  // 1.5 * 2^23
   return (value + kNoFractions) - kNoFractions;
-}
-
-// The largest integer that activations become; 0 where they stay as they are.
-inline int Largest(Mode mode) {
-  return mode == Mode::kExact ? 0
-         : mode == Mode::kInt8 ? kLargest8
-                               : kLargest16;
 }
 
 inline float Inverse(float most, int largest) {
@@ -220,6 +212,15 @@ struct Window {
     }
   }
 };
+
+template <typename V, bool kInts>
+inline auto Zero() {
+  if constexpr (kInts) {
+    return typename V::Ints{};
+  } else {
+    return typename V::Floats{};
+  }
+}
 
 // Compilers keep what is cleared one by one in registers.
 template <typename T>

@@ -8,10 +8,6 @@
 
 #include <immintrin.h>
 
-#include <cstdint>
-
-#include "activations.h"
-#include "kernels.h"
 #include "rows.h"
 
 namespace bandwidth {
@@ -38,7 +34,7 @@ struct Eight {
   static constexpr int WordChains(int rows) { return rows == 1 ? 2 : 1; }
   static constexpr int ByteChains(int rows) { return rows == 1 ? 2 : 1; }
   static constexpr int kLevelChains = 1;
-  static constexpr int kLevelBlocks = 1;  // whose products are added as integers
+  static constexpr int kLevelBlocks = 1;  // whose sum stays an integer
 
   static Floats Set(float value) { return _mm256_set1_ps(value); }
   static Floats Load(const float* p) { return _mm256_loadu_ps(p); }
@@ -99,19 +95,14 @@ template <int kBits, int kTogether>
 constexpr Order PlaneOrder() {
   constexpr int kFields = 8 / kBits;
   Order order{};
-  for (int i = 0; i < 2 * kFields; ++i) {
-    for (int word = 0; word < 4; word += kTogether) {
-      for (int half = 0; half < 2; ++half) {
-        for (int w = word; w < word + kTogether; ++w) {
-          for (int byte = 0; byte < 4; ++byte) {
-            const int field = kFields * byte + i % kFields;
-            const int lane = 8 * (i / kFields) + 4 * half + w;
-            order.at[order.block++] = kLanes * field + lane;
-          }
-        }
-      }
-    }
+  for (int at = 0; at < 512 / kBits; ++at) {
+    const int i = at / 32, field = kFields * (at % 4) + i % kFields;
+    const int word =
+        at / (8 * kTogether) * kTogether % 4 + at / 4 % kTogether;
+    const int half = 2 * (i / kFields) + at / (4 * kTogether) % 2;
+    order.at[at] = kLanes * field + 4 * half + word;
   }
+  order.block = 512 / kBits;
   return order;
 }
 

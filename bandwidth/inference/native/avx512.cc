@@ -7,12 +7,9 @@
 
 #include <immintrin.h>
 
-#include <cstdint>
 #include <cstring>
 #include <type_traits>
 
-#include "activations.h"
-#include "kernels.h"
 #include "products.h"
 #include "rows.h"
 
@@ -79,7 +76,7 @@ struct Sixteen {
   // multiplies unsigned by signed ones.
   static constexpr int kOffset = 128;
   static Ints Offset() { return _mm512_set1_epi8(static_cast<char>(kOffset)); }
-  static Ints Bytes(Ints weights) { return _mm512_xor_si512(weights, Offset()); }
+  static Ints Bytes(Ints levels) { return _mm512_xor_si512(levels, Offset()); }
   static Ints AddBytes(Ints sum, Ints weights, Ints x) {
     return _mm512_dpbusd_epi32(sum, weights, x);
   }
@@ -201,13 +198,13 @@ class Lookup<Sixteen, 8, T> {
     } else {
       __m512i bytes[kPlanes];
       Find(index, bytes);
-      const __m512i even = EvenBytes(bytes[0], bytes[1]);
-      const __m512i odd = OddBytes(bytes[0], bytes[1]);
+      const __m512i even = EvenBytes(bytes[0], bytes[1]),
+                    odd = OddBytes(bytes[0], bytes[1]);
       if constexpr (kPlanes == 2) {
         each(0, even, odd);
       } else {
-        const __m512i high_even = EvenBytes(bytes[2], bytes[3]);
-        const __m512i high_odd = OddBytes(bytes[2], bytes[3]);
+        const __m512i high_even = EvenBytes(bytes[2], bytes[3]),
+                      high_odd = OddBytes(bytes[2], bytes[3]);
         each(0, EvenWords(even, high_even));
         each(1, EvenWords(odd, high_odd));
         each(2, OddWords(even, high_even));
@@ -241,23 +238,21 @@ class Lookup<Sixteen, 8, T> {
 
   // Words of the even bytes of two registers, and of the odd ones.
   static __m512i EvenBytes(__m512i low, __m512i high) {
-    return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, low,
-                                  _mm512_slli_epi16(high, 8));
+    return _mm512_mask_blend_epi8(kOdd, low, _mm512_slli_epi16(high, 8));
   }
   static __m512i OddBytes(__m512i low, __m512i high) {
-    return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa,
-                                  _mm512_srli_epi16(low, 8), high);
+    return _mm512_mask_blend_epi8(kOdd, _mm512_srli_epi16(low, 8), high);
   }
-
   // The same of words, as floats.
   static __m512 EvenWords(__m512i low, __m512i high) {
     return _mm512_castsi512_ps(_mm512_mask_blend_epi16(
-        0xaaaaaaaa, low, _mm512_slli_epi32(high, 16)));
+        static_cast<__mmask32>(kOdd), low, _mm512_slli_epi32(high, 16)));
   }
   static __m512 OddWords(__m512i low, __m512i high) {
     return _mm512_castsi512_ps(_mm512_mask_blend_epi16(
-        0xaaaaaaaa, _mm512_srli_epi32(low, 16), high));
+        static_cast<__mmask32>(kOdd), _mm512_srli_epi32(low, 16), high));
   }
+  static constexpr __mmask64 kOdd = 0xaaaaaaaaaaaaaaaa;
 
   __m512i tables_[kPlanes][4];
 };

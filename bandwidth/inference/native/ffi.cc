@@ -232,28 +232,20 @@ Scratch::~Scratch() {
   own_bytes = 0;
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(BandwidthCodebook, CodebookProduct,
-                              Given()
-                                  .Arg<ffi::Buffer<ffi::U8>>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Attr<int64_t>("bits")
-                                  .Attr<int64_t>("mode"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    BandwidthCodebook, CodebookProduct,
+    Given().Arg<ffi::Buffer<ffi::U8>>().Arg<Floats>().Ret<Floats>()
+        .Attr<int64_t>("bits").Attr<int64_t>("mode"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(BandwidthUniform, UniformProduct,
-                              Given()
-                                  .Arg<ffi::Buffer<ffi::S8>>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Attr<int64_t>("mode"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    BandwidthUniform, UniformProduct,
+    Given().Arg<ffi::Buffer<ffi::S8>>().Arg<Floats>().Ret<Floats>()
+        .Attr<int64_t>("mode"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(BandwidthSparse, SparseProduct,
-                              Given()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::U8>>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    BandwidthSparse, SparseProduct,
+    Given().Arg<ffi::Buffer<ffi::S32>>().Arg<ffi::AnyBuffer>()
+        .Arg<ffi::Buffer<ffi::U8>>().Arg<Floats>().Ret<Floats>());
 
 }  // namespace bandwidth
 

@@ -3,16 +3,15 @@
 
 #pragma once
 
-#include <cstdint>
-
-#include "activations.h"
 #include "avx2.h"
-#include "kernels.h"
 #include "rows.h"
 #include "tiles.h"
 
 namespace bandwidth {
 namespace {
+
+// Integers that activations become, by mode; 0 where they stay as they are.
+constexpr int kLargestOf[] = {0, kLargest16, kLargest8};
 
 // More rows of words than these are multiplied as floats.
 constexpr int64_t kFewCodeRows = 4;
@@ -20,8 +19,8 @@ constexpr int64_t kFewCodeRows = 4;
 // Divides outputs among threads, each of which goes through all rows, at most
 // kMost at once.
 template <int kMost, typename Table, typename T>
-void DivideRows(const typename Table::Matrix& m, const Arranged<T>& x, int64_t work,
-                const Call& call) {
+void DivideRows(const typename Table::Matrix& m, const Arranged<T>& x,
+                int64_t work, const Call& call) {
   const int64_t outputs = m.outputs;
   call.threads(outputs, 1, work, [&](int64_t begin, int64_t end) {
     const Range range{begin, end, call.y, outputs};
@@ -105,7 +104,7 @@ void CodebookBits(const Codebook& m, const Call& call) {
           m, call, Lookup<V, kBits, int16_t>::Arrange);
     }
   }
-  const int largest = Largest(call.mode);
+  const int largest = kLargestOf[static_cast<int>(call.mode)];
   Scratch scratch(FloatBytes<V>(call.rows) + BookBytes(m));
   Codebook rounded = m;
   rounded.book = BooksOf(m, words ? kLargestBook16 : largest, scratch);
@@ -133,8 +132,8 @@ void UniformProduct(const Uniform& m, const Call& call) {
                                                            Narrow<int16_t>);
   }
   Scratch scratch(FloatBytes<V>(call.rows));
-  FloatProduct<LevelTable<V, float>>(m, call, Largest(call.mode), kNatural,
-                                     scratch);
+  FloatProduct<LevelTable<V, float>>(
+      m, call, kLargestOf[static_cast<int>(call.mode)], kNatural, scratch);
 }
 
 template <typename V>
@@ -143,10 +142,16 @@ void SparseBatch(const Sparse& m, const Call& call) {
   Scratch scratch(ColumnBytes<V>(rows.batch, rows.inputs));
   const Columns x = ColumnsOf<V>(rows.x, rows.inputs, rows.inputs, rows.batch,
                                  4 * V::kLanes, scratch, call.threads);
-  call.threads(m.outputs, 1, 4 * m.nonzeros * rows.batch,
-               [&](int64_t begin, int64_t end) {
-                 SparseColumns<V>(m, x, {begin, end, call.y, m.outputs});
-               });
+  const auto multiply = [&](int64_t begin, int64_t end) {
+    for (int64_t row = 0; row < x.batch; row += x.most) {
+      ByNumber<4>(x.Width(row) / V::kLanes, [&](auto vectors) {
+        SparseGroup<V, vectors.value>(m, x.x + row * x.units,
+                                      {begin, end, call.y, m.outputs}, row,
+                                      x.Rows(row));
+      });
+    }
+  };
+  call.threads(m.outputs, 1, 4 * m.nonzeros * rows.batch, multiply);
 }
 
 template <typename V>

@@ -2,27 +2,25 @@
 // inputs of one output, and what a look-up finds is multiplied with each of the
 // rows at once.
 //
-// Registers (V) are those of an instruction set, which also has its ways to look
-// codes up. The table of a source holds what codes of an output and a run mean,
-// and hands over the weights of a block, a register at a time.
+// Registers (V) are those of an instruction set, which has its ways to look up
+// codes. A table holds what codes of an output and a run mean, and hands over
+// the weights of a block, a register at a time.
 
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <type_traits>
 
 #include "activations.h"
-#include "kernels.h"
 
 namespace bandwidth {
 namespace {
 
 // A book in registers. `Block(codes, each)` calls `each(j, weights)` with
 // register j of what a block of codes means; of words `each(j, first, second)`,
-// with two registers between which its inputs are divided. A book of floats has
-// its 2^kBits entries, one of integers at least 16. `kSlots` of them are kept
-// for runs to come; none where setting one costs nothing.
+// with two registers between which inputs are divided. `Set(book)` takes the
+// 2^kBits entries of a book and returns the scale of what they become. `kSlots`
+// of them are kept for runs to come; none where setting one costs nothing.
 template <typename V, int kBits, typename T>
 class Lookup;
 
@@ -36,7 +34,7 @@ class BookTable {
   static constexpr bool kScaled = sizeof(T) < sizeof(float);
   static constexpr int kVectors = Found::kVectors;
 
-  float scale;  // of integers
+  float scale = 1;  // of integers
 
   void Set(const Codebook& m, int64_t n, int64_t run) {
     const float* book = m.book + (m.groups.At(n, run) << kBits);
@@ -215,8 +213,7 @@ template <int kRows, typename Table>
     const uint8_t* codes = m.At(n, run * blocks);
     int64_t at = run * blocks * Table::kVectors * kWords;
     const auto add_blocks = [&](int64_t count) {
-      std::conditional_t<kLevels, Ints, typename V::Floats>
-          sums[kRows][kChains];
+      decltype(Zero<V, kLevels>()) sums[kRows][kChains];
       Clear(sums);
       for (int64_t i = 0; i < count; ++i) {
         table.Block(codes, [&](int j, Ints low, Ints high) {

@@ -3,16 +3,9 @@
 #include <cstring>
 
 #include "activations.h"
-#include "kernels.h"
 
 namespace bandwidth {
 namespace {
-
-inline uint32_t Word(const uint8_t* bytes) {
-  uint32_t word;
-  std::memcpy(&word, bytes, sizeof(word));
-  return word;
-}
 
 // Weights that T multiplies: floats as they are, with scale 1.
 template <typename T>
@@ -25,7 +18,9 @@ struct CodeWeights {
   const T* Values(int64_t at) const { return books + (at << m.bits); }
   float Scale(int64_t at) const { return scales ? scales[at] : 1; }
   T Weight(const T* values, const uint8_t* block, int j, int l) const {
-    return values[Word(block + 4 * l) >> (m.bits * j) & ((1u << m.bits) - 1)];
+    uint32_t word;
+    std::memcpy(&word, block + 4 * l, sizeof(word));
+    return values[word >> (m.bits * j) & ((1u << m.bits) - 1)];
   }
 };
 

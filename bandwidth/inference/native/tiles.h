@@ -2,19 +2,17 @@
 //
 // Weights of some outputs and inputs are decoded once, into a buffer that stays
 // in the first cache; one of them at a time then meets all rows. A unit is what
-// is multiplied at once: a float, or four bytes. Of sparse matrices, a weight meets the column of activations that it reads.
+// is multiplied at once: a float, or four bytes. Of sparse matrices, a weight
+// meets the column of activations that it reads.
 
 #pragma once
 
 #include <immintrin.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "activations.h"
-#include "kernels.h"
 
 namespace bandwidth {
 namespace {
@@ -33,7 +31,9 @@ struct Columns {
   const int32_t* offsets = nullptr;  // [tiles, width], of sums of bytes
   int64_t tiles = 0;
 
-  int64_t Rows(int64_t row) const { return std::min<int64_t>(batch - row, most); }
+  int64_t Rows(int64_t row) const {
+    return std::min<int64_t>(batch - row, most);
+  }
   int64_t Width(int64_t row) const { return Padded(Rows(row), lanes); }
   static int64_t Padded(int64_t rows, int lanes) {
     return (rows + lanes - 1) / lanes * lanes;
@@ -69,7 +69,7 @@ inline Columns ColumnsOf(const void* rows, int64_t stride, int64_t units,
       const int64_t width = columns.Width(row), there = columns.Rows(row);
       const float* own = from + row * stride;
       float* to = made + row * units;
-      const int64_t fours = begin + (end - begin) / 4 * 4, turned = there / 4 * 4;
+      const int64_t turned = there / 4 * 4, fours = end - (end - begin) % 4;
       for (int64_t u = begin; u < fours; u += 4) {
         for (int64_t r = 0; r < turned; r += 4) {
           Transpose(own + r * stride + u, stride, to + u * width + r, width);
@@ -99,11 +99,11 @@ inline void WriteColumns(const float* sums, int64_t count, int64_t width,
 // Adds the products of kOutputs outputs and kVectors registers of rows.
 template <typename V, bool kOfBytes, int kVectors, int kOutputs, int kStride>
 inline void Multiply(const float* weights, const float* x, int64_t units,
-                     const int32_t* offsets, const float* scale, float* totals) {
+                     const int32_t* offsets, const float* scale,
+                     float* totals) {
   using Floats = typename V::Floats;
   constexpr int kWidth = kVectors * V::kLanes;
-  std::conditional_t<kOfBytes, typename V::Ints, Floats>
-      sums[kOutputs][kVectors];
+  decltype(Zero<V, kOfBytes>()) sums[kOutputs][kVectors];
   Clear(sums);
   for (int64_t u = 0; u < units; ++u) {
     Floats in[kVectors];
@@ -182,9 +182,7 @@ template <typename Table>
 class TileProduct {
  public:
   using Matrix = typename Table::Matrix;
-  TileProduct(const Matrix& m, const Columns& x) : m_(m), x_(x) {
-    for (float& scale : scale_) scale = 1;
-  }
+  TileProduct(const Matrix& m, const Columns& x) : m_(m), x_(x) {}
 
   void operator()(const Range& range) {
     // Outputs that are not there are multiplied too.
@@ -231,7 +229,7 @@ class TileProduct {
   void Decode(int64_t n, int64_t o, int64_t run, int64_t block,
               int64_t blocks) {
     table_.Set(m_, n + o, run);
-    if constexpr (Table::kScaled) scale_[o] = table_.scale;
+    scale_[o] = table_.scale;
     float* to = weights_ + o * Tile::kUnits;
     for (int64_t b = 0; b < blocks; ++b) {
       // The next tile jumps from output to output: too short for the machine to
@@ -258,8 +256,8 @@ class TileProduct {
       constexpr int kVectors = vectors.value, kOutputs = kSums / kVectors;
       for (int64_t o = 0; o < count; o += kOutputs) {
         Multiply<V, Table::kOfBytes, kVectors, kOutputs, Tile::kUnits>(
-            weights_ + o * Tile::kUnits, in, blocks * Tile::kBlockUnits, offsets,
-            scale_ + o, totals + o * width);
+            weights_ + o * Tile::kUnits, in, blocks * Tile::kBlockUnits,
+            offsets, scale_ + o, totals + o * width);
       }
     });
   }
@@ -269,7 +267,7 @@ class TileProduct {
   Table table_;
   alignas(64) float weights_[kSums * Tile::kUnits];
   alignas(64) float totals_[kSums * kPanelRows];
-  float scale_[kSums];
+  float scale_[kSums] = {};
 };
 
 template <typename V, int kVectors>
@@ -309,16 +307,6 @@ template <typename V, int kVectors>
       }
     }
     WriteColumns(sums, count, kWidth, row, rows, nullptr, n, range);
-  }
-}
-
-template <typename V>
-void SparseColumns(const Sparse& m, const Columns& x, const Range& range) {
-  for (int64_t row = 0; row < x.batch; row += x.most) {
-    ByNumber<4>(x.Width(row) / V::kLanes, [&](auto vectors) {
-      SparseGroup<V, vectors.value>(m, x.x + row * x.units, range, row,
-                                    x.Rows(row));
-    });
   }
 }
 
