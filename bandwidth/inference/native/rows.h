@@ -38,22 +38,18 @@ class BookTable {
 
   void Set(const Codebook& m, int64_t n, int64_t run) {
     const float* book = m.book + (m.groups.At(n, run) << kBits);
-    if (kSlots == 0) {
-      now_.Set(book);
-      return;
-    }
-    Made& made = made_[run % kBooks];
-    if (made.book != book) {
+    slot_ = kSlots ? run % kBooks : 0;
+    Made& made = made_[slot_];
+    if (kSlots == 0 || made.book != book) {
       made.book = book;
       made.scale = made.lookup.Set(book);
     }
     scale = made.scale;
-    if (kBooks > 1) now_ = made.lookup;
   }
 
   template <typename F>
   void Block(const uint8_t* codes, F&& each) const {
-    (kSlots == 1 ? made_[0].lookup : now_).Block(codes, each);
+    made_[slot_].lookup.Block(codes, each);
   }
 
  private:
@@ -66,7 +62,7 @@ class BookTable {
   static constexpr int kSlots = Found::kSlots;
   static constexpr int kBooks = kSlots ? kSlots : 1;
   Made made_[kBooks];
-  Found now_;
+  int slot_;
 };
 
 // Weights are what `Block` gives times `scale`.
