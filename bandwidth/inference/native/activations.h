@@ -1,14 +1,13 @@
-// Activations in the order in which kernels meet them. Plain loops, compiled
-// for each instruction set.
+// Activations and codebooks as integers (rounding.py has the equations), in the
+// order in which kernels meet them. Plain loops, compiled for each instruction
+// set.
 
-#ifndef BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_
-#define BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_
+#pragma once
 
-#include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
-#include "rounding.h"
 
 namespace bandwidth {
 namespace {
@@ -31,25 +30,69 @@ struct Arranged {
   int64_t batch;
 };
 
-// Which input of a block is met at a place: `at[i]` for i below `block`.
+// Which input of a block is met at a place: `at[i]` for i below `block`; 0: the
+// natural order.
 struct Order {
   int block;
   uint8_t at[256];
-
-  constexpr bool IsNatural() const {
-    for (int i = 0; i < block; ++i) {
-      if (at[i] != i) return false;
-    }
-    return true;
-  }
 };
 
-constexpr Order NaturalOrder() {
-  Order order{};
-  for (; order.block < kBlockBytes; ++order.block) {
-    order.at[order.block] = order.block;
+constexpr Order kNatural{};
+
+// The largest magnitude, or what is no number if there is one: without their
+// signs, floats are ordered like the integers of the same bits, NaN as last.
+inline float Largest(const float* values, int64_t count) {
+  int32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, values + i, sizeof(bits));
+    bits &= 0x7fffffff;
+    most = bits > most ? bits : most;
   }
-  return order;
+  float result;
+  std::memcpy(&result, &most, sizeof(result));
+  return result;
+}
+
+// What is rounded to the largest integer, if not the largest magnitude: a scale
+// below the least normal number would be 0, and its inverse infinite.
+inline float Bounded(float most, int largest) {
+  const float least = largest * FLT_MIN;
+  return most < least ? least : most;
+}
+
+// The nearest integer, of halves the even one, of magnitudes below 2^22: the
+// sum has no bits for fractions. Unlike a call, it is done for many at once.
+inline float Nearest(float value) {
+  constexpr float kNoFractions = 12582912.0f;  // 1.5 * 2^23
+  return (value + kNoFractions) - kNoFractions;
+}
+
+inline float Inverse(float most, int largest) {
+  return most > 0 ? largest / most : 0.0f;
+}
+
+// Rounds numbers to integers, filled up with zeros; returns their scale. Floats
+// become scale times that. What is not finite has no integer; the scale carries
+// it on.
+template <typename T>
+inline float Round(const float* values, int64_t count, int64_t filled,
+                   int largest, T* rounded) {
+  const float most = Bounded(Largest(values, count), largest);
+  const float inverse = Inverse(most, largest);
+  const float scale = most / largest;
+  const float bound = static_cast<float>(largest);
+  for (int64_t k = 0; k < count; ++k) {
+    float value = Nearest(values[k] * inverse);
+    value = value >= -bound && value <= bound ? value : 0.0f;
+    if constexpr (std::is_same_v<T, float>) {
+      rounded[k] = value * scale;
+    } else {
+      rounded[k] = static_cast<T>(static_cast<int32_t>(value));
+    }
+  }
+  for (int64_t k = count; k < filled; ++k) rounded[k] = 0;
+  return scale;
 }
 
 // Bytes of scratch that the functions below take, of any mode.
@@ -71,7 +114,7 @@ inline void Reorder(const From* from, int64_t count, const Order& order,
 // Rows as they are, or as rounding leaves them where `largest` is not 0.
 inline Arranged<float> FloatsOf(const Rows& rows, int largest,
                                 const Order& order, Scratch& scratch) {
-  const bool natural = order.IsNatural();
+  const bool natural = !order.block;
   if (!largest && natural && rows.filled == rows.inputs) {
     return {rows.x, nullptr, nullptr, rows.filled, rows.batch};
   }
@@ -82,12 +125,12 @@ inline Arranged<float> FloatsOf(const Rows& rows, int largest,
     float* first = natural ? own : row;
     const float* x = rows.x + b * rows.inputs;
     if (largest) {
-      RoundFloats(x, rows.inputs, largest, first);
+      Round(x, rows.inputs, rows.filled, largest, first);
     } else {
       std::memcpy(first, x, rows.inputs * sizeof(float));
+      std::memset(first + rows.inputs, 0,
+                  (rows.filled - rows.inputs) * sizeof(float));
     }
-    std::memset(first + rows.inputs, 0,
-                (rows.filled - rows.inputs) * sizeof(float));
     if (!natural) Reorder(row, rows.filled, order, own);
   }
   return {made, nullptr, nullptr, rows.filled, rows.batch};
@@ -124,11 +167,6 @@ inline void Narrow(const int32_t* values, int64_t count, T* to) {
   for (int64_t k = 0; k < count; ++k) to[k] = static_cast<T>(values[k]);
 }
 
-template <typename T>
-inline int Largest() {
-  return sizeof(T) == 1 ? kLargest8 : kLargest16;
-}
-
 // Rounds rows; `pack(integers, count, to)` brings those of a row in order.
 template <typename T, typename Pack>
 inline Arranged<T> IntegersOf(const Rows& rows, int64_t runs, Scratch& scratch,
@@ -139,8 +177,8 @@ inline Arranged<T> IntegersOf(const Rows& rows, int64_t runs, Scratch& scratch,
   int32_t* integers = scratch.Take<int32_t>(rows.filled);
   const int64_t run = rows.filled / runs;
   for (int64_t b = 0; b < rows.batch; ++b) {
-    scale[b] = RoundRow(rows.x + b * rows.inputs, rows.inputs, rows.filled,
-                        Largest<T>(), integers);
+    scale[b] = Round(rows.x + b * rows.inputs, rows.inputs, rows.filled,
+                     sizeof(T) == 1 ? kLargest8 : kLargest16, integers);
     for (int64_t r = 0; r < runs; ++r) {
       int32_t sum = 0;
       for (int64_t k = 0; k < run; ++k) sum += integers[r * run + k];
@@ -163,7 +201,7 @@ inline const float* BooksOf(const Codebook& m, int largest, Scratch& scratch) {
   const int64_t entries = int64_t{1} << m.bits;
   float* made = scratch.Take<float>(books * entries);
   for (int64_t i = 0; i < books; ++i) {
-    RoundFloats(m.book + i * entries, entries, largest, made + i * entries);
+    Round(m.book + i * entries, entries, entries, largest, made + i * entries);
   }
   return made;
 }
@@ -182,6 +220,15 @@ struct Window {
   }
 };
 
+template <typename V, bool kInts>
+inline auto Zero() {
+  if constexpr (kInts) {
+    return typename V::Ints{};
+  } else {
+    return typename V::Floats{};
+  }
+}
+
 // Compilers keep what is cleared one by one in registers.
 template <typename T>
 inline void Clear(T& value) {
@@ -193,9 +240,7 @@ inline void Clear(T (&values)[kCount]) {
 }
 
 template <int kValue>
-struct Number {
-  static constexpr int value = kValue;
-};
+using Number = std::integral_constant<int, kValue>;
 
 // Calls `f(Number<n>)`; where n is above kMost, with that.
 template <int kMost, typename F>
@@ -210,25 +255,23 @@ inline void ByNumber(int64_t n, const F& f) {
 // of them, at most kMost; the last of these may be fewer.
 template <int kMost, typename F>
 inline void ByRows(int64_t batch, const F& f) {
-  int64_t row = 0;
-  while (row < batch) {
+  for (int64_t row = 0; row < batch;) {
     const int64_t left = batch - row;
+    const auto rows = [&](auto count) {
+      f(count, row);
+      row += count.value;
+    };
     if (left == 1) {
-      f(Number<1>{}, row++);
+      rows(Number<1>{});
     } else if (left == 2) {
-      f(Number<2>{}, row);
-      row += 2;
-    } else if (left <= 4 || kMost == 4) {
-      f(Number<4>{}, row);
-      row += 4;
+      rows(Number<2>{});
+    } else if (left <= 4) {
+      rows(Number<4>{});
     } else {
-      f(Number<kMost>{}, row);
-      row += kMost;
+      rows(Number<kMost>{});
     }
   }
 }
 
 }  // namespace
 }  // namespace bandwidth
-
-#endif  // BANDWIDTH_INFERENCE_NATIVE_ACTIVATIONS_H_

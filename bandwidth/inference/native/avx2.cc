@@ -7,6 +7,9 @@
 
 namespace bandwidth {
 
-const Kernels& Avx2Kernels() { return KernelsOf<Eight>("avx2"); }
+const Kernels& Avx2Kernels() {
+  static const Kernels kernels = KernelsOf<Eight>("avx2");
+  return kernels;
+}
 
 }  // namespace bandwidth

@@ -4,16 +4,11 @@
 // codes mean; interleaving them gives weights in an order of its own, `kOrder`,
 // into which activations are brought once. A block is met in two halves.
 
-#ifndef BANDWIDTH_INFERENCE_NATIVE_AVX2_H_
-#define BANDWIDTH_INFERENCE_NATIVE_AVX2_H_
+#pragma once
 
 #include <immintrin.h>
 
-#include <cstdint>
-
-#include "activations.h"
-#include "kernels.h"
-#include "sources.h"
+#include "rows.h"
 
 namespace bandwidth {
 namespace {
@@ -39,7 +34,7 @@ struct Eight {
   static constexpr int WordChains(int rows) { return rows == 1 ? 2 : 1; }
   static constexpr int ByteChains(int rows) { return rows == 1 ? 2 : 1; }
   static constexpr int kLevelChains = 1;
-  static constexpr int kLevelBlocks = 1;  // whose products are added as integers
+  static constexpr int kLevelBlocks = 1;  // whose sum stays an integer
 
   static Floats Set(float value) { return _mm256_set1_ps(value); }
   static Floats Load(const float* p) { return _mm256_loadu_ps(p); }
@@ -71,12 +66,12 @@ struct Eight {
   static Ints AddWords(Ints sum, Ints a, Ints b) {
     return Add(sum, MultiplyWords(a, b));
   }
+  static Floats ToFloats(Floats v) { return v; }
   // Adds what chains of sums of words come to, times a scale.
-  template <int kChains>
-  static Floats AddChains(Floats total, float scale,
-                          const Floats (&chains)[kChains]) {
-    for (const Floats& sum : chains) {
-      total = MultiplyAdd(Set(scale), sum, total);
+  template <typename T, int kChains>
+  static Floats AddChains(Floats total, float scale, const T (&sums)[kChains]) {
+    for (const T& sum : sums) {
+      total = MultiplyAdd(Set(scale), ToFloats(sum), total);
     }
     return total;
   }
@@ -100,19 +95,14 @@ template <int kBits, int kTogether>
 constexpr Order PlaneOrder() {
   constexpr int kFields = 8 / kBits;
   Order order{};
-  for (int i = 0; i < 2 * kFields; ++i) {
-    for (int word = 0; word < 4; word += kTogether) {
-      for (int half = 0; half < 2; ++half) {
-        for (int w = word; w < word + kTogether; ++w) {
-          for (int byte = 0; byte < 4; ++byte) {
-            const int field = kFields * byte + i % kFields;
-            const int lane = 8 * (i / kFields) + 4 * half + w;
-            order.at[order.block++] = kLanes * field + lane;
-          }
-        }
-      }
-    }
+  for (int at = 0; at < 512 / kBits; ++at) {
+    const int i = at / 32, field = kFields * (at % 4) + i % kFields;
+    const int word =
+        at / (8 * kTogether) * kTogether % 4 + at / 4 % kTogether;
+    const int half = 2 * (i / kFields) + at / (4 * kTogether) % 2;
+    order.at[at] = kLanes * field + 4 * half + word;
   }
+  order.block = 512 / kBits;
   return order;
 }
 
@@ -138,7 +128,7 @@ class Lookup<Eight, kBits, T> {
       }
     } else {
       constexpr int kLargest = kPlanes == 1 ? kLargest8 : kLargestBook16;
-      const float most = Largest(book, kEntries);
+      const float most = Bounded(Largest(book, kEntries), kLargest);
       const __m128 inverse = _mm_set1_ps(Inverse(most, kLargest));
       for (int q = 0; q < 4; ++q) {
         parts[q] = _mm_cvtps_epi32(
@@ -149,7 +139,7 @@ class Lookup<Eight, kBits, T> {
       if (kPlanes == 1) parts[0] = _mm_packs_epi16(parts[0], parts[1]);
       scale = most / kLargest;
     }
-    for (int p = 0; p < kPlanes; ++p) {
+    for (int p = 0; p < (kPlanes > 1 ? kPlanes : 0); ++p) {
       parts[p] = _mm_shuffle_epi8(parts[p], ByByte());
     }
     if constexpr (kPlanes == 1) {
@@ -197,11 +187,8 @@ class Lookup<Eight, kBits, T> {
   static __m128i ByByte() {
     return kPlanes == 4 ? _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13,  //
                                         2, 6, 10, 14, 3, 7, 11, 15)
-           : kPlanes == 2
-               ? _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14,  //
-                               1, 3, 5, 7, 9, 11, 13, 15)
-               : _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7,  //
-                               8, 9, 10, 11, 12, 13, 14, 15);
+                        : _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14,  //
+                                        1, 3, 5, 7, 9, 11, 13, 15);
   }
   void SetPair(int p, __m128i low, __m128i high) {
     tables_[p] = _mm256_broadcastsi128_si256(_mm_unpacklo_epi64(low, high));
@@ -234,8 +221,8 @@ template <>
 class Lookup<Eight, 8, float> {
  public:
   static constexpr int kVectors = 8;
-  static constexpr int kSlots = 1;
-  static constexpr Order kOrder = NaturalOrder();
+  static constexpr int kSlots = 0;
+  static constexpr Order kOrder = kNatural;
 
   float Set(const float* book) {
     book_ = book;
@@ -288,5 +275,3 @@ inline void SparseRow(Eight, const Sparse& m, const float* x,
 
 }  // namespace
 }  // namespace bandwidth
-
-#endif  // BANDWIDTH_INFERENCE_NATIVE_AVX2_H_

@@ -7,8 +7,7 @@
 // What is compiled for an instruction set lies in unnamed namespaces: of a
 // function that several files have, the linker keeps any one.
 
-#ifndef BANDWIDTH_INFERENCE_NATIVE_KERNELS_H_
-#define BANDWIDTH_INFERENCE_NATIVE_KERNELS_H_
+#pragma once
 
 #include <cstdint>
 
@@ -150,13 +149,20 @@ constexpr int kLargest8 = 127;
 constexpr int kLargest16 = 32767;
 constexpr int kLargestBook16 = 16383;
 
-// y[b, n] = sum of x[b, k] W[k, n], y of [batch, outputs].
+// What is to be multiplied, how, and where it goes: y[b, n] is the sum of
+// x[b, k] W[k, n], y of [batch, outputs].
+struct Call {
+  Rows rows;
+  Mode mode;
+  float* y;
+  Threads threads;
+};
+
 struct Kernels {
   const char* name;
-  void (*codebook)(const Codebook&, const Rows&, Mode, float* y,
-                   const Threads&);
-  void (*uniform)(const Uniform&, const Rows&, Mode, float* y, const Threads&);
-  void (*sparse)(const Sparse&, const Rows&, float* y, const Threads&);
+  void (*codebook)(const Codebook&, const Call&);
+  void (*uniform)(const Uniform&, const Call&);
+  void (*sparse)(const Sparse&, const Call&);
 };
 
 const Kernels& ScalarKernels();
@@ -166,5 +172,3 @@ const Kernels& Avx512Kernels();
 #endif
 
 }  // namespace bandwidth
-
-#endif  // BANDWIDTH_INFERENCE_NATIVE_KERNELS_H_

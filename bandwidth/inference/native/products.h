@@ -1,186 +1,172 @@
 // Products by the registers (V) of an instruction set: which of rows.h and
 // tiles.h is faster, and what they are given.
 
-#ifndef BANDWIDTH_INFERENCE_NATIVE_PRODUCTS_H_
-#define BANDWIDTH_INFERENCE_NATIVE_PRODUCTS_H_
+#pragma once
 
-#include <cstdint>
-
-#include "activations.h"
 #include "avx2.h"
-#include "kernels.h"
 #include "rows.h"
-#include "sources.h"
 #include "tiles.h"
 
 namespace bandwidth {
 namespace {
+
+// Integers that activations become, by mode; 0 where they stay as they are.
+constexpr int kLargestOf[] = {0, kLargest16, kLargest8};
 
 // More rows of words than these are multiplied as floats.
 constexpr int64_t kFewCodeRows = 4;
 
 // Divides outputs among threads, each of which goes through all rows, at most
 // kMost at once.
-template <int kMost, typename Source, typename T>
-void DivideRows(const Source& source, const Arranged<T>& x, int64_t work,
-                float* y, const Threads& threads) {
-  const int64_t outputs = source.m.outputs;
-  threads(outputs, 1, work, [&](int64_t begin, int64_t end) {
-    const Range range{begin, end, y, outputs};
+template <int kMost, typename Table, typename T>
+void DivideRows(const typename Table::Matrix& m, const Arranged<T>& x,
+                int64_t work, const Call& call) {
+  const int64_t outputs = m.outputs;
+  call.threads(outputs, 1, work, [&](int64_t begin, int64_t end) {
+    const Range range{begin, end, call.y, outputs};
     ByRows<kMost>(x.batch, [&](auto count, int64_t row) {
-      ProductRows<count.value>(source, x, row, range);
+      ProductRows<count.value, Table>(m, x, row, range);
     });
   });
 }
 
-template <typename Source>
-void DivideTiles(const Source& source, const Columns& x, int64_t work, float* y,
-                 const Threads& threads) {
-  const int64_t outputs = source.m.outputs;
-  threads(outputs, Source::V::kTileSums, work, [&](int64_t begin, int64_t end) {
-    TileProduct<Source>(source, x)({begin, end, y, outputs});
-  });
+template <typename Table>
+void DivideTiles(const typename Table::Matrix& m, const Columns& x,
+                 int64_t work, const Call& call) {
+  const int64_t outputs = m.outputs;
+  call.threads(
+      outputs, Table::V::kTileSums, work, [&](int64_t begin, int64_t end) {
+        TileProduct<Table>(m, x)({begin, end, call.y, outputs});
+      });
 }
 
 template <typename V>
 int64_t FloatBytes(const Rows& rows) {
-  return ArrangedBytes(rows, 1) +
-         ColumnBytes<V>(rows.batch, rows.filled);
+  return ArrangedBytes(rows, 1) + ColumnBytes<V>(rows.batch, rows.filled);
 }
 
-template <typename Source>
-void FloatProduct(const Source& source, const Rows& rows, int largest,
-                  const Order& order, float* y, Scratch& scratch,
-                  const Threads& threads) {
-  using V = typename Source::V;
-  const int64_t batch = rows.batch;
+template <typename Table>
+void FloatProduct(const typename Table::Matrix& m, const Call& call,
+                  int largest, const Order& order, Scratch& scratch) {
+  using V = typename Table::V;
+  const Rows& rows = call.rows;
   const int64_t work =
-      V::kFloatWork * source.m.outputs * rows.filled * batch;
+      V::kFloatWork * m.outputs * rows.filled * rows.batch;
   const Arranged<float> x = FloatsOf(rows, largest, order, scratch);
-  if (batch <= V::kFewRows) {
-    return DivideRows<V::kFewRows>(source, x, work, y, threads);
+  if (rows.batch <= V::kFewRows) {
+    return DivideRows<V::kFewRows, Table>(m, x, work, call);
   }
-  const Columns columns = ColumnsOf<V>(x.x, x.stride, rows.filled, batch,
-                                       V::kTileRows, scratch, threads);
-  DivideTiles(source, columns, work, y, threads);
+  const Columns columns = ColumnsOf<V>(x.x, x.stride, rows.filled, rows.batch,
+                                       V::kTileRows, scratch, call.threads);
+  DivideTiles<Table>(m, columns, work, call);
 }
 
-// `arrange(integers, count, to)` brings those of a row in order.
-template <typename Source, typename F>
-void ByteProduct(const Source& source, const Rows& rows, const F& arrange,
-                 float* y, const Threads& threads) {
-  using V = typename Source::V;
-  const Groups& g = source.m.groups;
-  const int64_t batch = rows.batch;
-  const int64_t work = source.m.outputs * rows.filled * batch;
-  const int64_t tiles = g.runs * TileOf<Source>::OfRun(g);
-  const bool few = V::kOffset == 0 || batch <= V::kFewRows;
-  Scratch scratch(ArrangedBytes(rows, g.runs) +
-                  (few ? 0 : ColumnBytes<V>(batch, rows.filled / 4, tiles)));
-  const Arranged<int8_t> x = IntegersOf<int8_t>(rows, g.runs, scratch, arrange);
-  if constexpr (V::kOffset == 0) {
-    DivideRows<V::kFewRows>(source, x, work, y, threads);
-  } else {
-    if (few) return DivideRows<V::kFewRows>(source, x, work / 2, y, threads);
-    Columns columns = ColumnsOf<V>(x.x, x.stride / 4, rows.filled / 4, batch,
-                                   V::kTileRows, scratch, threads);
-    columns.scale = x.scale;
-    columns.tiles = tiles;
-    columns.start = StartOf<V, Source>(g, columns, scratch);
-    DivideTiles(source, columns, work / 2, y, threads);
+// Of integers that `arrange(integers, count, to)` brings in order.
+template <typename T, typename Table, typename F>
+void IntegerProduct(const typename Table::Matrix& m, const Call& call,
+                    const F& arrange) {
+  using V = typename Table::V;
+  constexpr bool kTiles = sizeof(T) == 1 && V::kOffset;
+  const Rows& rows = call.rows;
+  const Groups& g = m.groups;
+  const int64_t work =
+      m.outputs * rows.filled * rows.batch / (kTiles ? 2 : 1);
+  const int64_t tiles = g.runs * TileOf<Table>::OfRun(g);
+  const bool few = !kTiles || rows.batch <= V::kFewRows;
+  Scratch scratch(
+      ArrangedBytes(rows, g.runs) +
+      (few ? 0 : ColumnBytes<V>(rows.batch, rows.filled / 4, tiles)));
+  const Arranged<T> x = IntegersOf<T>(rows, g.runs, scratch, arrange);
+  if constexpr (kTiles) {
+    if (!few) {
+      Columns columns =
+          ColumnsOf<V>(x.x, x.stride / 4, rows.filled / 4, rows.batch,
+                       V::kTileRows, scratch, call.threads);
+      columns.scale = x.scale;
+      columns.tiles = tiles;
+      columns.offsets = OffsetsOf<Table>(g, columns, scratch);
+      return DivideTiles<Table>(m, columns, work, call);
+    }
   }
-}
-
-template <typename Source, typename F>
-void WordProduct(const Source& source, const Rows& rows, const F& arrange,
-                 float* y, const Threads& threads) {
-  Scratch scratch(ArrangedBytes(rows, source.m.groups.runs));
-  const Arranged<int16_t> x = IntegersOf<int16_t>(rows, source.m.groups.runs, scratch, arrange);
-  DivideRows<4>(source, x, source.m.outputs * rows.filled * rows.batch, y,
-                threads);
+  DivideRows<sizeof(T) == 1 ? V::kFewRows : 4, Table>(m, x, work, call);
 }
 
 template <typename V, int kBits>
-void CodebookBits(const Codebook& m, const Rows& rows, Mode mode, float* y,
-                  const Threads& threads) {
+void CodebookBits(const Codebook& m, const Call& call) {
+  const bool words = call.mode == Mode::kInt16;
   if constexpr (kBits < 8 || V::kLooksUp256) {
-    if (mode == Mode::kInt8) {
-      const Codes<V, kBits, int8_t> source{m};
-      return ByteProduct(source, rows, Lookup<V, kBits, int8_t>::Arrange, y,
-                         threads);
+    if (call.mode == Mode::kInt8) {
+      return IntegerProduct<int8_t, BookTable<V, kBits, int8_t>>(
+          m, call, Lookup<V, kBits, int8_t>::Arrange);
     }
-    if (mode == Mode::kInt16 && rows.batch <= kFewCodeRows) {
-      const Codes<V, kBits, int16_t> source{m};
-      return WordProduct(source, rows, Lookup<V, kBits, int16_t>::Arrange, y,
-                         threads);
+    if (words && call.rows.batch <= kFewCodeRows) {
+      return IntegerProduct<int16_t, BookTable<V, kBits, int16_t>>(
+          m, call, Lookup<V, kBits, int16_t>::Arrange);
     }
   }
-  const int largest = Largest(mode);
-  Scratch scratch(FloatBytes<V>(rows) + BookBytes(m));
+  const int largest = kLargestOf[static_cast<int>(call.mode)];
+  Scratch scratch(FloatBytes<V>(call.rows) + BookBytes(m));
   Codebook rounded = m;
-  rounded.book = BooksOf(
-      m, mode == Mode::kInt16 ? kLargestBook16 : largest, scratch);
-  static constexpr Order kOrder = Lookup<V, kBits, float>::kOrder;
-  FloatProduct(Codes<V, kBits, float>{rounded}, rows, largest, kOrder, y,
-               scratch, threads);
+  rounded.book = BooksOf(m, words ? kLargestBook16 : largest, scratch);
+  FloatProduct<BookTable<V, kBits, float>>(
+      rounded, call, largest, Lookup<V, kBits, float>::kOrder, scratch);
 }
 
 template <typename V>
-void CodebookProduct(const Codebook& m, const Rows& rows, Mode mode, float* y,
-                     const Threads& threads) {
+void CodebookProduct(const Codebook& m, const Call& call) {
   switch (m.bits) {
-    case 2: return CodebookBits<V, 2>(m, rows, mode, y, threads);
-    case 4: return CodebookBits<V, 4>(m, rows, mode, y, threads);
-    default: return CodebookBits<V, 8>(m, rows, mode, y, threads);
+    case 2: return CodebookBits<V, 2>(m, call);
+    case 4: return CodebookBits<V, 4>(m, call);
+    default: return CodebookBits<V, 8>(m, call);
   }
 }
 
 template <typename V>
-void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
-                    const Threads& threads) {
-  const Levels<V, float> source{m};
-  if (mode == Mode::kInt8) {
-    const Levels<V, int8_t> source{m};
-    return ByteProduct(source, rows, Narrow<int8_t>, y, threads);
+void UniformProduct(const Uniform& m, const Call& call) {
+  if (call.mode == Mode::kInt8) {
+    return IntegerProduct<int8_t, LevelTable<V, int8_t>>(m, call,
+                                                         Narrow<int8_t>);
   }
-  if (mode == Mode::kInt16 && rows.batch <= V::kFewLevelRows) {
-    return WordProduct(source, rows, Narrow<int16_t>, y, threads);
+  if (call.mode == Mode::kInt16 && call.rows.batch <= V::kFewLevelRows) {
+    return IntegerProduct<int16_t, LevelTable<V, int16_t>>(m, call,
+                                                           Narrow<int16_t>);
   }
-  Scratch scratch(FloatBytes<V>(rows));
-  static constexpr Order kOrder = NaturalOrder();
-  FloatProduct(source, rows, Largest(mode), kOrder, y, scratch, threads);
+  Scratch scratch(FloatBytes<V>(call.rows));
+  FloatProduct<LevelTable<V, float>>(
+      m, call, kLargestOf[static_cast<int>(call.mode)], kNatural, scratch);
 }
 
 template <typename V>
-void SparseBatch(const Sparse& m, const Rows& rows, float* y,
-                 const Threads& threads) {
+void SparseBatch(const Sparse& m, const Call& call) {
+  const Rows& rows = call.rows;
   Scratch scratch(ColumnBytes<V>(rows.batch, rows.inputs));
   const Columns x = ColumnsOf<V>(rows.x, rows.inputs, rows.inputs, rows.batch,
-                                 4 * V::kLanes, scratch, threads);
-  threads(m.outputs, 1, 4 * m.nonzeros * rows.batch,
-          [&](int64_t begin, int64_t end) {
-            SparseColumns<V>(m, x, {begin, end, y, m.outputs});
-          });
+                                 4 * V::kLanes, scratch, call.threads);
+  const auto multiply = [&](int64_t begin, int64_t end) {
+    for (int64_t row = 0; row < x.batch; row += x.most) {
+      ByNumber<4>(x.Width(row) / V::kLanes, [&](auto vectors) {
+        SparseGroup<V, vectors.value>(m, x.x + row * x.units,
+                                      {begin, end, call.y, m.outputs}, row,
+                                      x.Rows(row));
+      });
+    }
+  };
+  call.threads(m.outputs, 1, 4 * m.nonzeros * rows.batch, multiply);
 }
 
 template <typename V>
-void SparseProduct(const Sparse& m, const Rows& rows, float* y,
-                   const Threads& threads) {
-  if (rows.batch > Eight::kLanes) return SparseBatch<V>(m, rows, y, threads);
-  if (rows.batch > 1) return SparseBatch<Eight>(m, rows, y, threads);
-  threads(m.outputs, 1, 4 * m.nonzeros, [&](int64_t begin, int64_t end) {
-    SparseRow(V{}, m, rows.x, {begin, end, y, m.outputs});
+void SparseProduct(const Sparse& m, const Call& call) {
+  if (call.rows.batch > Eight::kLanes) return SparseBatch<V>(m, call);
+  if (call.rows.batch > 1) return SparseBatch<Eight>(m, call);
+  call.threads(m.outputs, 1, 4 * m.nonzeros, [&](int64_t begin, int64_t end) {
+    SparseRow(V{}, m, call.rows.x, {begin, end, call.y, m.outputs});
   });
 }
 
 template <typename V>
-const Kernels& KernelsOf(const char* name) {
-  static const Kernels kernels = {name, CodebookProduct<V>, UniformProduct<V>,
-                                  SparseProduct<V>};
-  return kernels;
+Kernels KernelsOf(const char* name) {
+  return {name, CodebookProduct<V>, UniformProduct<V>, SparseProduct<V>};
 }
 
 }  // namespace
 }  // namespace bandwidth
-
-#endif  // BANDWIDTH_INFERENCE_NATIVE_PRODUCTS_H_

@@ -3,16 +3,9 @@
 #include <cstring>
 
 #include "activations.h"
-#include "kernels.h"
 
 namespace bandwidth {
 namespace {
-
-inline uint32_t Word(const uint8_t* bytes) {
-  uint32_t word;
-  std::memcpy(&word, bytes, sizeof(word));
-  return word;
-}
 
 // Weights that T multiplies: floats as they are, with scale 1.
 template <typename T>
@@ -25,7 +18,9 @@ struct CodeWeights {
   const T* Values(int64_t at) const { return books + (at << m.bits); }
   float Scale(int64_t at) const { return scales ? scales[at] : 1; }
   T Weight(const T* values, const uint8_t* block, int j, int l) const {
-    return values[Word(block + 4 * l) >> (m.bits * j) & ((1u << m.bits) - 1)];
+    uint32_t word;
+    std::memcpy(&word, block + 4 * l, sizeof(word));
+    return values[word >> (m.bits * j) & ((1u << m.bits) - 1)];
   }
 };
 
@@ -60,26 +55,23 @@ Sum SumOfRun(const Weights& weights, int64_t n, int64_t run, const T* x) {
 }
 
 template <typename Sum, typename Weights, typename T>
-void Product(const Weights& weights, const Arranged<T>& x, float* y,
-             const Threads& threads) {
+void Product(const Weights& weights, const Arranged<T>& x, const Call& call) {
   const auto& m = weights.m;
   const int64_t inputs = x.stride / m.groups.runs;
-  threads(m.outputs, 1, 8 * m.outputs * x.stride * x.batch,
-          [&](int64_t begin, int64_t end) {
-            for (int64_t n = begin; n < end; ++n) {
-              for (int64_t b = 0; b < x.batch; ++b) {
-                const float scale = x.scale ? x.scale[b] : 1;
-                float total = 0;
-                for (int64_t run = 0; run < m.groups.runs; ++run) {
-                  const Sum sum = SumOfRun<Sum>(
-                      weights, n, run, x.x + b * x.stride + run * inputs);
-                  total += static_cast<float>(sum) *
-                           weights.Scale(m.groups.At(n, run));
-                }
-                y[b * m.outputs + n] = total * scale;
-              }
-            }
-          });
+  const auto multiply = [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      for (int64_t b = 0; b < x.batch; ++b) {
+        float total = 0;
+        for (int64_t run = 0; run < m.groups.runs; ++run) {
+          const Sum sum = SumOfRun<Sum>(weights, n, run,
+                                        x.x + b * x.stride + run * inputs);
+          total += static_cast<float>(sum) * weights.Scale(m.groups.At(n, run));
+        }
+        call.y[b * m.outputs + n] = total * (x.scale ? x.scale[b] : 1);
+      }
+    }
+  };
+  call.threads(m.outputs, 1, 8 * m.outputs * x.stride * x.batch, multiply);
 }
 
 template <typename T>
@@ -89,32 +81,31 @@ CodeWeights<T> Rounded(const Codebook& m, Scratch& scratch) {
   T* made = scratch.Take<T>(count * entries);
   float* scales = scratch.Take<float>(count);
   for (int64_t i = 0; i < count; ++i) {
-    scales[i] = RoundBook(m.book + i * entries, entries,
-                          sizeof(T) == 1 ? kLargest8 : kLargestBook16,
-                          made + i * entries);
+    scales[i] = Round(m.book + i * entries, entries, entries,
+                      sizeof(T) == 1 ? kLargest8 : kLargestBook16,
+                      made + i * entries);
   }
   return {m, made, scales};
 }
 
 // Multiplies by what `weights(T, scratch)` gives.
 template <typename F>
-void InMode(const F& weights, const Rows& rows, int64_t runs, int64_t bytes,
-            Mode mode, float* y, const Threads& threads) {
+void InMode(const F& weights, const Call& call, int64_t runs, int64_t bytes) {
+  const Rows& rows = call.rows;
   Scratch scratch(ArrangedBytes(rows, runs) + bytes);
-  if (mode == Mode::kInt16) {
+  if (call.mode == Mode::kInt16) {
     const auto x = IntegersOf<int16_t>(rows, runs, scratch, Narrow<int16_t>);
-    return Product<int64_t>(weights(int16_t{}, scratch), x, y, threads);
+    return Product<int64_t>(weights(int16_t{}, scratch), x, call);
   }
-  if (mode == Mode::kInt8) {
+  if (call.mode == Mode::kInt8) {
     const auto x = IntegersOf<int8_t>(rows, runs, scratch, Narrow<int8_t>);
-    return Product<int32_t>(weights(int8_t{}, scratch), x, y, threads);
+    return Product<int32_t>(weights(int8_t{}, scratch), x, call);
   }
-  const auto x = FloatsOf(rows, 0, NaturalOrder(), scratch);
-  Product<float>(weights(0.0f, scratch), x, y, threads);
+  const auto x = FloatsOf(rows, 0, kNatural, scratch);
+  Product<float>(weights(0.0f, scratch), x, call);
 }
 
-void CodebookProduct(const Codebook& m, const Rows& rows, Mode mode, float* y,
-                     const Threads& threads) {
+void CodebookProduct(const Codebook& m, const Call& call) {
   const auto weights = [&](auto zero, Scratch& scratch) {
     using T = decltype(zero);
     if constexpr (sizeof(T) == 4) {
@@ -123,32 +114,30 @@ void CodebookProduct(const Codebook& m, const Rows& rows, Mode mode, float* y,
       return Rounded<T>(m, scratch);
     }
   };
-  InMode(weights, rows, m.groups.runs, 2 * BookBytes(m) + 2 * 64, mode, y,
-         threads);
+  InMode(weights, call, m.groups.runs, 2 * BookBytes(m) + 2 * 64);
 }
 
-void UniformProduct(const Uniform& m, const Rows& rows, Mode mode, float* y,
-                    const Threads& threads) {
-  InMode([&](auto, Scratch&) { return LevelWeights{m}; }, rows, m.groups.runs,
-         0, mode, y, threads);
+void UniformProduct(const Uniform& m, const Call& call) {
+  InMode([&](auto, Scratch&) { return LevelWeights{m}; }, call, m.groups.runs,
+         0);
 }
 
-void SparseProduct(const Sparse& m, const Rows& rows, float* y,
-                   const Threads& threads) {
-  threads(m.outputs, 1, 8 * m.nonzeros * rows.batch,
-          [&](int64_t begin, int64_t end) {
-            for (int64_t n = begin; n < end; ++n) {
-              const int64_t first = m.First(n), last = m.Last(n);
-              for (int64_t b = 0; b < rows.batch; ++b) {
-                const float* x = rows.x + b * rows.inputs;
-                float total = 0;
-                for (int64_t i = first; i < last; ++i) {
-                  total += m.book[m.codes[i]] * x[m.Column(i)];
-                }
-                y[b * m.outputs + n] = total;
-              }
-            }
-          });
+void SparseProduct(const Sparse& m, const Call& call) {
+  const Rows& rows = call.rows;
+  const auto multiply = [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t first = m.First(n), last = m.Last(n);
+      for (int64_t b = 0; b < rows.batch; ++b) {
+        const float* x = rows.x + b * rows.inputs;
+        float total = 0;
+        for (int64_t i = first; i < last; ++i) {
+          total += m.book[m.codes[i]] * x[m.Column(i)];
+        }
+        call.y[b * m.outputs + n] = total;
+      }
+    }
+  };
+  call.threads(m.outputs, 1, 8 * m.nonzeros * rows.batch, multiply);
 }
 
 }  // namespace

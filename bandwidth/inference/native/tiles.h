@@ -2,20 +2,17 @@
 //
 // Weights of some outputs and inputs are decoded once, into a buffer that stays
 // in the first cache; one of them at a time then meets all rows. A unit is what
-// is multiplied at once: a float, or four bytes. Of sparse matrices, a weight meets the column of activations that it reads.
+// is multiplied at once: a float, or four bytes. Of sparse matrices, a weight
+// meets the column of activations that it reads.
 
-#ifndef BANDWIDTH_INFERENCE_NATIVE_TILES_H_
-#define BANDWIDTH_INFERENCE_NATIVE_TILES_H_
+#pragma once
 
 #include <immintrin.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "activations.h"
-#include "kernels.h"
 
 namespace bandwidth {
 namespace {
@@ -31,10 +28,12 @@ struct Columns {
   int lanes;
   int most;
   const float* scale = nullptr;    // [batch], or null
-  const int32_t* start = nullptr;  // [tiles, width] as x is: where sums start
+  const int32_t* offsets = nullptr;  // [tiles, width], of sums of bytes
   int64_t tiles = 0;
 
-  int64_t Rows(int64_t row) const { return std::min<int64_t>(batch - row, most); }
+  int64_t Rows(int64_t row) const {
+    return std::min<int64_t>(batch - row, most);
+  }
   int64_t Width(int64_t row) const { return Padded(Rows(row), lanes); }
   static int64_t Padded(int64_t rows, int lanes) {
     return (rows + lanes - 1) / lanes * lanes;
@@ -57,17 +56,6 @@ inline void Transpose(const float* from, int64_t stride, float* to,
   for (int u = 0; u < 4; ++u) _mm_storeu_ps(to + u * width, rows[u]);
 }
 
-// Turns rows from `row` on one at a time, and fills up with zeros.
-inline void CopyColumns(const float* from, int64_t stride, int64_t row,
-                        int64_t rows, int64_t begin, int64_t end,
-                        int64_t width, float* to) {
-  for (int64_t u = begin; u < end; ++u) {
-    for (int64_t r = row; r < width; ++r) {
-      to[u * width + r] = r < rows ? from[r * stride + u] : 0;
-    }
-  }
-}
-
 // Turns rows of units, `stride` apart, into columns, `most` in a group.
 template <typename V>
 inline Columns ColumnsOf(const void* rows, int64_t stride, int64_t units,
@@ -81,15 +69,17 @@ inline Columns ColumnsOf(const void* rows, int64_t stride, int64_t units,
       const int64_t width = columns.Width(row), there = columns.Rows(row);
       const float* own = from + row * stride;
       float* to = made + row * units;
-      int64_t u = begin;
-      for (; u + 4 <= end; u += 4) {
-        int64_t r = 0;
-        for (; r + 4 <= there; r += 4) {
+      const int64_t turned = there / 4 * 4, fours = end - (end - begin) % 4;
+      for (int64_t u = begin; u < fours; u += 4) {
+        for (int64_t r = 0; r < turned; r += 4) {
           Transpose(own + r * stride + u, stride, to + u * width + r, width);
         }
-        CopyColumns(own, stride, r, there, u, u + 4, width, to);
       }
-      CopyColumns(own, stride, 0, there, u, end, width, to);
+      for (int64_t u = turned < width ? begin : fours; u < end; ++u) {
+        for (int64_t r = u < fours ? turned : 0; r < width; ++r) {
+          to[u * width + r] = r < there ? own[r * stride + u] : 0;
+        }
+      }
     }
   });
   return columns;
@@ -109,22 +99,12 @@ inline void WriteColumns(const float* sums, int64_t count, int64_t width,
 // Adds the products of kOutputs outputs and kVectors registers of rows.
 template <typename V, bool kOfBytes, int kVectors, int kOutputs, int kStride>
 inline void Multiply(const float* weights, const float* x, int64_t units,
-                     const int32_t* start, const float* scale, float* totals) {
+                     const int32_t* offsets, const float* scale,
+                     float* totals) {
   using Floats = typename V::Floats;
   constexpr int kWidth = kVectors * V::kLanes;
-  std::conditional_t<kOfBytes, typename V::Ints, Floats>
-      sums[kOutputs][kVectors];
-#pragma GCC unroll 24
-  for (int o = 0; o < kOutputs; ++o) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      if constexpr (kOfBytes) {
-        sums[o][v] = V::LoadInts(start + v * V::kLanes);
-      } else {
-        sums[o][v] = Floats{};
-      }
-    }
-  }
+  decltype(Zero<V, kOfBytes>()) sums[kOutputs][kVectors];
+  Clear(sums);
   for (int64_t u = 0; u < units; ++u) {
     Floats in[kVectors];
 #pragma GCC unroll 4
@@ -146,8 +126,9 @@ inline void Multiply(const float* weights, const float* x, int64_t units,
     for (int v = 0; v < kVectors; ++v) {
       float* to = totals + o * kWidth + v * V::kLanes;
       if constexpr (kOfBytes) {
-        V::Store(to, V::MultiplyAdd(V::Set(scale[o]), V::ToFloats(sums[o][v]),
-                                    V::Load(to)));
+        const typename V::Ints offset = V::LoadInts(offsets + v * V::kLanes);
+        const Floats sum = V::ToFloats(V::Subtract(sums[o][v], offset));
+        V::Store(to, V::MultiplyAdd(V::Set(scale[o]), sum, V::Load(to)));
       } else {
         V::Store(to, V::Load(to) + sums[o][v]);
       }
@@ -156,9 +137,9 @@ inline void Multiply(const float* weights, const float* x, int64_t units,
 }
 
 // What a buffer of decoded weights holds.
-template <typename Source>
+template <typename Table>
 struct TileOf {
-  static constexpr int kBlockUnits = Source::kVectors * Source::V::kLanes;
+  static constexpr int kBlockUnits = Table::kVectors * Table::V::kLanes;
   static constexpr int kBlocks = kBlockUnits < 128 ? 128 / kBlockUnits : 1;
   static constexpr int kUnits = kBlocks * kBlockUnits;
 
@@ -171,10 +152,11 @@ struct TileOf {
   }
 };
 
-// What is to be taken away of each tile for the offset of weights.
-template <typename V, typename Source>
-const int32_t* StartOf(const Groups& g, const Columns& x, Scratch& scratch) {
-  using Tile = TileOf<Source>;
+// What the offset of weights adds to sums of each tile.
+template <typename Table>
+const int32_t* OffsetsOf(const Groups& g, const Columns& x, Scratch& scratch) {
+  using V = typename Table::V;
+  using Tile = TileOf<Table>;
   int32_t* made =
       scratch.Take<int32_t>(Columns::Padded(x.batch, V::kLanes) * x.tiles);
   int32_t* to = made;
@@ -188,7 +170,7 @@ const int32_t* StartOf(const Groups& g, const Columns& x, Scratch& scratch) {
         for (int64_t u = 0; u < units; ++u) {
           sum = V::AddBytes(sum, V::Offset(), V::LoadInts(in + u * width + v));
         }
-        V::Store(to + v, V::Minus(sum));
+        V::Store(to + v, sum);
       }
       in += units * width;
     }
@@ -196,12 +178,11 @@ const int32_t* StartOf(const Groups& g, const Columns& x, Scratch& scratch) {
   return made;
 }
 
-template <typename Source>
+template <typename Table>
 class TileProduct {
  public:
-  TileProduct(const Source& source, const Columns& x) : source_(source), x_(x) {
-    for (float& scale : scale_) scale = 1;
-  }
+  using Matrix = typename Table::Matrix;
+  TileProduct(const Matrix& m, const Columns& x) : m_(m), x_(x) {}
 
   void operator()(const Range& range) {
     // Outputs that are not there are multiplied too.
@@ -217,14 +198,14 @@ class TileProduct {
   }
 
  private:
-  using V = typename Source::V;
-  using Tile = TileOf<Source>;
+  using V = typename Table::V;
+  using Tile = TileOf<Table>;
   static constexpr int kSums = V::kTileSums;
   static constexpr int kMost = V::kTileRows;
 
   void Outputs(int64_t n, int64_t count, int64_t row, int64_t last,
                const Range& range) {
-    const Groups& g = source_.m.groups;
+    const Groups& g = m_.groups;
     std::memset(totals_, 0,
                 kSums * Columns::Padded(last - row, V::kLanes) * sizeof(float));
     int64_t block = 0;
@@ -247,15 +228,15 @@ class TileProduct {
 
   void Decode(int64_t n, int64_t o, int64_t run, int64_t block,
               int64_t blocks) {
-    source_.Set(table_, n + o, run);
-    if constexpr (Source::Table::kScaled) scale_[o] = table_.scale;
+    table_.Set(m_, n + o, run);
+    scale_[o] = table_.scale;
     float* to = weights_ + o * Tile::kUnits;
     for (int64_t b = 0; b < blocks; ++b) {
       // The next tile jumps from output to output: too short for the machine to
       // foresee.
-      __builtin_prefetch(source_.m.At(n + o, block + b + Tile::kBlocks));
-      table_.Block(source_.m.At(n + o, block + b), [&](int j, auto weights) {
-        if constexpr (Source::kOfBytes) {
+      __builtin_prefetch(m_.At(n + o, block + b + Tile::kBlocks));
+      table_.Block(m_.At(n + o, block + b), [&](int j, auto weights) {
+        if constexpr (Table::kOfBytes) {
           V::Store(to + j * V::kLanes, weights);
         } else {
           V::Store(to + j * V::kLanes, weights * V::Set(scale_[o]));
@@ -269,24 +250,24 @@ class TileProduct {
                      int64_t blocks, int64_t tile) {
     const int64_t width = x_.Width(row);
     const float* in = x_.x + row * x_.units + block * Tile::kBlockUnits * width;
-    const int32_t* start =
-        x_.start ? x_.start + row * x_.tiles + tile * width : nullptr;
+    const int32_t* offsets =
+        x_.offsets ? x_.offsets + row * x_.tiles + tile * width : nullptr;
     ByNumber<kMost / V::kLanes>(width / V::kLanes, [&](auto vectors) {
       constexpr int kVectors = vectors.value, kOutputs = kSums / kVectors;
       for (int64_t o = 0; o < count; o += kOutputs) {
-        Multiply<V, Source::kOfBytes, kVectors, kOutputs, Tile::kUnits>(
-            weights_ + o * Tile::kUnits, in, blocks * Tile::kBlockUnits, start,
-            scale_ + o, totals + o * width);
+        Multiply<V, Table::kOfBytes, kVectors, kOutputs, Tile::kUnits>(
+            weights_ + o * Tile::kUnits, in, blocks * Tile::kBlockUnits,
+            offsets, scale_ + o, totals + o * width);
       }
     });
   }
 
-  const Source& source_;
+  const Matrix& m_;
   const Columns& x_;
-  typename Source::Table table_;
+  Table table_;
   alignas(64) float weights_[kSums * Tile::kUnits];
   alignas(64) float totals_[kSums * kPanelRows];
-  float scale_[kSums];
+  float scale_[kSums] = {};
 };
 
 template <typename V, int kVectors>
@@ -329,17 +310,5 @@ template <typename V, int kVectors>
   }
 }
 
-template <typename V>
-void SparseColumns(const Sparse& m, const Columns& x, const Range& range) {
-  for (int64_t row = 0; row < x.batch; row += x.most) {
-    ByNumber<4>(x.Width(row) / V::kLanes, [&](auto vectors) {
-      SparseGroup<V, vectors.value>(m, x.x + row * x.units, range, row,
-                                    x.Rows(row));
-    });
-  }
-}
-
 }  // namespace
 }  // namespace bandwidth
-
-#endif  // BANDWIDTH_INFERENCE_NATIVE_TILES_H_
