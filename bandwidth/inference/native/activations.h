@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <cfloat>
 #include <cstring>
 #include <type_traits>
 
