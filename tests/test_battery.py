@@ -18,6 +18,7 @@ from bandwidth.collectives import (
   random_k,
   shared_mask,
   sign_error_feedback,
+  skip_nonfinite,
   sparse_all_reduce,
   stack_states,
   terngrad,
@@ -54,6 +55,9 @@ REDUCERS = {
     sparse_all_reduce, density=0.3, values='float32', memory=no_memory()
   ),
   'random_k': functools.partial(random_k, density=0.3),
+  'random_k_skipping': lambda axis: skip_nonfinite(
+    random_k(axis, density=0.3), axis
+  ),
   'random_k_unbiased': functools.partial(
     random_k, density=0.3, memory=no_memory(), dtype='bfloat16'
   ),
@@ -292,3 +296,19 @@ def test_not_a_number_in_a_long_vector_reaches_all_workers(name):
     grads, make_state(reducer, params)
   )
   assert not np.isfinite(mean['w']).all(axis=1).any()
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_step_that_is_not_finite_leaves_no_trace(bad):
+  """With it, as without it: the same means and states behind."""
+  reducer, params = REDUCERS['random_k_skipping']('data'), make_params()
+  reduce = jax.jit(all_workers(reducer, params))
+  plain = jax.jit(all_workers(REDUCERS['random_k']('data'), params))
+  wanted, state = plain(make_grads(), make_state(reducer, params))
+  found, kept = reduce(make_grads(), make_state(reducer, params))
+  jax.tree.map(np.testing.assert_array_equal, (found, kept), (wanted, state))
+  grads = make_grads(seed=1)
+  grads['bias'] = grads['bias'].at[2, 3].set(bad)
+  mean, kept = reduce(grads, kept)
+  assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(mean))
+  jax.tree.map(np.testing.assert_array_equal, kept, state)

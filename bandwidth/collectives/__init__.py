@@ -51,6 +51,7 @@ from bandwidth.collectives.deep_gradient_compression import (
 )
 from bandwidth.collectives.dense import dense_all_reduce
 from bandwidth.collectives.hierarchical import hierarchical
+from bandwidth.collectives.nonfinite import skip_nonfinite
 from bandwidth.collectives.power_sgd import power_sgd
 from bandwidth.collectives.quantized import qsgd, terngrad
 from bandwidth.collectives.sparse import sparse_all_reduce
@@ -89,6 +90,7 @@ __all__ = [
   'resplit_workers',
   'shared_mask',
   'sign_error_feedback',
+  'skip_nonfinite',
   'sparse_all_reduce',
   'stack_states',
   'terngrad',
