@@ -1,7 +1,7 @@
 """One training step of one worker.
 
 Loss, local gradients, reducer, optax chain, parameters. The step knows neither
-how many workers there are nor how it is mapped over them (`mapping.py`), nor
+how many workers there are nor how it is mapped over them (`workers.py`), nor
 any method: what a method does, it does in the reducer and in the chain.
 """
 

@@ -39,7 +39,7 @@ from experiments.policy.kinds.kind import (
 from experiments.training.tasks import Task
 
 LEVELS = ('divisor', 'smallest', 'most_levels')
-"""Fields of `search` that are arguments of `candidates.network_space`."""
+"""Fields of `search` that are arguments of `network_space`."""
 
 
 class Options(NamedTuple):
