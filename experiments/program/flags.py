@@ -35,13 +35,14 @@ def define_flags(
   argv = values.read_flags_from_files(sys.argv if argv is None else argv)
   values['config'].parser = FileParser(files=values['config'].parser, argv=argv)
   several = 'Several processes; a pod finds out about itself.'
-  for define, name, default, text in (
+  others: tuple[tuple[Any, str, Any, str], ...] = (
     (flags.DEFINE_string, 'workdir', None, 'Directory of the run.'),
     (flags.DEFINE_bool, 'distributed', False, several),
     (flags.DEFINE_string, 'coordinator', '', 'host:port of process 0.'),
     (flags.DEFINE_integer, 'num_processes', 0, 'Number of processes.'),
     (flags.DEFINE_integer, 'process_id', -1, 'Index of this process.'),
-  ):
+  )
+  for define, name, default, text in others:
     define(name, default, text, flag_values=values)
 
 
