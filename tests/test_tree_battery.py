@@ -423,7 +423,15 @@ FUNCTIONS = {
   ),
   'power_sgd': reducer(collectives.power_sgd, rank=1),
 }
-FIRST_REDUCER = list(FUNCTIONS).index('dense_all_reduce')
+# Reducers, and what compiles a program for each container.
+SLOW = {
+  *list(FUNCTIONS)[list(FUNCTIONS).index('dense_all_reduce') :],
+  'prune',
+  'prune by gradients',
+  'masked prune',
+  'sparse_training',
+}
+SLOW_KINDS = ('masked_node', 'everything', 'equinox')
 KEY = jax.random.key(0)
 
 
@@ -437,9 +445,7 @@ def test_names_are_what_a_reader_would_say(kind):
 def test_any_container_gives_what_a_dictionary_gives(function):
   fn = FUNCTIONS[function]
   wanted = fn(given(as_dict))
-  # Reducers are slow to trace.
-  is_reducer = list(FUNCTIONS).index(function) >= FIRST_REDUCER
-  kinds = ('masked_node', 'everything') if is_reducer else TREES
+  kinds = SLOW_KINDS if function in SLOW else TREES
   for kind in kinds:
     make, _ = TREES[kind]
     if kind == 'equinox' and not _has_equinox():
