@@ -1,11 +1,12 @@
 """The tables of Deep Compression (arXiv 1510.00149), from files on disk."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bandwidth import coding
 from bandwidth.report import MemoryReport, MemoryStage
+from experiments.runtime.table import markdown
 
 
 def stage_table(memory: MemoryReport) -> str:
@@ -75,9 +76,3 @@ def ledger_table(path: pathlib.Path) -> str:
   rows = [(name, f'{count:,}') for name, count in components.items() if count]
   rows.append(('total', f'{path.stat().st_size:,}'))
   return markdown(('component', 'bytes'), rows)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Returns a Markdown table."""
-  lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
