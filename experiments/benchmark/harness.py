@@ -57,7 +57,7 @@ class Benchmark:
     given.facts = {}
     found: Rows = []
     start = time.monotonic()
-    progress = _Progress(program, self.parts and self.parts(given))
+    progress = _Progress(program, self.parts(given) if self.parts else None)
     try:
       for part in self.measure(given):
         found += map(dict, part)

@@ -44,9 +44,9 @@ def cli(program: str, main: Callable[[], int | None]) -> int:
 
 
 def one_line(error: BaseException) -> str:
-  """Returns the message of an error in one line.
+  r"""Returns the message of an error in one line.
 
-  >>> one_line(ValueError('two\\n  lines'))
+  >>> one_line(ValueError('two\n  lines'))
   'two lines'
   """
   return ' '.join(str(error).split())

@@ -48,9 +48,20 @@ def flag(help: str = '') -> Option:
   return Option(None, False, help)
 
 
-def text(default: Any = None, help: str = '', **more: Any) -> Option:
-  """Any words; several where the default is a list."""
-  return _option(lambda _, given: given, default, help, **more)
+def text(
+  default: Any = None,
+  help: str = '',
+  *,
+  check: Callable[[str], Any] = str,
+  **more: Any,
+) -> Option:
+  """Words that a check accepts; several where the default is a list."""
+
+  def read(_: str, given: str) -> str:
+    check(given)
+    return given
+
+  return _option(read, default, help, **more)
 
 
 def path(default: Any = None, help: str = '', **more: Any) -> Option:
@@ -228,6 +239,4 @@ def _value(name: str, option: Option, texts: Any) -> Any:
   given = option.default if texts is None else texts
   if given is None or not option.many:
     return read(name, given) if isinstance(given, str) else given
-  return [
-    read(name, each) if isinstance(each, str) else each for each in given
-  ]
+  return [read(name, each) if isinstance(each, str) else each for each in given]
