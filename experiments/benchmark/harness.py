@@ -106,7 +106,9 @@ class _Progress:
     self.done += 1
     now = time.monotonic()
     pause = 0.0 if self._here else _PATIENCE
-    if now - self._start < _PATIENCE or now - self._said < pause:
+    if self.done == self._total or now - self._start < _PATIENCE:
+      return
+    if now - self._said < pause:
       return
     self._said = now
     line = f'{self._program}: {self.done}'

@@ -12,7 +12,6 @@ pretrained` names.
 """
 
 import argparse
-import importlib.util
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +22,8 @@ import numpy as np
 
 from bandwidth import coding, quantization, tree
 from bandwidth.base import unknown_name
-from experiments.benchmark.memory.pretrained import BROWN, packaged
 from experiments.compress import report, writing
+from experiments.compression.packages import BROWN, check_tokenizers, packaged
 from experiments.compression.rate import is_large
 from experiments.compression.tuning import tune_shared
 from experiments.compression.weights import read_weights
@@ -115,8 +114,7 @@ def compress_minilm(
   Raises:
     ValueError: a file is not there, or the corpus has too few sentences.
   """
-  if importlib.util.find_spec('tokenizers') is None:
-    raise ValueError('network=minilm needs a package: pip install tokenizers')
+  check_tokenizers('network=minilm')
   from experiments.compression import sentences
 
   pieces = sentences.make_tokenizer(tokenizer)

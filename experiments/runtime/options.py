@@ -70,6 +70,8 @@ def path(default: Any = None, help: str = '', **more: Any) -> Option:
   def read(_: str, given: str) -> pathlib.Path:
     return pathlib.Path(given).expanduser()
 
+  if isinstance(default, pathlib.Path):
+    default = str(default)
   return _option(read, default, help, **more)
 
 
