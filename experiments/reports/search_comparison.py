@@ -15,12 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from experiments.benchmark.engineer.summary import DEFAULT
-from experiments.compression.tables import markdown
 from experiments.reports.plots import figure_at
+from experiments.runtime.table import markdown
 
 Row = Mapping[str, Any]
 Cells = Mapping[tuple[str, float], Mapping[str, Row]]
+
+DEFAULT = 'cma_es_dynamic'
+"""The searcher of a config that names none."""
 
 EVERY_OTHER = 'every other'
 _MARKERS = 'osD^v<>PXhdp'
@@ -88,7 +90,7 @@ def compare(rows: Iterable[Row]) -> list[Comparison]:
   """Counts the cells in which the default is as good as, or beats, others.
 
   Args:
-    rows: of `experiments.benchmark.engineer.search.summarized`.
+    rows: of `experiments.benchmark search`.
 
   Returns:
     One for each other searcher and measure, the searchers in the order of the

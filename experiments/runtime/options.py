@@ -89,22 +89,29 @@ def choice(
 
 
 def integer(
-  default: Any = None, help: str = '', *, least: int = 1, **more: Any
+  default: Any = None,
+  help: str = '',
+  *,
+  least: int = 1,
+  fits: Callable[[int], bool] | None = None,
+  otherwise: str = '',
+  **more: Any,
 ) -> Option:
-  """An integer of at least so much; several where the default is a list."""
+  """An integer; several where the default is a list.
 
-  def read(name: str, given: str) -> int:
-    try:
-      value = int(given)
-    except ValueError:
-      raise ValueError(f'{name}={given!r} is no integer') from None
-    if value < least:
-      what = {0: 'negative', 1: 'not positive'}
-      raise ValueError(
-        f'{name}={value} is {what.get(least, f"less than {least}")}'
-      )
-    return value
-
+  Args:
+    default: where it is not given.
+    help: what it is.
+    least: that it may be; not with `fits`.
+    fits: see `number`.
+    otherwise: see `number`.
+    **more: fields of `Option`.
+  """
+  if fits is None:
+    words = {0: 'negative', 1: 'not positive'}
+    otherwise = words.get(least, f'less than {least}')
+  accepts = fits or (lambda value: value >= least)
+  read = _reader(int, 'integer', accepts, otherwise)
   return _option(read, default, help, **more)
 
 
@@ -125,17 +132,26 @@ def number(
     otherwise: what one is that can't, for the message.
     **more: fields of `Option`.
   """
+  read = _reader(float, 'number', fits, otherwise)
+  return _option(read, default, help, **more)
 
-  def read(name: str, given: str) -> float:
+
+def _reader(
+  kind: Callable[[str], Any],
+  what: str,
+  fits: Callable[[Any], bool],
+  otherwise: str,
+) -> Callable[[str, str], Any]:
+  def read(name: str, given: str) -> Any:
     try:
-      value = float(given)
+      value = kind(given)
     except ValueError:
-      raise ValueError(f'{name}={given!r} is no number') from None
+      raise ValueError(f'{name}={given!r} is no {what}') from None
     if not fits(value):
       raise ValueError(f'{name}={value} is {otherwise}')
     return value
 
-  return _option(read, default, help, **more)
+  return read
 
 
 def fraction(default: Any = None, help: str = '', **more: Any) -> Option:

@@ -24,8 +24,6 @@ storing at the rate of the memory, both measured in the same run: the larger of
 the two. What stays in caches may beat the second.
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +40,7 @@ from bandwidth.search.problem.latency import (
   operation_of,
 )
 from bandwidth.search.problem.space import FIXED, LayerShape, Space
+from experiments.benchmark.harness import Benchmark
 from experiments.benchmark.measuring.limits import matmul_rate, stream_rate
 from experiments.benchmark.measuring.repeated import (
   Program,
@@ -51,9 +50,8 @@ from experiments.benchmark.measuring.repeated import (
 from experiments.models import MODELS, make_model
 from experiments.models.geometry import in_plain_layers
 from experiments.policy.candidates.channels import network_space
-from experiments.runtime import table
+from experiments.runtime import options, table
 
-NAME = 'latency_table'
 Point = tuple[Operation, int, int]
 """An operation, and the lengths of its kernel's two axes of channels."""
 
@@ -307,7 +305,7 @@ def _programs(
   return programs
 
 
-def show(measured: Table) -> None:
+def _show(rows: list[dict[str, Any]], given: Any) -> None:
   """Prints all but the widths in between."""
   columns = ('layer', 'kind', 'taps', 'stride', 'positions')
   times = ('least_us', 'us', 'limit_us', 'by_limit')
@@ -321,61 +319,44 @@ def show(measured: Table) -> None:
         'layers': len(row['layers']),
         **{name: row[name] for name in times},
       }
-      for row in measured.rows
+      for row in rows
     ]
   )
-  table.show([measured.network])
+  table.show([given.facts['network']])
 
 
-def write(path: str, measured: Table, facts: Mapping[str, Any]) -> None:
-  """Writes what `bandwidth.search.problem.latency.read_table` reads.
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
+  measured = measure(
+    make_model({'name': given.model}, num_classes=given.classes),
+    jnp.zeros((given.batch, given.image, given.image, given.colors)),
+    divisor=given.divisor,
+    smallest=given.smallest,
+    widths=given.widths,
+    repeats=given.repeats,
+  )
+  given.facts |= {
+    'format': FORMAT,
+    **{name: getattr(given, name) for name in ('model', 'image', 'batch')},
+    'network': measured.network,
+  }
+  yield measured.rows
 
-  Args:
-    path: of the file. Its directory is made if it is missing.
-    measured: its content.
-    facts: that it hangs on: the network, the batch.
 
-  Raises:
-    ValueError: the file can't be written; the message says why.
-  """
-  facts = {'format': FORMAT, **facts, 'network': measured.network}
-  table.write(path, NAME, measured.rows, facts)
-
-
-def main(argv: Sequence[str]) -> int:
-  """Measures; returns the exit status."""
-  parser = argparse.ArgumentParser(prog=f'benchmark {NAME}')
-  add = parser.add_argument
-  add('--model', choices=sorted(MODELS), required=True)
-  add('--classes', type=int, default=10, help='outputs of the network')
-  add('--image', type=int, default=32, help='height and width')
-  add('--colors', type=int, default=3, help='channels of an image')
-  add('--batch', type=int, default=1)
-  add('--divisor', type=int, default=8, help='of kept channels')
-  add('--smallest', type=float, default=0.2, help='least fraction kept')
-  add('--widths', type=int, default=4, help='measured of each side, at most')
-  add('--repeats', type=int, default=9)
-  add('--output', help='JSON file')
-  given = parser.parse_args(argv)
-  facts = {name: getattr(given, name) for name in ('model', 'image', 'batch')}
-  try:
-    for name in ('classes', 'image', 'colors', 'batch', 'repeats'):
-      if getattr(given, name) < 1:
-        raise ValueError(f'{name}={getattr(given, name)} is not positive')
-    if given.widths < 2:
-      raise ValueError(f'widths={given.widths} is less than 2')
-    measured = measure(
-      make_model({'name': given.model}, num_classes=given.classes),
-      jnp.zeros((given.batch, given.image, given.image, given.colors)),
-      divisor=given.divisor,
-      smallest=given.smallest,
-      widths=given.widths,
-      repeats=given.repeats,
-    )
-    show(measured)
-    if given.output:
-      write(given.output, measured, facts)
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+main = Benchmark(
+  name='latency_table',
+  about=__doc__,
+  options={
+    'model': options.choice(MODELS, options.REQUIRED),
+    'classes': options.integer(10, 'outputs of the network'),
+    'image': options.integer(32, 'height and width'),
+    'colors': options.integer(3, 'channels of an image'),
+    'batch': options.integer(1),
+    'divisor': options.integer(8, 'of kept channels'),
+    'smallest': options.fraction(0.2, 'least fraction kept'),
+    'widths': options.integer(4, 'measured of each side, at most', least=2),
+    'repeats': options.integer(9),
+  },
+  measure=_rows,
+  show=_show,
+  seed=0,
+).main

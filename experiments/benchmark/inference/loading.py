@@ -12,27 +12,24 @@ what the process held before, beside the bytes of the weights as float32:
 weights, is the control.
 """
 
-import argparse
+import itertools
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from bandwidth import coding, inference
-from experiments.runtime import table
-
-NAME = 'loading'
+from experiments.benchmark.harness import Benchmark
+from experiments.benchmark.measuring.memory import cost_of
+from experiments.runtime import options
 
 KINDS = ('codebook', 'uniform')
 _LEVELS = 7
-_STATUS = pathlib.Path('/proc/self/status')
-_CLEAR = pathlib.Path('/proc/self/clear_refs')
 
 
 def shapes_of(network: str, weights: int) -> dict[str, tuple[int, ...]]:
@@ -84,22 +81,11 @@ def make_file(
   coding.write(path, tensors)
 
 
-def _load_compressed(path: str) -> Any:
-  return inference.load_compressed(path)
-
-
 WAYS: dict[str, Callable[[str], Any]] = {
-  'load_compressed': _load_compressed,
+  'load_compressed': inference.load_compressed,
   'load_tree': coding.load_tree,
 }
 """Ways of reading; the last one, of the dense weights, is the control."""
-
-
-def _kilobytes(field: str) -> int:
-  for line in _STATUS.read_text().splitlines():
-    if line.startswith(f'{field}:'):
-      return int(line.split()[1])
-  raise ValueError(f'{_STATUS} has no {field}')
 
 
 def measure_here(path: str, way: str) -> dict[str, float]:
@@ -108,18 +94,18 @@ def measure_here(path: str, way: str) -> dict[str, float]:
   Returns:
     `peak_bytes`, by which the resident memory rose at most, `kept_bytes`, by
     which it is larger now, and `seconds`.
+
+  Raises:
+    ValueError: the system does not say.
   """
-  _CLEAR.write_text('5')  # the peak begins anew
-  before = _kilobytes('VmRSS')
-  start = time.perf_counter()
-  kept = WAYS[way](path)
-  seconds = time.perf_counter() - start
-  after, peak = _kilobytes('VmRSS'), _kilobytes('VmHWM')
+  kept, cost = cost_of(lambda: WAYS[way](path))
   del kept
+  if cost.peak <= 0:
+    raise ValueError('the system does not say what memory a process holds')
   return {
-    'peak_bytes': 1024 * (peak - before),
-    'kept_bytes': 1024 * (after - before),
-    'seconds': seconds,
+    'peak_bytes': cost.peak,
+    'kept_bytes': cost.kept,
+    'seconds': cost.clock,
   }
 
 
@@ -174,37 +160,21 @@ def rows_of(
   return rows
 
 
-def _run(given: argparse.Namespace) -> None:
-  for field in ('weights', 'repeats'):
-    if getattr(given, field) < 1:
-      raise ValueError(f'{field}={getattr(given, field)} is not positive')
-  rows: list[dict[str, Any]] = []
-  for network in given.networks:
-    for kind in given.kinds:
-      rows += rows_of(
-        network, kind, weights=given.weights, repeats=given.repeats
-      )
-      if given.output:
-        table.write(given.output, NAME, rows)
-  table.show(rows)
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
+  for network, kind in itertools.product(given.networks, given.kinds):
+    yield rows_of(network, kind, weights=given.weights, repeats=given.repeats)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Measures ways of reading; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog=f'benchmark {NAME}',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add('--weights', type=int, default=50_000_000, help='of a network, about')
-  add('--networks', nargs='+', default=NETWORKS, choices=NETWORKS)
-  add('--kinds', nargs='+', default=KINDS, choices=KINDS)
-  add('--repeats', type=int, default=1)
-  add('--output', type=pathlib.Path, help='JSON file')
-  try:
-    _run(parser.parse_args(argv))
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+main = Benchmark(
+  name='loading',
+  about=__doc__,
+  options={
+    'weights': options.integer(50_000_000, 'of a network, about'),
+    'networks': options.choice(NETWORKS, NETWORKS),
+    'kinds': options.choice(KINDS, KINDS),
+    'repeats': options.integer(1),
+  },
+  measure=_rows,
+  parts=lambda given: len(given.networks) * len(given.kinds),
+  seed=0,
+).main

@@ -23,14 +23,9 @@ the bytes is not. Cosines and agreement are of the outputs with the dense ones.
 Those of a mode stand beside its plan too, which rounds less.
 """
 
-import argparse
 import os
 import pathlib
-import statistics
-import sys
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,8 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import inference
-from bandwidth.base import unknown_name
 from bandwidth.inference import native
+from experiments.benchmark.harness import Benchmark
 from experiments.benchmark.inference.forms import (
   Weights,
   make_forms,
@@ -50,12 +45,11 @@ from experiments.benchmark.measuring.device_time import (
   apart,
   seconds_of,
 )
-from experiments.benchmark.memory.pretrained import BROWN, CIFAR10
+from experiments.benchmark.measuring.turns import in_place, take_turns
+from experiments.compression.packages import BROWN, CIFAR10
 from experiments.reports.inference import plot_roofline
-from experiments.runtime import table
+from experiments.runtime import options
 from experiments.runtime.startup import keep_memory
-
-NAME = 'inference'
 
 SQUARES = ('1024x1024', '4096x4096', '8192x8192')
 LAYERS = {
@@ -70,6 +64,9 @@ LAYERS = {
   '1536x384': 'MiniLM output',
 }
 """Layers that are in use, and whose they are."""
+
+MODELS = ('lenet300', 'minilm', 'efficientnet_lite0')
+"""Networks of `networks.MAKERS`."""
 
 _COPIED = 1 << 29
 
@@ -86,12 +83,8 @@ def copy_bandwidth(repeats: int) -> float:
     (seconds,) = seconds_of([copy], repeats)
     return 2 * _COPIED / seconds
   negative = jax.jit(jnp.negative, donate_argnums=0)
-  times = []
-  for _ in range(repeats + 1):
-    start = time.perf_counter()
-    array = negative(array).block_until_ready()
-    times.append(time.perf_counter() - start)
-  return 2 * _COPIED / statistics.median(times[1:])
+  turns = take_turns({'copy': in_place(negative, array)}, repeats)
+  return 2 * _COPIED / turns.median('copy')
 
 
 def product_rows(
@@ -155,52 +148,6 @@ def add_crossovers(rows: list[dict[str, Any]]) -> None:
     row['gains_until_batch'] = until
 
 
-def shape_of(text: str) -> tuple[int, int]:
-  """Reads inputs x outputs.
-
-  Raises:
-    ValueError: the text is no shape.
-
-  >>> shape_of('784x300')
-  (784, 300)
-  """
-  inputs, _, outputs = text.partition('x')
-  if not (inputs.isdigit() and outputs.isdigit()):
-    raise ValueError(f'shapes={text!r} is not INPUTSxOUTPUTS')
-  if not (int(inputs) and int(outputs)):
-    raise ValueError(f'shapes={text!r} is empty')
-  return int(inputs), int(outputs)
-
-
-def _run_models(given: argparse.Namespace) -> None:
-  # Products alone need none of the data sets.
-  from experiments.benchmark.inference import models, networks
-
-  for name in given.models:
-    if name not in networks.NETWORKS:
-      raise ValueError(unknown_name('models', name, networks.NETWORKS))
-  keep_memory()
-  rows: list[dict[str, Any]] = []
-  with tempfile.TemporaryDirectory() as temporary:
-    options = networks.Options(
-      folder=given.folder or pathlib.Path(temporary),
-      brown=given.brown,
-      cifar10=given.cifar10,
-      split=given.split,
-      examples=given.examples,
-      pixels=given.pixels,
-    )
-    for name in given.models:
-      network = networks.make_network(name, options)
-      rows += models.network_rows(
-        network, backend=given.backend, repeats=given.repeats,
-        modes=given.modes,
-      )  # fmt: skip
-      if given.output:
-        table.write(given.output, NAME, rows)
-  table.show(rows)
-
-
 def _instructions(name: str) -> dict[str, str]:
   """Chooses native kernels; returns what is to be known of the choice.
 
@@ -214,70 +161,70 @@ def _instructions(name: str) -> dict[str, str]:
   return {'instructions': name, 'xla_flags': os.environ.get('XLA_FLAGS', '')}
 
 
-def _run(given: argparse.Namespace) -> None:
-  shapes = [shape_of(text) for text in given.shapes]
-  for field in ('batches', 'repeats', 'examples', 'pixels'):
-    for value in np.atleast_1d(getattr(given, field)).tolist():
-      if value < 1:
-        raise ValueError(f'{field}={value} is not positive')
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   if given.models:
-    _run_models(given)
+    # Products alone need none of the data sets.
+    from experiments.benchmark.inference import networks
+
+    keep_memory()
+    yield from networks.rows(given)
     return
   instructions = _instructions(given.instructions)
   keep_memory()
   copied = copy_bandwidth(given.repeats)
-  facts = {'copy_bytes_per_second': copied, **instructions}
+  given.facts |= {'copy_bytes_per_second': copied, **instructions}
   print(f'a copy reads and writes {copied / 1e9:.1f} GB a second')
-  rows: list[dict[str, Any]] = []
-  for inputs, outputs in shapes:
+  for inputs, outputs in given.shapes:
     weights = make_weights(inputs, outputs, only=given.forms)
     for batch in given.batches:
-      rows += product_rows(
+      yield product_rows(
         weights, batch, backend=given.backend, repeats=given.repeats,
         copied=copied,
       )  # fmt: skip
-      if given.output:
-        table.write(given.output, NAME, rows, facts)
-  add_crossovers(rows)
-  table.show(rows)
-  if given.plot:
-    plot_roofline(rows, copied, given.plot)
-  if given.output:
-    table.write(given.output, NAME, rows, facts)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Times products; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog=f'benchmark {NAME}',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add('--shapes', nargs='+', default=[*dict.fromkeys((*SQUARES, *LAYERS))])
-  add('--batches', type=int, nargs='+', default=[1, 2, 4, 8, 16, 32, 64])
-  add('--backend', default='auto', choices=inference.BACKENDS)
-  add(
-    '--instructions',
-    default='best',
-    choices=native.INSTRUCTIONS,
-    help="of native kernels; for XLA's see --xla_cpu_max_isa",
-  )
-  add('--forms', nargs='+', default=(), help='parts of names, e.g. 4-bit')
-  add('--repeats', type=int, default=9)
-  add('--plot', type=pathlib.Path, help='roofline')
-  add('--output', type=pathlib.Path, help='JSON file')
-  add('--models', nargs='+', default=[], help='networks instead of products')
-  add('--modes', nargs='+', default=inference.MODES, choices=inference.MODES)
-  add('--folder', type=pathlib.Path, help='of their files; default: none kept')
-  add('--brown', type=pathlib.Path, default=BROWN, help=f'default {BROWN}')
-  add('--cifar10', type=pathlib.Path, default=CIFAR10, help=str(CIFAR10))
-  add('--split', default='test', choices=('valid', 'test'), help='of Brown')
-  add('--examples', type=int, default=1000, help='sentences or images')
-  add('--pixels', type=int, default=224, help='of an image')
-  try:
-    _run(parser.parse_args(argv))
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+def _finish(rows: list[dict[str, Any]], given: Any) -> list[dict[str, Any]]:
+  if not given.models:
+    add_crossovers(rows)
+  return rows
+
+
+def _parts(given: Any) -> int:
+  return len(given.models) or len(given.shapes) * len(given.batches)
+
+
+def _plot(rows: list[dict[str, Any]], given: Any, path: pathlib.Path) -> None:
+  if given.models:
+    raise ValueError('plot: the roofline is of products, not of models')
+  plot_roofline(rows, given.facts['copy_bytes_per_second'], path)
+
+
+main = Benchmark(
+  name='inference',
+  about=__doc__,
+  options={
+    'shapes': options.shape([*dict.fromkeys((*SQUARES, *LAYERS))]),
+    'batches': options.integer([1, 2, 4, 8, 16, 32, 64]),
+    'backend': options.choice(inference.BACKENDS, 'auto'),
+    'instructions': options.choice(
+      native.INSTRUCTIONS,
+      'best',
+      "of native kernels; for XLA's see --xla_cpu_max_isa",
+    ),
+    'forms': options.text([], 'parts of names, e.g. 4-bit'),
+    'repeats': options.integer(9),
+    'models': options.choice(MODELS, [], 'networks instead of products'),
+    'modes': options.choice(inference.MODES, inference.MODES),
+    'folder': options.path(None, 'of their files; default: none kept'),
+    'brown': options.path(BROWN),
+    'cifar10': options.path(CIFAR10),
+    'split': options.choice(('valid', 'test'), 'test', 'of Brown'),
+    'examples': options.integer(1000, 'sentences or images'),
+    'pixels': options.integer(224, 'of an image'),
+  },
+  measure=_rows,
+  parts=_parts,
+  finish=_finish,
+  plot=_plot,
+  seed=0,
+).main

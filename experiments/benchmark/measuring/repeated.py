@@ -1,7 +1,6 @@
 """Functions repeated inside of a program, so that calling it hardly counts."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from experiments.benchmark.measuring.turns import spent_by, take_turns
 
 # Seconds that a program should run.
 _SPAN = 5e-3
@@ -67,12 +68,13 @@ def median_seconds(
   """Runs programs in turn; medians of the seconds of a repetition."""
   fill = _Filler()
   counts = {key: _repetitions(x, fill) for key, x in programs.items()}
-  times: dict[Any, list[float]] = {key: [] for key in programs}
-  for _ in range(repeats):
-    for key, program in programs.items():
-      spent = _seconds(program, fill, counts[key])
-      times[key].append(spent / counts[key])
-  return {key: float(np.median(seconds)) for key, seconds in times.items()}
+
+  def timer(key: Any) -> Callable[[], float]:
+    count = counts[key]
+    return lambda: _seconds(programs[key], fill, count) / count
+
+  turns = take_turns({key: timer(key) for key in programs}, repeats, warm_up=0)
+  return {key: turns.median(key) for key in programs}
 
 
 def _repetitions(program: Program, fill: '_Filler') -> int:
@@ -92,9 +94,7 @@ def _seconds(program: Program, fill: '_Filler', repetitions: int) -> float:
   variables, x = jax.tree.map(fill, (program.variables, program.x))
   count = jnp.int32(repetitions)
   jax.block_until_ready((variables, x, count))
-  start = time.perf_counter()
-  jax.block_until_ready(program.run(variables, x, count))
-  return time.perf_counter() - start
+  return spent_by(lambda: program.run(variables, x, count))
 
 
 class _Filler:

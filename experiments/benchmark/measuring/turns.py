@@ -21,6 +21,10 @@ class Turns(NamedTuple):
     """Seconds of a program."""
     return float(np.median(self.seconds[name]))
 
+  def fastest(self, name: Any) -> float:
+    """Seconds of a program in its best turn."""
+    return float(np.min(self.seconds[name]))
+
   def ratio(self, name: Any, rival: Any) -> float:
     """The median of ratios to a rival within a turn."""
     return float(np.median(self.seconds[name] / self.seconds[rival]))
@@ -43,6 +47,30 @@ def take_turns(
       if turn >= warm_up:
         seconds[name].append(spent)
   return Turns({name: np.array(own) for name, own in seconds.items()})
+
+
+def in_place(
+  call: Callable[[Any], Any],
+  state: Any,
+  next_state: Callable[[Any], Any] = lambda out: out,
+) -> Callable[[], float]:
+  """Returns a timer of a call that may overwrite what it is given.
+
+  Args:
+    call: state -> result, which is waited for.
+    state: of the first call.
+    next_state: result -> state of the next call.
+  """
+
+  def once() -> float:
+    nonlocal state
+    start = time.perf_counter()
+    out = jax.block_until_ready(call(state))
+    spent = time.perf_counter() - start
+    state = next_state(out)
+    return spent
+
+  return once
 
 
 def spent_by(call: Callable[[], Any]) -> float:

@@ -23,7 +23,7 @@ from bandwidth.base import GradientReducer
 from bandwidth.collectives import deep_gradient_compression, shared_mask
 from experiments.benchmark.harness import Benchmark
 from experiments.benchmark.measuring.limits import stream_rate
-from experiments.benchmark.measuring.turns import Turns, take_turns, timed
+from experiments.benchmark.measuring.turns import Turns, in_place, take_turns
 from experiments.runtime import options
 
 _MOMENTUM = 0.9
@@ -85,14 +85,8 @@ def _measure(
 ) -> Turns:
   def timer(step: Callable[..., Any], state: Any) -> Callable[[], float]:
     run = jax.jit(step, donate_argnums=0 if donated else ())
-    states = [jax.tree.map(jnp.copy, state)]
-
-    def once() -> jax.Array:
-      out, state = jax.block_until_ready(run(states[0], grads))
-      states[0] = state
-      return out
-
-    return timed(once)
+    state = jax.tree.map(jnp.copy, state)
+    return in_place(lambda state: run(state, grads), state, lambda out: out[1])
 
   timers = {name: timer(*way) for name, way in ways.items()}
   return take_turns(timers, repeats, warm_up=2)

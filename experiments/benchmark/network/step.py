@@ -24,7 +24,7 @@ from bandwidth.collectives import (
 )
 from experiments.benchmark.harness import Benchmark
 from experiments.benchmark.measuring.limits import matmul_rate
-from experiments.benchmark.measuring.turns import take_turns, timed
+from experiments.benchmark.measuring.turns import in_place, take_turns
 from experiments.models import make_model
 from experiments.runtime import options
 
@@ -87,17 +87,12 @@ def _timers(
     reducer: Any, optimizer: optax.GradientTransformation
   ) -> Callable[[], float]:
     state = (params, variables, reducer.init(params), optimizer.init(params))
-    states = [jax.tree.map(jnp.copy, state)]
+    state = jax.tree.map(jnp.copy, state)
     step = jax.jit(_step(model, reducer, optimizer), donate_argnums=0)
-    call = step.lower(states[0], images, labels).compile()
+    call = step.lower(state, images, labels).compile()
     costs: Any = call.cost_analysis()
     operations.append(float(costs['flops']))
-
-    def once() -> Any:
-      states[0] = call(states[0], images, labels)
-      return states[0]
-
-    return timed(once)
+    return in_place(lambda state: call(state, images, labels), state)
 
   timers = {name: timer(*way) for name, way in _ways(given.density).items()}
   return timers, operations[0]

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from bandwidth.collectives.traffic import accounting
 from experiments.benchmark.measuring.shapes import NETWORKS
-from experiments.benchmark.measuring.turns import spent_by, take_turns
+from experiments.benchmark.measuring.turns import in_place, take_turns
 from experiments.runtime import options, startup
 from experiments.training.exchange_choice import AUTO, choose
 from experiments.training.reducers import make_reducer
@@ -44,35 +44,27 @@ def _bytes_sent() -> int:
 
 
 class _Run:
-  """A reducer, compiled, with its state."""
+  """A reducer, compiled; `step` reduces once and returns the seconds."""
 
   def __init__(self, config: Mapping[str, Any], workers: Workers, params: Any):
-    self._reducer = make_reducer(
-      config, axis_name='data', workers=(workers.count,)
-    )
-    zeros = jax.jit(self._reducer.init)(params)
+    reducer = make_reducer(config, axis_name='data', workers=(workers.count,))
+    zeros = jax.jit(reducer.init)(params)
     local = jax.tree.map(lambda leaf: np.asarray(leaf)[None], zeros)
-    self._state = workers.place_local(local)
-    self._grads = workers.place_local(_gradients(params))
-    self._call = workers.compile(
-      lambda grads, state: self._reducer.reduce(grads, state),
-      (self._grads, self._state),
+    state = workers.place_local(local)
+    grads = workers.place_local(_gradients(params))
+    call = workers.compile(
+      lambda grads, state: reducer.reduce(grads, state),
+      (grads, state),
       kinds=(PER_WORKER, PER_WORKER),
       out_kinds=(REPLICATED, PER_WORKER),
     )
+    self.step = in_place(
+      lambda state: call(grads, state), state, lambda out: out[1]
+    )
     self.closed_form = 0
-    if self._reducer.wire_bytes is not None:
-      self.closed_form = self._reducer.wire_bytes(params, workers=workers.count)
-    self.compiled = accounting.wire_bytes(self._call)
-
-  def step(self) -> float:
-    """Reduces once; returns the seconds."""
-
-    def once() -> Any:
-      out, self._state = self._call(self._grads, self._state)
-      return out, self._state
-
-    return spent_by(once)
+    if reducer.wire_bytes is not None:
+      self.closed_form = reducer.wire_bytes(params, workers=workers.count)
+    self.compiled = accounting.wire_bytes(call)
 
 
 def _gradients(params: Any) -> Any:

@@ -11,7 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from bandwidth.search.problem.cost import cost_model, exact_cost, tabulate
+from bandwidth.search.problem.cost import (
+  CostModel,
+  cost_model,
+  exact_cost,
+  tabulate,
+)
+from bandwidth.search.problem.space import Space
 from experiments.policy.candidates.channels import (
   Candidates,
   Refit,
@@ -67,6 +73,11 @@ def _price(config: Mapping[str, Any], task: Task, variables: Any) -> Priced:
   levels = _space_options(given, task.model)
   model = cost_model(**named(given, 'cost'))
   space = network_space(task.model, variables, task.example, **levels)
+  return price_space(space, model)
+
+
+def price_space(space: Space, model: CostModel) -> Priced:
+  """Returns what the decisions of a space cost by a model."""
   return Priced(
     space=space,
     costs=tabulate(space, model),
@@ -91,6 +102,18 @@ def _make(
     key=key,
     **_space_options(given, task.model),
   )
+  priced = _price(config, task, variables)
+  return subject_of(candidates, priced, given['score'])
+
+
+def subject_of(candidates: Candidates, priced: Priced, score: str) -> Subject:
+  """Returns a network whose channels are decided.
+
+  Args:
+    candidates: its options.
+    priced: its decisions.
+    score: see `experiments.policy.candidates.scores.make_objective`.
+  """
 
   def network(candidate: np.ndarray, images: jax.Array | None) -> Network:
     whole = masked(candidates, candidate, images)
@@ -98,9 +121,9 @@ def _make(
     return Network(model, arrays_of(small), {})
 
   return Subject(
-    priced=_price(config, task, variables),
+    priced=priced,
     errors=candidates.errors,
-    objective=make_objective(candidates, given['score']),
+    objective=make_objective(candidates, score),
     measure=make_measure(candidates),
     arrays=lambda examples: score_data(candidates, examples),
     variables=lambda candidate, images: masked(candidates, candidate, images),
