@@ -8,18 +8,16 @@ The result is the folder that tensorflow-datasets (TFDS) writes for the set, in
 ArrayRecord files: `tfds.data_source(NAME, data_dir=D)` reads it.
 """
 
-import argparse
 import contextlib
 import fcntl
 import io
 import os
 import shutil
-import signal
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from PIL import Image
 
@@ -31,6 +29,8 @@ from experiments.datasets.originals import (
   read_originals,
 )
 from experiments.datasets.splits import Split
+from experiments.runtime import options
+from experiments.runtime.command import cli
 
 
 def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
@@ -166,57 +166,38 @@ def _builder_class(
   return FromOriginals
 
 
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str) -> NoReturn:
-    self.exit(2, f'prepare: error: {message}\n')
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; returns the exit status."""
+  return cli('prepare', lambda: _run(argv))
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(
-    prog='python -m experiments.datasets.prepare',
-    description='Makes a TFDS data set of original files, offline.',
+def _run(argv: Sequence[str]) -> None:
+  given = options.parse(
+    'prepare',
+    __doc__,
+    {
+      'name': options.text(
+        options.REQUIRED, ', '.join(ORIGINALS), positional=True
+      ),
+      'from': options.path(
+        None,
+        'folder of the original files; for mnist, the bundled files if absent',
+      ),
+      'data_dir': options.text(
+        '',
+        'folder of the TFDS sets; TFDS_DATA_DIR of the environment if absent, '
+        'or else ~/tensorflow_datasets',
+      ),
+    },
+    argv,
   )
-  parser.add_argument('name', metavar='NAME', help=', '.join(ORIGINALS))
-  parser.add_argument(
-    '--from',
-    dest='source',
-    metavar='DIR',
-    type=Path,
-    help='folder of the original files; for mnist, the bundled files if absent',
-  )
-  parser.add_argument(
-    '--data_dir',
-    metavar='D',
-    default='',
-    help='folder of the TFDS sets; TFDS_DATA_DIR of the environment if absent, '
-    'or else ~/tensorflow_datasets',
-  )
-  return parser
-
-
-def _terminate(signal_number: int, frame: Any) -> NoReturn:
-  """Ends the process the way that cleans up."""
-  del frame
-  sys.exit(128 + signal_number)
-
-
-def main(arguments: list[str] | None = None) -> None:
-  """Runs the command; exits with status 2 and one line on an error."""
-  parser = _parser()
-  options = parser.parse_args(arguments)
-  signal.signal(signal.SIGTERM, _terminate)
   _quiet()
-  try:
-    directory = prepare(
-      options.name,
-      source=options.source and options.source.expanduser(),
-      data_dir=tfds_sets.data_folder(options.data_dir),
-    )
-  except (ValueError, OSError) as error:
-    parser.error(' '.join(str(error).split()))
-  except KeyboardInterrupt:
-    parser.exit(130, 'prepare: interrupted\n')
-  print(f'{options.name} is in {directory}')
+  directory = prepare(
+    given.name,
+    source=getattr(given, 'from'),
+    data_dir=tfds_sets.data_folder(given.data_dir),
+  )
+  print(f'{given.name} is in {directory}')
 
 
 def _quiet() -> None:
@@ -230,4 +211,4 @@ def _quiet() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main(sys.argv[1:]))

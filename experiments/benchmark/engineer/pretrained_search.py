@@ -256,7 +256,8 @@ def _rows(given: Any) -> Iterator[list[Row]]:
   def read(name: str, count: int) -> Examples:
     found = pictures.read_pictures(given.cifar10, name, count)
     images = enlarged(found.images, given.image_size)
-    return Examples(images, found.labels.reshape(images.shape[:2]))
+    labels = jnp.asarray(found.labels, jnp.int32)
+    return Examples(images, labels.reshape(images.shape[:2]))
 
   arrays = read_weights(given.weights or packaged('efficientnet_lite0'))
   tested = read(_TESTED, given.examples)

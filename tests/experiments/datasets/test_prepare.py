@@ -83,9 +83,7 @@ def test_second_time_is_left_alone(small_originals, tmp_path):
 
 
 def _main_fails(capsys, *arguments):
-  with pytest.raises(SystemExit) as error:
-    prepare.main([str(argument) for argument in arguments])
-  assert error.value.code == 2
+  assert prepare.main([str(argument) for argument in arguments]) == 2
   captured = capsys.readouterr()
   assert captured.out == ''
   assert captured.err.startswith('prepare: error: ')
@@ -120,7 +118,7 @@ def test_errors_are_one_line_and_leave_nothing(
   assert f'{path} is truncated' in failure('cifar10', '--from', folder)
   path.unlink()
   assert f'{path} is missing' in failure('cifar10', '--from', folder)
-  assert 'required: NAME' in failure()
+  assert 'required: name' in failure()
 
 
 def test_data_dir_that_is_a_file(small_originals, tmp_path, capsys):

@@ -115,6 +115,10 @@ def test_graph_of_lenet300_for_onnxruntime():
     onnx_networks.make_session('onnxruntime 4-bit', graph, variables, (images,))
 
 
+def test_names_are_those_of_the_networks():
+  assert set(benchmark.MODELS) == set(networks.MAKERS)
+
+
 def test_scores():
   wanted = [np.array([[3.0, 4.0]]), np.array([[0.0, 2.0]])]
   outputs = [np.array([[4.0, 3.0]]), np.array([[0.0, 1.0]])]
