@@ -42,11 +42,11 @@ from experiments.benchmark.engineer.cells import (
 from experiments.benchmark.engineer.frontier import frontier_rows
 from experiments.benchmark.engineer.summary import REFERENCE, Cell, summarized
 from experiments.benchmark.engineer.timing import time_search
-from experiments.benchmark.engineer.tuning import Tuning, make_tuning
 from experiments.benchmark.harness import Benchmark
 from experiments.policy.choice import measure_all
 from experiments.policy.plan import make_plan, network_variables
 from experiments.policy.setup import Prepared, prepare
+from experiments.policy.tuning import Tuning, make_tuning
 from experiments.runtime import options
 
 _CELLS = 'cells.jsonl'

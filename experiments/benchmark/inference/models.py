@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import coding, inference
-from experiments.benchmark.inference import onnx_networks
 from experiments.benchmark.measuring.device_time import apart
 from experiments.compressed_network import CompressedNetwork
+from experiments.inference import onnx_networks
 from experiments.inference.layer_plan import layer_calls, plan_layers
 
 Outputs = Sequence[np.ndarray]

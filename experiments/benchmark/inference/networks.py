@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import datasets
-from experiments.benchmark.inference import onnx_networks
 from experiments.benchmark.inference.models import (
   Network,
   Outputs,
@@ -31,6 +30,7 @@ from experiments.compression.packages import check_tokenizers, packaged
 from experiments.compression.weights import read_weights
 from experiments.config import resolve
 from experiments.evaluate import config_of
+from experiments.inference import onnx_networks
 from experiments.models import minilm
 from experiments.models.efficientnet_lite import (
   EfficientNetLite,

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
 
 from bandwidth import tree
 from bandwidth.base import GradientReducer
@@ -25,20 +23,14 @@ from bandwidth.collectives.sparsity.units import plan_units
 from bandwidth.collectives.traffic import accounting
 from bandwidth.collectives.traffic.choice import wire_bytes_of
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.shapes import NETWORKS
+from experiments.benchmark.network.reducers import compile_abstract
+from experiments.models.shapes import NETWORKS, abstract
 from experiments.runtime import options, table
+from experiments.training.workers import make_workers
 
 _EPOCHS = 90
 _VALUES = ('float32', 'float16', 'float8', 'sign')
 _PUBLISHED = {'alexnet': 597.0, 'resnet50': 277.0, 'ptb_lstm': 462.0}
-
-
-def abstract(network: str) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the parameters of a network as shapes."""
-  return {
-    name: jax.ShapeDtypeStruct(shape, jnp.float32)
-    for name, shape in NETWORKS[network]().items()
-  }
 
 
 def upload(params: Any, density: float, values: str) -> int:
@@ -87,26 +79,10 @@ def _steady_rows(network: str, density: float) -> list[dict[str, Any]]:
   return rows
 
 
-def compiled_bytes(reducer: GradientReducer, params: Any, workers: int) -> int:
+def compiled_bytes(reducer: GradientReducer, params: Any, count: int) -> int:
   """Returns what the program of so many devices sends, a device and a step."""
-  state = jax.eval_shape(reducer.init, params)
-  mesh = jax.make_mesh((workers,), ('data',), axis_types=(AxisType.Auto,))
-  spec = PartitionSpec('data')
-
-  def one(grads: Any, state: Any) -> Any:
-    local = jax.tree.map(lambda leaf: leaf[0], (grads, state))
-    out = reducer.reduce(*local)
-    return jax.tree.map(lambda leaf: leaf[None], out)
-
-  mapped = jax.shard_map(
-    one, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-  )
-  stacked = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct((workers, *leaf.shape), leaf.dtype),
-    (params, state),
-  )
-  compiled = jax.jit(mapped).lower(*stacked).compile()
-  return accounting.wire_bytes(compiled)
+  workers = make_workers('shard_map', {'data': count})
+  return accounting.wire_bytes(compile_abstract(reducer, workers, params))
 
 
 def _growth_rows(

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from bandwidth.collectives.traffic import hlo
-from experiments.training.workers import REPLICATED, Workers
+from experiments.training.workers import Workers
 
 
 class Pod(NamedTuple):
@@ -89,17 +89,6 @@ def _allow_parallel_compilers() -> None:
   if not any(devices.glob('accel*')) and not (devices / 'vfio').exists():
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-
-
-def abstract_state(tree: Any, workers: Workers, kind: str) -> Any:
-  """Returns shapes of arrays of a kind, of all workers and where they lie."""
-  axis = () if kind == REPLICATED else (workers.count,)
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      axis + leaf.shape, leaf.dtype, sharding=workers.sharding(kind)
-    ),
-    tree,
-  )
 
 
 def share_between_slices(collective: hlo.Collective, mesh: Mesh) -> Fraction:

@@ -26,16 +26,16 @@ from bandwidth.collectives.traffic import hlo
 from bandwidth.collectives.traffic.accounting import dense_wire_bytes
 from bandwidth.collectives.traffic.hlo_text import Instruction, parse
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.shapes import NETWORKS
 from experiments.benchmark.network import tpu_exchange
 from experiments.benchmark.network.pods import (
   Pod,
-  abstract_state,
   make_pod,
   prepare_compiler,
   sent_by,
 )
+from experiments.benchmark.network.reducers import abstract_state
 from experiments.models import MODELS, make_model
+from experiments.models.shapes import NETWORKS
 from experiments.runtime import options, table
 from experiments.training.loop import CompiledStage, Job, compile_stage
 from experiments.training.objectives import (

@@ -11,15 +11,11 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from experiments.benchmark.measuring.shapes import NETWORKS
-from experiments.benchmark.network.pods import Pod, abstract_state, sent_by
-from experiments.benchmark.network.reducers import REDUCERS
+from experiments.benchmark.network.pods import Pod, sent_by
+from experiments.benchmark.network.reducers import REDUCERS, compile_abstract
+from experiments.models.shapes import abstract
 from experiments.runtime import table
 from experiments.training.reducers import make_reducer
-from experiments.training.workers import PER_WORKER, REPLICATED
 
 EXCHANGES = {
   name: REDUCERS[name]
@@ -45,7 +41,7 @@ def measure_exchange(name: str, network: str, pod: Pod) -> table.Row:
 
   Args:
     name: in `EXCHANGES`.
-    network: in `experiments.benchmark.measuring.shapes`.
+    network: of `experiments.models.shapes`.
     pod: chips.
   """
   workers = pod.workers
@@ -53,21 +49,9 @@ def measure_exchange(name: str, network: str, pod: Pod) -> table.Row:
   reducer = make_reducer(
     EXCHANGES[name], axis_name=workers.axis_name, workers=sizes
   )
-  params = {
-    key: jax.ShapeDtypeStruct(shape, jnp.float32)
-    for key, shape in NETWORKS[network]().items()
-  }
-  state = jax.eval_shape(reducer.init, params)
+  params = abstract(network)
   start = time.monotonic()
-  compiled = workers.compile(
-    lambda grads, state: reducer.reduce(grads, state),
-    (
-      abstract_state(params, workers, PER_WORKER),
-      abstract_state(state, workers, PER_WORKER),
-    ),
-    kinds=(PER_WORKER, PER_WORKER),
-    out_kinds=(REPLICATED, PER_WORKER),
-  )
+  compiled = compile_abstract(reducer, workers, params)
   sent = sent_by(compiled, workers.mesh)
   closed = reducer.wire_bytes
   return {

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.shapes import NETWORKS
 from experiments.benchmark.network.reducers import REDUCERS
+from experiments.models.shapes import NETWORKS
 from experiments.reports.wire_plot import plot_wire
 from experiments.runtime import options
 from experiments.runtime.links import Links, parse_rate, shaped_links

@@ -17,8 +17,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bandwidth.collectives.traffic import accounting
-from experiments.benchmark.measuring.shapes import NETWORKS
 from experiments.benchmark.measuring.turns import in_place, take_turns
+from experiments.benchmark.network.reducers import compile_reducer
+from experiments.models.shapes import NETWORKS, abstract
 from experiments.runtime import options, startup
 from experiments.training.exchange_choice import AUTO, choose
 from experiments.training.reducers import make_reducer
@@ -52,12 +53,7 @@ class _Run:
     local = jax.tree.map(lambda leaf: np.asarray(leaf)[None], zeros)
     state = workers.place_local(local)
     grads = workers.place_local(_gradients(params))
-    call = workers.compile(
-      lambda grads, state: reducer.reduce(grads, state),
-      (grads, state),
-      kinds=(PER_WORKER, PER_WORKER),
-      out_kinds=(REPLICATED, PER_WORKER),
-    )
+    call = compile_reducer(reducer, workers, grads, state)
     self.step = in_place(
       lambda state: call(grads, state), state, lambda out: out[1]
     )
@@ -108,13 +104,10 @@ def measure(
     configs: of the reducers, by name. Where `exchange` is 'auto' it is chosen
       here, and the row is that of the program which is chosen.
     workers: one in each process.
-    network: in `experiments.benchmark.measuring.shapes`.
+    network: in `experiments.models.shapes`.
     repeats: of each.
   """
-  params = {
-    name: jnp.zeros(shape, jnp.float32)
-    for name, shape in NETWORKS[network]().items()
-  }
+  params = jax.tree.map(jnp.zeros_like, abstract(network))
   barrier = _barrier(workers)
   settled, choices = {}, {}
   for name, config in configs.items():

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from bandwidth import coding, tree
-from experiments.benchmark.inference import models, networks, onnx_networks
+from experiments.benchmark.inference import models, networks
 from experiments.benchmark.inference import products as benchmark
 from experiments.compression.weights import write_safetensors
+from experiments.inference import onnx_networks
 from experiments.models.lenet import LeNet300
 from experiments.models.minilm import MiniLM
 

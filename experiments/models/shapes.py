@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
+import jax
+import jax.numpy as jnp
+
 Shapes = dict[str, tuple[int, ...]]
 Place = tuple[int, int, int] | None
 
@@ -94,3 +97,11 @@ NETWORKS: dict[str, Callable[[], Shapes]] = {
   'vector': vector,
 }
 """By name."""
+
+
+def abstract(network: str) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the parameters of a network of `NETWORKS` as float32 shapes."""
+  return {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name, shape in NETWORKS[network]().items()
+  }
