@@ -64,10 +64,8 @@ class Benchmark:
         progress.step()
         self._write(found, given, start, unfinished=True)
     except KeyboardInterrupt as error:
-      kept = given.output if given.output and found else 'no file'
-      raise type(error)(
-        f'stopped after {progress.done} parts; their rows are in {kept}'
-      ) from None
+      kept = f'; rows are in {given.output}' if given.output and found else ''
+      raise type(error)(f'stopped after {progress.done} parts{kept}') from None
     finally:
       progress.clear()
     rows = self.finish(found, given)

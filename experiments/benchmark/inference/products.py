@@ -45,11 +45,11 @@ from experiments.benchmark.measuring.device_time import (
   apart,
   seconds_of,
 )
-from experiments.benchmark.measuring.turns import in_place, take_turns
 from experiments.compression.packages import BROWN, CIFAR10
 from experiments.reports.inference import plot_roofline
 from experiments.runtime import options
 from experiments.runtime.startup import keep_memory
+from experiments.runtime.turns import in_place, take_turns
 
 SQUARES = ('1024x1024', '4096x4096', '8192x8192')
 LAYERS = {

@@ -18,10 +18,11 @@ import numpy as np
 
 from experiments.benchmark.harness import Benchmark
 from experiments.benchmark.measuring.limits import matmul_rate
-from experiments.benchmark.measuring.turns import spent_by, take_turns
+from experiments.benchmark.measuring.one_batch import OneBatch
 from experiments.config import resolve
 from experiments.runtime import options, startup
 from experiments.runtime.metrics import MetricsWriter, Progress
+from experiments.runtime.turns import spent_by, take_turns
 from experiments.train import Built
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.loop import (
@@ -36,32 +37,15 @@ from experiments.training.step import TrainState
 from experiments.training.workers import PER_WORKER
 
 
-class FixedInput:
+def _fixed(job: Job, batch_size: int) -> Any:
   """One batch, on the devices, for every step."""
-
-  kinds = PER_WORKER
-
-  def __init__(self, job: Job, batch_size: int):
-    data = np.random.default_rng(0)
-    rows = (job.workers.count, batch_size // job.workers.count)
-    self.steps_per_epoch = 1
-    self._batch = job.workers.place(
-      {
-        'image': data.integers(0, 256, (*rows, 28, 28, 1)).astype(np.uint8),
-        'label': data.integers(0, 10, rows).astype(np.int32),
-      },
-      PER_WORKER,
-    )
-
-  def feed(self, step: int) -> Any:
-    """Returns the batch."""
-    del step
-    return self._batch
-
-  def select(self, feed: Any, step: jax.Array) -> Any:
-    """The feed is the batch."""
-    del step
-    return feed
+  data = np.random.default_rng(0)
+  rows = (job.workers.count, batch_size // job.workers.count)
+  batch = {
+    'image': data.integers(0, 256, (*rows, 28, 28, 1)).astype(np.uint8),
+    'label': data.integers(0, 10, rows).astype(np.int32),
+  }
+  return OneBatch(job.workers.place(batch, PER_WORKER))
 
 
 def _bare(
@@ -101,7 +85,7 @@ def _config(batch_size: int) -> Mapping[str, Any]:
 def _rows_of(batch_size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
   built = Built(_config(batch_size))
   job, stage = built.job, built.job.stages[0]
-  fixed = job._replace(data=FixedInput(job, batch_size))
+  fixed = job._replace(data=_fixed(job, batch_size))
 
   def fresh() -> TrainState:
     return first_state(

@@ -15,7 +15,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from bandwidth.collectives.traffic import hlo
 from bandwidth.collectives.traffic.accounting import dense_wire_bytes
 from bandwidth.collectives.traffic.hlo_text import Instruction, parse
 from experiments.benchmark.harness import Benchmark
+from experiments.benchmark.measuring.one_batch import OneBatch
 from experiments.benchmark.network import tpu_exchange
 from experiments.benchmark.network.pods import (
   Pod,
@@ -52,21 +53,6 @@ from experiments.training.workers import PER_WORKER, REPLICATED, Workers
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OPTIMIZER = {'name': 'sgd', 'learning_rate': 0.1, 'momentum': 0.9}
 _SMALL_IMAGES = ('lenet300', 'lenet5')
-
-
-class _AbstractInput(NamedTuple):
-  """Batches that have shapes only."""
-
-  batch: Any
-  kinds: str = PER_WORKER
-
-  def feed(self, step: int) -> Any:
-    del step
-    return self.batch
-
-  def select(self, feed: Any, step: jax.Array) -> Any:
-    del step
-    return feed
 
 
 def build_step(
@@ -103,7 +89,7 @@ def build_step(
     'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
   }
   # Compiling needs no more of the two than this.
-  data: Any = _AbstractInput(abstract_state(batch, workers, PER_WORKER))
+  data: Any = OneBatch(abstract_state(batch, workers, PER_WORKER))
   evaluator: Any = None
   job = Job(
     workers=workers,
