@@ -24,7 +24,7 @@ storing at the rate of the memory, both measured in the same run: the larger of
 the two. What stays in caches may beat the second.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -47,6 +47,7 @@ from experiments.benchmark.measuring.repeated import (
   compile_repeated,
   median_seconds,
 )
+from experiments.inference.layer_plan import LayerCall, layer_calls
 from experiments.models import MODELS, make_model
 from experiments.models.geometry import in_plain_layers
 from experiments.policy.candidates.channels import network_space
@@ -90,18 +91,6 @@ class Table(NamedTuple):
 
   rows: list[dict[str, Any]]
   network: dict[str, Any]
-
-
-class Call(NamedTuple):
-  """A layer as a network calls it.
-
-  Attributes:
-    module: `nn.Conv` or `nn.Dense`, bound to nothing.
-    shape: of its input.
-  """
-
-  module: nn.Module
-  shape: tuple[int, ...]
 
 
 def find_grids(space: Space, widths: int) -> tuple[Grid, ...]:
@@ -172,7 +161,11 @@ def measure(
     most_levels=2**20,
   )
   grids = find_grids(space, widths)
-  calls = _find_calls(model, example)
+  found = layer_calls(model, _abstract(model, example), example)
+  calls = {
+    name.removeprefix('params/').removesuffix('/kernel'): call
+    for name, call in found.items()
+  }
   check_told_apart(space.layers, calls)
   programs = _programs(grids, calls)
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(example.shape))
@@ -224,30 +217,8 @@ def _limits(grids: Sequence[Grid], batch: int) -> list[float]:
   return limits
 
 
-def _find_calls(
-  model: nn.Module, example: jax.ShapeDtypeStruct
-) -> dict[str, Call]:
-  """Notes how a network calls its convolutions and dense layers, by name."""
-  calls = {}
-
-  def note(
-    run: Callable[..., Any], args: Any, kwargs: Any, context: Any
-  ) -> jax.Array:
-    module = context.module
-    is_layer = isinstance(module, nn.Conv | nn.Dense)
-    if is_layer and context.method_name == '__call__':
-      x = args[0] if args else kwargs['inputs']
-      bare = module.clone(parent=None, name=None)
-      calls['/'.join(module.path)] = Call(bare, x.shape)
-    return run(*args, **kwargs)
-
-  with nn.intercept_methods(note):
-    jax.eval_shape(model.init, jax.random.key(0), example)
-  return calls
-
-
 def check_told_apart(
-  layers: Sequence[LayerShape], calls: Mapping[str, Call]
+  layers: Sequence[LayerShape], calls: Mapping[str, LayerCall]
 ) -> None:
   """Checks that layers of one operation do the same.
 
@@ -275,7 +246,9 @@ def check_told_apart(
       )
 
 
-def _at(call: Call, point: Point) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
+def _at(
+  call: LayerCall, point: Point
+) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
   """A layer with so many channels, and its input."""
   operation, channels, outputs = point
   module: Any = call.module.clone(features=outputs)
@@ -291,7 +264,7 @@ def _abstract(module: nn.Module, x: jax.ShapeDtypeStruct) -> Any:
 
 
 def _programs(
-  grids: Sequence[Grid], calls: Mapping[str, Call]
+  grids: Sequence[Grid], calls: Mapping[str, LayerCall]
 ) -> dict[Any, Program]:
   """One for each distinct point; grids may have some in common."""
   programs: dict[Any, Program] = {}

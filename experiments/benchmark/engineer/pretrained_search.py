@@ -65,9 +65,8 @@ def enlarged(images: np.ndarray, size: int) -> jax.Array:
   """
   count = len(images)
   batch = next(n for n in range(_BATCH, 0, -1) if count % n == 0)
-  shape = (count, size, size, 3)
-  large = jax.image.resize(images.astype(np.float32), shape, 'bicubic')
-  return ((jnp.clip(large, 0, 255) - 127) / 128).reshape(-1, batch, *shape[1:])
+  large = pictures.enlarged(images, pixels=size)
+  return large.reshape(-1, batch, *large.shape[1:])
 
 
 def divergence(logits: jax.Array, original: jax.Array) -> jax.Array:

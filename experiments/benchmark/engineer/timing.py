@@ -12,7 +12,7 @@ from bandwidth.search.problem.budget import check_budget
 from bandwidth.search.problem.interface import evaluate
 from bandwidth.search.searchers import make_searcher
 from experiments.policy.setup import Prepared
-from experiments.runtime.turns import take_turns, timed
+from experiments.runtime.turns import Turns, take_turns, timed
 
 _REPEATS = 2
 
@@ -54,21 +54,26 @@ def time_search(
   alone = _compiled(
     functools.partial(evaluate, problem), (prepared.data, candidates)
   )
+  calls = {
+    'search': lambda: program(*arguments),
+    'evaluation': lambda: alone(prepared.data, candidates),
+    'agent': lambda: agent(*arguments),
+  }
   turns = take_turns(
-    {
-      'search': timed(lambda: program(*arguments)),
-      'evaluation': timed(lambda: alone(prepared.data, candidates)),
-      'agent': timed(lambda: agent(*arguments)),
-    },
-    _REPEATS,
-    warm_up=0,
+    {name: timed(call) for name, call in calls.items()}, _REPEATS, warm_up=0
   )
-  total, evaluating = turns.median('search'), turns.median('evaluation')
   return {
     'searcher': searcher,
     'evaluations': evaluations,
     'traces': in_search,
     'compile_seconds': round(compiled, 2),
+    **_columns(turns, evaluations),
+  }
+
+
+def _columns(turns: Turns, evaluations: int) -> dict[str, float]:
+  total, evaluating = turns.median('search'), turns.median('evaluation')
+  return {
     'seconds': round(total, 2),
     'ms_per_episode': round(1e3 * total / evaluations, 3),
     'evaluation_seconds': round(evaluating, 2),

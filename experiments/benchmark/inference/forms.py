@@ -78,7 +78,7 @@ def make_weights(
   dense = rng.normal(size=(inputs, outputs)).astype(np.float32)
   sampled = {DENSE: dense[:, :_SAMPLED]}
   placed = {}
-  for name, make in _makers(inputs, outputs, rng).items():
+  for name, make in makers(inputs, outputs, rng).items():
     if not only or any(part in name for part in only):
       matrix = make()
       sampled[name] = _first_outputs(matrix)
@@ -93,10 +93,16 @@ def _first_outputs(matrix: Any) -> np.ndarray:
   return np.asarray(inference.rows_of(matrix, jnp.arange(count))).T
 
 
-def _makers(
+def makers(
   inputs: int, outputs: int, rng: np.random.Generator
 ) -> dict[str, Callable[[], Any]]:
-  """What makes compressed matrices, by name."""
+  """Returns what makes compressed matrices, by name.
+
+  Args:
+    inputs: K.
+    outputs: N.
+    rng: of their values.
+  """
   shape = (outputs, inputs)
   book = rng.normal(size=16).astype(np.float32)
   with_zero = np.concatenate([[0], book[1:]]).astype(np.float32)

@@ -14,6 +14,7 @@ weights, is the control.
 
 import itertools
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -30,6 +31,14 @@ from experiments.runtime import options
 
 KINDS = ('codebook', 'uniform')
 _LEVELS = 7
+# Of a kernel, and the width of the embedding that is half of the network.
+_SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
+  'one kernel': ((1, 4096), 0),
+  'half embedding': ((384, 1536), 384),
+  'many kernels': ((512, 768), 0),
+  'convolutions': ((3, 3, 512, 512), 0),
+}
+NETWORKS = tuple(_SHAPES)
 
 
 def shapes_of(network: str, weights: int) -> dict[str, tuple[int, ...]]:
@@ -38,23 +47,15 @@ def shapes_of(network: str, weights: int) -> dict[str, tuple[int, ...]]:
   >>> shapes_of('one kernel', 8_000_000)
   {'layer_0/kernel': (1953, 4096)}
   """
+  kernel, words = _SHAPES[network]
   if network == 'one kernel':
-    return {'layer_0/kernel': (max(weights // 4096, 1), 4096)}
-  if network == 'many kernels':
-    count = max(weights // (512 * 768), 1)
-    return {f'layer_{i}/kernel': (512, 768) for i in range(count)}
-  if network == 'convolutions':
-    count = max(weights // (9 * 512 * 512), 1)
-    return {f'layer_{i}/kernel': (3, 3, 512, 512) for i in range(count)}
-  count = max(weights // 2 // (384 * 1536), 1)
-  shapes: dict[str, tuple[int, ...]] = {
-    'words/embedding': (max(weights // 2 // 384, 1), 384)
-  }
-  shapes |= {f'layer_{i}/kernel': (384, 1536) for i in range(count)}
-  return shapes
-
-
-NETWORKS = ('one kernel', 'half embedding', 'many kernels', 'convolutions')
+    return {'layer_0/kernel': (max(weights // kernel[1], 1), kernel[1])}
+  shapes: dict[str, tuple[int, ...]] = {}
+  if words:
+    weights //= 2
+    shapes['words/embedding'] = (max(weights // words, 1), words)
+  count = max(weights // math.prod(kernel), 1)
+  return shapes | {f'layer_{i}/kernel': kernel for i in range(count)}
 
 
 def make_file(

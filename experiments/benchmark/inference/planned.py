@@ -22,24 +22,17 @@ from bandwidth import inference
 from bandwidth.inference import planning
 from bandwidth.inference.timing import program_of
 from experiments.benchmark.harness import Benchmark
+from experiments.benchmark.inference import forms
 from experiments.runtime import options
 from experiments.runtime.startup import keep_memory
+
+_MATRICES = ('4-bit codebook', '8-bit codebook', '10% + 4-bit codebook')
 
 
 def matrices_of(inputs: int, outputs: int) -> dict[str, Any]:
   """Returns compressed matrices by name."""
-  rng = np.random.default_rng(0)
-  shape = (outputs, inputs)
-  book = np.append(0, rng.normal(size=15)).astype(np.float32)
-  codes = rng.integers(1, 16, shape, np.uint8)
-  kept = rng.random(shape, np.float32) < 0.1
-  return {
-    '4-bit codebook': inference.codebook_matrix(codes, book),
-    '8-bit codebook': inference.codebook_matrix(
-      rng.integers(0, 256, shape, np.uint8), rng.normal(size=256)
-    ),
-    '10% + 4-bit codebook': inference.sparse_matrix(codes * kept, book),
-  }
+  makers = forms.makers(inputs, outputs, np.random.default_rng(0))
+  return {name: makers[name]() for name in _MATRICES}
 
 
 def _programs(

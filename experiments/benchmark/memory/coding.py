@@ -20,6 +20,7 @@ the most of any repeat.
 
 import contextlib
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Generator, Iterator
@@ -156,46 +157,39 @@ def _zstandard(network: Tensors, level: int) -> Method:
       'the comparison needs zstandard: pip install zstandard'
     ) from None
 
+  like = [
+    [(part.dtype, part.shape) for part in _parts(tensor)]
+    for tensor in network.values()
+  ]
+
   def encode() -> bytes:
-    plain = b''.join(part for t in network.values() for part in _plain(t))
+    parts = (part for tensor in network.values() for part in _parts(tensor))
+    plain = b''.join(part.tobytes() for part in parts)
     return zstandard.ZstdCompressor(level=level).compress(plain)
 
-  sizes = [list(map(len, _plain(tensor))) for tensor in network.values()]
-
   def decode(data: bytes) -> list[np.ndarray]:
-    plain = memoryview(zstandard.ZstdDecompressor().decompress(data))
+    plain = zstandard.ZstdDecompressor().decompress(data)
     arrays, begin = [], 0
-    for tensor, lengths in zip(network.values(), sizes, strict=True):
+    for tensor, kinds in zip(network.values(), like, strict=True):
       parts = []
-      for length in lengths:
-        parts.append(plain[begin : begin + length])
-        begin += length
-      arrays.append(_array(tensor, parts))
+      for dtype, shape in kinds:
+        part = np.frombuffer(plain, dtype, math.prod(shape), begin)
+        parts.append(part.reshape(shape))
+        begin += part.nbytes
+      whole = isinstance(tensor, np.ndarray)
+      arrays.append(parts[0] if whole else type(tensor)(*parts).to_array())
     return arrays
 
   return Method(encode, decode)
 
 
-def _plain(tensor: Any) -> list[bytes]:
-  """The bytes that zstandard is given: codes, then codebook or steps."""
+def _parts(tensor: Any) -> list[np.ndarray]:
+  """What zstandard is given: codes a byte each, then codebook or steps."""
   if isinstance(tensor, coding.CodebookTensor):
-    return [tensor.codes.tobytes(), tensor.codebook.tobytes()]
+    return [tensor.codes, tensor.codebook]
   if isinstance(tensor, coding.UniformTensor):
-    return [tensor.levels.astype(np.int8).tobytes(), tensor.step.tobytes()]
-  return [tensor.tobytes()]
-
-
-def _array(tensor: Any, parts: list[memoryview]) -> np.ndarray:
-  """Inverts `_plain`; `tensor` gives kind and shape only."""
-  if isinstance(tensor, coding.CodebookTensor):
-    codes = np.frombuffer(parts[0], np.uint8).reshape(tensor.shape)
-    codebook = np.frombuffer(parts[1], np.float32)
-    return coding.CodebookTensor(codes, codebook).to_array()
-  if isinstance(tensor, coding.UniformTensor):
-    levels = np.frombuffer(parts[0], np.int8).reshape(tensor.shape)
-    step = np.frombuffer(parts[1], np.float32)
-    return coding.UniformTensor(levels, step).to_array()
-  return np.frombuffer(parts[0], np.float32).reshape(tensor.shape)
+    return [tensor.levels.astype(np.int8), tensor.step]
+  return [tensor]
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from bandwidth.search.problem.latency import FORMAT
 from bandwidth.search.problem.latency import latency_table as read
 from bandwidth.search.problem.space import LayerShape
 from experiments.benchmark.engineer import latency_table
-from experiments.benchmark.engineer.latency_table import Call
 from experiments.benchmark.measuring import repeated
 from experiments.benchmark.measuring.repeated import compile_repeated
+from experiments.inference.layer_plan import LayerCall
 from experiments.models import make_model
 from experiments.policy.candidates.channels import network_space
 from experiments.runtime import table
@@ -118,18 +118,22 @@ def test_repetitions_wait_for_each_other():
     np.testing.assert_allclose(found, y, rtol=1e-6)
 
 
+def call_of(module, shape):
+  return LayerCall(module, shape, jnp.float32)
+
+
 def test_kernels_of_equal_taps_are_told_apart():
   flat = nn.Conv(8, (1, 9), use_bias=False)
   square = nn.Conv(8, (3, 3), use_bias=False)
   layers = [LayerShape(x, 'conv', 4, 8, 9, 81, 81) for x in 'ab']
   shape = (1, 9, 9, 4)
-  same = {'a': Call(square, shape), 'b': Call(square, (1, 9, 9, 16))}
+  same = {'a': call_of(square, shape), 'b': call_of(square, (1, 9, 9, 16))}
   latency_table.check_told_apart(layers, same)
-  other = {'a': Call(square, shape), 'b': Call(flat, shape)}
+  other = {'a': call_of(square, shape), 'b': call_of(flat, shape)}
   with pytest.raises(ValueError, match='a and b: they differ in the shape'):
     latency_table.check_told_apart(layers, other)
   # A tall image of as many pixels.
-  other = {'a': Call(square, shape), 'b': Call(square, (1, 3, 27, 4))}
+  other = {'a': call_of(square, shape), 'b': call_of(square, (1, 3, 27, 4))}
   with pytest.raises(ValueError, match='a and b: they differ in the shape'):
     latency_table.check_told_apart(layers, other)
 
