@@ -1,10 +1,12 @@
 """How a command ends: with a status, and one line where something is wrong."""
 
 import argparse
+import pathlib
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -74,3 +76,37 @@ def _terminable() -> Generator[None]:
     yield
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+def run_python(
+  arguments: Sequence[str], what: str, *, cwd: pathlib.Path | None = None
+) -> str:
+  """Runs Python in a process that ends when this one is stopped.
+
+  Args:
+    arguments: of the interpreter.
+    what: it does, for messages.
+    cwd: its working directory; None: this one's.
+
+  Returns:
+    What it prints.
+
+  Raises:
+    ValueError: it failed; the message ends with the last line that it said.
+  """
+  with subprocess.Popen(
+    [sys.executable, *arguments],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=cwd,
+  ) as child:
+    try:
+      printed, said = child.communicate()
+    except KeyboardInterrupt:
+      child.terminate()
+      raise
+  if child.returncode:
+    last = said.strip().splitlines()[-1:] or ['no word']
+    raise ValueError(f'{what}: {last[0]}')
+  return printed

@@ -23,12 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmark.engineer.cells import (
-  KeptRows,
-  grouped,
-  network_arrays,
-  network_config,
-)
+from experiments.benchmark.engineer import cells
+from experiments.benchmark.engineer.cells import KeptRows
 from experiments.benchmark.harness import Benchmark
 from experiments.policy.choice import Found, measure_all, search
 from experiments.policy.export import export_file
@@ -44,7 +40,7 @@ Arrays = Mapping[str, np.ndarray]
 Searched = tuple[Prepared, Found]
 
 
-def prepared_as(
+def _prepared_as(
   config: Config, arrays: Arrays, name: str, **given: Any
 ) -> Prepared:
   """Prepares a network with some fields of `search` changed."""
@@ -62,7 +58,7 @@ def _of_file(evaluations: int, **options: Any) -> dict[str, Any]:
   }
 
 
-def pruned_first(
+def _pruned_first(
   config: Config,
   arrays: Arrays,
   name: str,
@@ -70,16 +66,8 @@ def pruned_first(
   part: float,
   evaluations: int,
 ) -> Prepared:
-  """Chooses channels; steps of what is left are then to be searched.
-
-  Args:
-    config: resolved.
-    arrays: of the network, by name.
-    name: of the network, for error messages.
-    part: of the parameters that stays.
-    evaluations: of this search, and of the next.
-  """
-  prepared = prepared_as(
+  """Chooses channels; steps of what is left are then to be searched."""
+  prepared = _prepared_as(
     config,
     arrays,
     name,
@@ -95,7 +83,7 @@ def pruned_first(
     for reader in group.inputs
   }
   given = _of_file(evaluations, kept=by_kernel)
-  return prepared_as(config, arrays, name, **given)
+  return _prepared_as(config, arrays, name, **given)
 
 
 def _prepared(
@@ -105,22 +93,19 @@ def _prepared(
   whole = (config, arrays, name)
   each = given.evaluations // (2 * len(given.pruned))
   return {
-    'joint': [prepared_as(*whole, **_of_file(given.evaluations))],
+    'joint': [_prepared_as(*whole, **_of_file(given.evaluations))],
     'quantize': [
-      prepared_as(*whole, **_of_file(given.evaluations, kept='all'))
+      _prepared_as(*whole, **_of_file(given.evaluations, kept='all'))
     ],
     'prune, then quantize': [
-      pruned_first(*whole, part=part, evaluations=each) for part in given.pruned
+      _pruned_first(*whole, part=part, evaluations=each)
+      for part in given.pruned
     ],
   }
 
 
-def within(ways: Sequence[Prepared], budget: float) -> Searched:
-  """Searches within a budget of bytes; the best of several.
-
-  Raises:
-    ValueError: no file is within the budget.
-  """
+def _within(ways: Sequence[Prepared], budget: float) -> Searched:
+  """Searches within a budget of bytes; the best of several."""
   found, problem = [], ''
   for prepared in ways:
     plan = prepared.plan
@@ -146,7 +131,7 @@ def _score(result: Searched) -> float:
 def _row(
   place: Mapping[str, Any], way: str, ways: Sequence[Prepared], given: Any
 ) -> dict[str, Any]:
-  prepared, found = within(ways, place['bytes_budget'])
+  prepared, found = _within(ways, place['bytes_budget'])
   directory = given.runs / place['network'].replace(':', '-') / 'joint'
   directory.mkdir(parents=True, exist_ok=True)
   exported = export_file(prepared, found.best, directory)
@@ -185,10 +170,10 @@ def _rows(given: Any) -> Iterator[Sequence[dict[str, Any]]]:
     )
   kept = KeptRows(given.runs / _KEPT)
   yield kept.of(given.networks)
-  for name, places in grouped(_missing(kept, given), 'network'):
-    arrays = network_arrays(name, given.runs)
-    for seed, missing in grouped(places, 'seed'):
-      config = {**network_config(name, given.images), 'seed': seed}
+  for name, places in cells.grouped(_missing(kept, given), 'network'):
+    arrays = cells.network_arrays(name, given.runs)
+    for seed, missing in cells.grouped(places, 'seed'):
+      config = {**cells.network_config(name, given.images), 'seed': seed}
       ways = _prepared(config, arrays, name, given)
       for place in missing:
         yield kept.add([_row(place, way, ways[way], given) for way in WAYS])

@@ -32,21 +32,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bandwidth.search.problem import latency
 from bandwidth.search.problem.counts import activations, macs, parameters
-from bandwidth.search.problem.latency import (
-  FORMAT,
-  Operation,
-  kernel_inputs,
-  operation_of,
-)
+from bandwidth.search.problem.latency import Operation
 from bandwidth.search.problem.space import FIXED, LayerShape, Space
 from experiments.benchmark.harness import Benchmark
+from experiments.benchmark.measuring import repeated
 from experiments.benchmark.measuring.limits import matmul_rate, stream_rate
-from experiments.benchmark.measuring.repeated import (
-  Program,
-  compile_repeated,
-  median_seconds,
-)
 from experiments.inference.layer_plan import LayerCall, layer_calls
 from experiments.models import MODELS, make_model
 from experiments.models.geometry import in_plain_layers
@@ -105,10 +97,10 @@ def find_grids(space: Space, widths: int) -> tuple[Grid, ...]:
   for layer, reads, writes in sides:
     inputs = _spread(space, reads, layer.inputs, widths)
     outputs = _spread(space, writes, layer.outputs, widths)
-    operation = operation_of(layer)
+    operation = latency.operation_of(layer)
     if layer.kind == 'depthwise':
       outputs = tuple(operation.multiplier * width for width in inputs)
-    rows = dict.fromkeys(int(kernel_inputs(layer, x)) for x in inputs)
+    rows = dict.fromkeys(int(latency.kernel_inputs(layer, x)) for x in inputs)
     key = operation, tuple(rows), outputs
     found.setdefault(key, []).append(layer)
   return tuple(
@@ -169,8 +161,8 @@ def measure(
   check_told_apart(space.layers, calls)
   programs = _programs(grids, calls)
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(example.shape))
-  programs[None] = compile_repeated(model.apply, variables, example)
-  seconds = median_seconds(programs, repeats)
+  programs[None] = repeated.compile_repeated(model.apply, variables, example)
+  seconds = repeated.median_seconds(programs, repeats)
   limits = _limits(grids, example.shape[0])
   rows = [
     _row(grid, seconds, limit)
@@ -234,7 +226,7 @@ def check_told_apart(
   """
   seen: dict[Operation, tuple[str, str]] = {}
   for layer in layers:
-    operation = operation_of(layer)
+    operation = latency.operation_of(layer)
     single = operation, 1, operation.multiplier
     module, x = _at(calls[layer.name], single)
     trace = str(jax.make_jaxpr(module.apply)(_abstract(module, x), x))
@@ -265,14 +257,14 @@ def _abstract(module: nn.Module, x: jax.ShapeDtypeStruct) -> Any:
 
 def _programs(
   grids: Sequence[Grid], calls: Mapping[str, LayerCall]
-) -> dict[Any, Program]:
+) -> dict[Any, repeated.Program]:
   """One for each distinct point; grids may have some in common."""
-  programs: dict[Any, Program] = {}
+  programs: dict[Any, repeated.Program] = {}
   for grid in grids:
     for point in grid.points():
       if point not in programs:
         module, x = _at(calls[grid.layer.name], point)
-        programs[point] = compile_repeated(
+        programs[point] = repeated.compile_repeated(
           module.apply, _abstract(module, x), x
         )
   return programs
@@ -308,7 +300,7 @@ def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
     repeats=given.repeats,
   )
   given.facts |= {
-    'format': FORMAT,
+    'format': latency.FORMAT,
     **{name: getattr(given, name) for name in ('model', 'image', 'batch')},
     'network': measured.network,
   }

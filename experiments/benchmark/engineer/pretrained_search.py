@@ -35,11 +35,8 @@ from experiments.compression import pictures
 from experiments.compression.files import as_variables
 from experiments.compression.packages import CIFAR10, packaged
 from experiments.compression.weights import read_weights
-from experiments.models.efficientnet_lite import (
-  EfficientNetLite,
-  efficientnet_variables,
-  source_of,
-)
+from experiments.models import efficientnet_lite
+from experiments.models.efficientnet_lite import EfficientNetLite
 from experiments.policy.candidates.channels import Refit, make_candidates
 from experiments.policy.candidates.scores import Examples, score_data
 from experiments.policy.kinds.channels import price_space, subject_of
@@ -162,30 +159,18 @@ def published_arrays(variables: Any) -> dict[str, np.ndarray]:
       array = np.asarray(leaf)
       if array.ndim > 1:
         array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
-      arrays[source_of(name)] = array
+      arrays[efficientnet_lite.source_of(name)] = array
   return arrays
 
 
-def measure_file(
+def _measure_file(
   subject: Subject,
   candidate: np.ndarray,
   check: Mapping[str, Any],
   fidelity: Fidelity,
   path: pathlib.Path,
 ) -> Row:
-  """Writes the smaller network of a candidate and measures the file.
-
-  Args:
-    subject: what was searched.
-    candidate: levels, int32 [G].
-    check: arrays of the subject on pictures of the test set.
-    fidelity: weights -> agreement with the original and accuracy of a probe on
-      the same pictures.
-    path: of the file.
-
-  Raises:
-    ValueError: the file's network computes something else than the candidate.
-  """
+  """Writes the smaller network of a candidate and measures the file."""
   images = check['examples'].images
   whole = subject.variables(candidate, None)
   small = subject.network(candidate, None)
@@ -261,7 +246,7 @@ def _rows(given: Any) -> Iterator[list[Row]]:
   arrays = read_weights(given.weights or packaged('efficientnet_lite0'))
   tested = read(_TESTED, given.examples)
   subject = make_subject(
-    efficientnet_variables(arrays),
+    efficientnet_lite.efficientnet_variables(arrays),
     read(_FITTED, given.fitted).images,
     most_levels=given.most_levels,
     ridge=given.ridge,
@@ -280,7 +265,7 @@ def _rows(given: Any) -> Iterator[list[Row]]:
     folder.mkdir(parents=True, exist_ok=True)
     for row, candidate in _searches(subject, scored, given):
       path = folder / f'{row["searcher"]}_{row["budget"]:g}.bwz'
-      yield [row | measure_file(subject, candidate, check, fidelity, path)]
+      yield [row | _measure_file(subject, candidate, check, fidelity, path)]
 
 
 main = Benchmark(

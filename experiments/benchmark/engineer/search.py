@@ -31,14 +31,8 @@ import jax
 import numpy as np
 
 from bandwidth.search.searchers import SEARCHERS, SINGLE, make_searcher
-from experiments.benchmark.engineer.cells import (
-  KeptRows,
-  Program,
-  grouped,
-  network_arrays,
-  network_config,
-  search_once,
-)
+from experiments.benchmark.engineer import cells
+from experiments.benchmark.engineer.cells import KeptRows, Program
 from experiments.benchmark.engineer.frontier import frontier_rows
 from experiments.benchmark.engineer.summary import REFERENCE, Cell, summarized
 from experiments.benchmark.engineer.timing import time_search
@@ -57,11 +51,11 @@ def _prepare(
   name: str, arrays: Mapping[str, np.ndarray], seed: int, given: Any
 ) -> Prepared:
   """Prepares the options and examples of a seed."""
-  plan = make_plan({**network_config(name, given.images), 'seed': seed})
+  plan = make_plan({**cells.network_config(name, given.images), 'seed': seed})
   return prepare(plan, network_variables(plan, arrays, name))
 
 
-def make_programs(
+def _make_programs(
   prepared: Prepared, names: Sequence[str], evaluations: int
 ) -> dict[str, Program]:
   """Returns compiled searchers `(key, data, budget) -> history`, by name."""
@@ -83,22 +77,15 @@ def _schedule(evaluations: int) -> dict[str, int]:
   return {'warmup': min(100, evaluations // 2)}
 
 
-def cell(
+def _cell(
   place: Mapping[str, Any],
   prepared: Prepared,
   program: Program,
   finish: Callable[[tuple[int, ...]], dict[str, float]],
 ) -> Cell:
-  """Searches once and measures what was found.
-
-  Args:
-    place: network, seed, budget and searcher.
-    prepared: what is searched.
-    program: the searcher, compiled.
-    finish: `levels -> accuracies on the test set`.
-  """
+  """Searches once and measures what was found."""
   priced, seed = prepared.priced, place['seed']
-  found = search_once(
+  found = cells.search_once(
     program, priced, prepared.data, fraction=place['budget'], seed=seed
   )
   candidate = found.candidate
@@ -119,7 +106,7 @@ def cell(
   }
 
 
-def finisher(
+def _finisher(
   prepared: Prepared, tuning: Tuning | None
 ) -> Callable[[tuple[int, ...]], dict[str, float]]:
   """Returns `levels -> accuracies on the test set`, before and after tuning.
@@ -153,18 +140,18 @@ def _missing(kept: KeptRows, given: Any) -> list[Mapping[str, Any]]:
   return kept.missing(dict(zip(fields, each, strict=True)) for each in values)
 
 
-def cells(given: Any) -> Iterator[Sequence[Cell]]:
+def _cells(given: Any) -> Iterator[Sequence[Cell]]:
   """Yields the cells that are kept, then computes those that are missing."""
   kept = KeptRows(given.runs / _CELLS)
   yield kept.of(given.networks)
-  for name, places in grouped(_missing(kept, given), 'network'):
-    arrays = network_arrays(name, given.runs)
+  for name, places in cells.grouped(_missing(kept, given), 'network'):
+    arrays = cells.network_arrays(name, given.runs)
     programs: dict[str, Program] = {}
     tuning: Tuning | None = None
-    for seed, missing in grouped(places, 'seed'):
+    for seed, missing in cells.grouped(places, 'seed'):
       prepared = _prepare(name, arrays, seed, given)
       if not programs:
-        programs = make_programs(prepared, given.searchers, given.evaluations)
+        programs = _make_programs(prepared, given.searchers, given.evaluations)
         if given.steps:
           tuning = make_tuning(
             prepared.plan,
@@ -172,15 +159,15 @@ def cells(given: Any) -> Iterator[Sequence[Cell]]:
             learning_rate=given.learning_rate,
             tested=given.test_images,
           )
-      finish = finisher(prepared, tuning)
+      finish = _finisher(prepared, tuning)
       for place in missing:
         program = programs[place['searcher']]
-        yield kept.add([cell(place, prepared, program, finish)])
+        yield kept.add([_cell(place, prepared, program, finish)])
 
 
-def timing(name: str, given: Any) -> dict[str, Any]:
+def _timing(name: str, given: Any) -> dict[str, Any]:
   """Measures AMC searches, and their parts alone."""
-  arrays = network_arrays(name, given.runs)
+  arrays = cells.network_arrays(name, given.runs)
   start = time.monotonic()
   prepared = _prepare(name, arrays, 0, given)
   taken = round(time.monotonic() - start, 2)
@@ -188,11 +175,11 @@ def timing(name: str, given: Any) -> dict[str, Any]:
   return {'network': name, **timed, 'options_seconds': taken}
 
 
-def frontiers(name: str, given: Any) -> list[dict[str, Any]]:
+def _frontiers(name: str, given: Any) -> list[dict[str, Any]]:
   """Compares all budgets from one pass with single ones."""
-  prepared = _prepare(name, network_arrays(name, given.runs), 0, given)
+  prepared = _prepare(name, cells.network_arrays(name, given.runs), 0, given)
   searcher = given.searchers[0]
-  program = make_programs(prepared, [searcher], given.evaluations)[searcher]
+  program = _make_programs(prepared, [searcher], given.evaluations)[searcher]
   rows = frontier_rows(prepared, given.budgets, searcher, program)
   return [{'network': name, **row} for row in rows]
 
@@ -201,11 +188,11 @@ def _rows(given: Any) -> Iterator[Sequence[dict[str, Any]]]:
   if given.timing and given.frontier:
     raise ValueError('timing and frontier are two benchmarks: give one of them')
   if given.timing:
-    yield from ([timing(name, given)] for name in given.networks)
+    yield from ([_timing(name, given)] for name in given.networks)
   elif given.frontier:
-    yield from (frontiers(name, given) for name in given.networks)
+    yield from (_frontiers(name, given) for name in given.networks)
   else:
-    yield from cells(given)
+    yield from _cells(given)
 
 
 def _parts(given: Any) -> int:

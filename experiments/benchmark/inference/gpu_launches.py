@@ -40,7 +40,7 @@ _WAYS = (
 )
 
 
-def rows_of(
+def _rows_of(
   arithmetic: str, shape: tuple[int, int], repeats: int
 ) -> list[dict[str, Any]]:
   """Times all launches of an arithmetic."""
@@ -93,7 +93,7 @@ def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   if jax.default_backend() != 'gpu':
     raise ValueError(f'there is no GPU, this is a {jax.default_backend()}')
   for arithmetic in given.arithmetic:
-    yield rows_of(arithmetic, given.shape, given.repeats)
+    yield _rows_of(arithmetic, given.shape, given.repeats)
 
 
 main = Benchmark(

@@ -16,8 +16,6 @@ import itertools
 import json
 import math
 import pathlib
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +26,7 @@ from bandwidth import coding, inference
 from experiments.benchmark.harness import Benchmark
 from experiments.benchmark.measuring.memory import cost_of
 from experiments.runtime import options
+from experiments.runtime.command import run_python
 
 KINDS = ('codebook', 'uniform')
 _LEVELS = 7
@@ -58,16 +57,10 @@ def shapes_of(network: str, weights: int) -> dict[str, tuple[int, ...]]:
   return shapes | {f'layer_{i}/kernel': kernel for i in range(count)}
 
 
-def make_file(
+def _make_file(
   path: pathlib.Path, shapes: dict[str, tuple[int, ...]], kind: str
 ) -> None:
-  """Writes a network of random weights of 15 values each.
-
-  Args:
-    path: of the file.
-    shapes: of the arrays, by name.
-    kind: of `KINDS`.
-  """
+  """Writes a network of random weights of 15 values each."""
   rng = np.random.default_rng(0)
   book = np.linspace(-1, 1, 2 * _LEVELS + 1, dtype=np.float32)
   tensors: dict[str, coding.Tensor] = {}
@@ -110,27 +103,17 @@ def measure_here(path: str, way: str) -> dict[str, float]:
   }
 
 
-def measure(path: pathlib.Path, way: str) -> dict[str, float]:
-  """Reads a file in a process of its own; returns as `measure_here`.
-
-  Raises:
-    ValueError: it fails.
-  """
+def _measure(path: pathlib.Path, way: str) -> dict[str, float]:
+  """Reads a file in a process of its own; returns as `measure_here`."""
   code = (
     'import json, sys; '
     'from experiments.benchmark.inference.loading import measure_here; '
     'print(json.dumps(measure_here(*sys.argv[1:])))'
   )
-  done = subprocess.run(
-    [sys.executable, '-c', code, str(path), way],
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  if done.returncode:
-    raise ValueError(f'{way}: {done.stderr.strip()[-500:]}')
-  return json.loads(done.stdout)
+  return json.loads(run_python(['-c', code, str(path), way], way))
 
 
-def rows_of(
+def _rows_of(
   network: str, kind: str, *, weights: int, repeats: int
 ) -> list[dict[str, Any]]:
   """Returns what each way of reading a network takes; medians of seconds."""
@@ -139,9 +122,9 @@ def rows_of(
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'model.bwz'
-    make_file(path, shapes, kind)
+    _make_file(path, shapes, kind)
     for way in WAYS:
-      found = [measure(path, way) for _ in range(repeats)]
+      found = [_measure(path, way) for _ in range(repeats)]
       peak = max(each['peak_bytes'] for each in found)
       rows.append(
         {
@@ -163,7 +146,7 @@ def rows_of(
 
 def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   for network, kind in itertools.product(given.networks, given.kinds):
-    yield rows_of(network, kind, weights=given.weights, repeats=given.repeats)
+    yield _rows_of(network, kind, weights=given.weights, repeats=given.repeats)
 
 
 main = Benchmark(

@@ -6,7 +6,6 @@ the commands that make them for anyone, in minutes each.
 
 import functools
 import pathlib
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import datasets
-from experiments.benchmark.inference.models import (
-  Network,
-  Outputs,
-  cosine,
-  network_rows,
-  top1,
-)
+from experiments.benchmark.inference import models
+from experiments.benchmark.inference.models import Network, Outputs
 from experiments.compression import pictures
 from experiments.compression.files import read_file
 from experiments.compression.packages import check_tokenizers, packaged
@@ -31,12 +25,9 @@ from experiments.compression.weights import read_weights
 from experiments.config import resolve
 from experiments.evaluate import config_of
 from experiments.inference import onnx_networks
-from experiments.models import minilm
-from experiments.models.efficientnet_lite import (
-  EfficientNetLite,
-  efficientnet_variables,
-)
+from experiments.models import efficientnet_lite, minilm
 from experiments.models.lenet import LeNet300
+from experiments.runtime.command import run_python
 from experiments.training.objectives import make_preprocess
 
 MODEL = 'model.bwz'
@@ -59,7 +50,10 @@ def _lenet300(given: Any, file: pathlib.Path) -> Network:
 
   def score(outputs: Outputs, wanted: Outputs) -> dict[str, float]:
     right = np.concatenate(outputs).argmax(axis=1) == labels
-    return {**top1(outputs, wanted), 'accuracy': round(float(right.mean()), 4)}
+    return {
+      **models.top1(outputs, wanted),
+      'accuracy': round(float(right.mean()), 4),
+    }
 
   return Network(
     name='lenet300',
@@ -93,7 +87,7 @@ def _minilm(given: Any, file: pathlib.Path) -> Network:
     file=file,
     inputs={f'length {length}': of_length(length) for length in _LENGTHS},
     examples=sentences.make_batches(tokenizer, texts, _BATCH),
-    score=cosine,
+    score=models.cosine,
     graph=onnx_networks.minilm_graph,
   )
 
@@ -108,12 +102,12 @@ def _efficientnet_lite0(given: Any, file: pathlib.Path) -> Network:
   arrays = read_weights(packaged('efficientnet_lite0'))
   return Network(
     name='efficientnet_lite0',
-    model=EfficientNetLite(),
-    variables=efficientnet_variables(arrays),
+    model=efficientnet_lite.EfficientNetLite(),
+    variables=efficientnet_lite.efficientnet_variables(arrays),
     file=file,
     inputs={f'{given.pixels}x{given.pixels}': (batches[0][0][:1],)},
     examples=batches,
-    score=top1,
+    score=models.top1,
     graph=None,
   )
 
@@ -141,7 +135,7 @@ def rows(given: Any) -> Iterator[list[dict[str, Any]]]:
       file = folder / name / MODEL
       if not file.is_file():
         _make_file(_arguments(name, given, file), file)
-      yield network_rows(
+      yield models.network_rows(
         MAKERS[name](given, file), backend=given.backend,
         repeats=given.repeats, modes=given.modes,
       )  # fmt: skip
@@ -157,11 +151,6 @@ def _arguments(name: str, given: Any, file: pathlib.Path) -> Sequence[str]:
 
 def _make_file(arguments: Sequence[str], file: pathlib.Path) -> None:
   file.parent.mkdir(parents=True, exist_ok=True)
-  command = [sys.executable, '-m', 'experiments.compress', *arguments]
-  print(f'makes {file}: {" ".join(command[1:])}', file=sys.stderr, flush=True)
-  done = subprocess.run(
-    command, cwd=_ROOT, capture_output=True, text=True, check=False
-  )
-  if done.returncode or not file.is_file():
-    said = (done.stderr.strip() or 'no message').splitlines()[-1]
-    raise ValueError(f'{" ".join(arguments)}: {said}')
+  told = ' '.join(arguments)
+  print(f'makes {file}: compress {told}', file=sys.stderr, flush=True)
+  run_python(['-m', 'experiments.compress', *arguments], told, cwd=_ROOT)

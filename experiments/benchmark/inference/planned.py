@@ -49,7 +49,7 @@ def _programs(
   ]
 
 
-def rows_of(
+def _rows_of(
   shape: tuple[int, int],
   batch: int,
   timings: Sequence[inference.Timing],
@@ -102,7 +102,7 @@ def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
     batches=given.batches, backend=given.backend, mode=given.mode
   )
   for shape, batch in itertools.product(given.shapes, given.batches):
-    yield rows_of(
+    yield _rows_of(
       shape, batch, timings, backend=given.backend, mode=given.mode,
       repeats=given.repeats,
     )  # fmt: skip

@@ -35,16 +35,8 @@ import numpy as np
 from bandwidth import inference
 from bandwidth.inference import native
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.inference.forms import (
-  Weights,
-  make_forms,
-  make_weights,
-)
-from experiments.benchmark.measuring.device_time import (
-  Product,
-  apart,
-  seconds_of,
-)
+from experiments.benchmark.inference import forms
+from experiments.benchmark.measuring import device_time
 from experiments.compression.packages import BROWN, CIFAR10
 from experiments.reports.inference import plot_roofline
 from experiments.runtime import options
@@ -71,7 +63,7 @@ MODELS = ('lenet300', 'minilm', 'efficientnet_lite0')
 _COPIED = 1 << 29
 
 
-def copy_bandwidth(repeats: int) -> float:
+def _copy_bandwidth(repeats: int) -> float:
   """Returns the bytes a second that a large copy reads and writes.
 
   On a CPU it goes to where it came from: fresh memory would be filled with
@@ -79,57 +71,49 @@ def copy_bandwidth(repeats: int) -> float:
   """
   array = jnp.ones(_COPIED // 4, jnp.float32)
   if jax.default_backend() == 'gpu':
-    copy = Product(lambda _, a: -a, jnp.zeros(()), array)
-    (seconds,) = seconds_of([copy], repeats)
+    copy = device_time.Product(lambda _, a: -a, jnp.zeros(()), array)
+    (seconds,) = device_time.seconds_of([copy], repeats)
     return 2 * _COPIED / seconds
   negative = jax.jit(jnp.negative, donate_argnums=0)
   turns = take_turns({'copy': in_place(negative, array)}, repeats)
   return 2 * _COPIED / turns.median('copy')
 
 
-def product_rows(
-  weights: Weights, batch: int, *, backend: str, repeats: int, copied: float
+def _product_rows(
+  weights: forms.Weights,
+  batch: int,
+  *,
+  backend: str,
+  repeats: int,
+  copied: float,
 ) -> list[dict[str, Any]]:
-  """Times all products with some weights.
-
-  Args:
-    weights: in all their forms.
-    batch: rows of activations.
-    backend: of `inference.BACKENDS`.
-    repeats: of which medians count.
-    copied: bytes a second of a copy.
-  """
-  forms = make_forms(weights, batch, backend=backend)
-  made = [np.asarray(form.run(), np.float64) for form in forms]
-  products = [form.product for form in forms if form.product]
+  """Times all products with some weights."""
+  made = forms.make_forms(weights, batch, backend=backend)
+  outcomes = [np.asarray(form.run(), np.float64) for form in made]
+  products = [form.product for form in made if form.product]
   if jax.default_backend() == 'gpu':
-    timed = seconds_of(products, repeats)
+    timed = device_time.seconds_of(products, repeats)
   else:
-    timed = apart(
-      [form.run for form in forms], len(products), repeats, least_seconds=1e-2
-    )
-  inputs, outputs = weights.dense.shape
-  shape = f'{inputs}x{outputs}'
-  rows = []
-  for form, own, y in zip(forms, timed, made, strict=True):
-    rate = form.nbytes / own
-    rows.append(
-      {
-        'shape': shape,
-        'layer': LAYERS.get(shape, ''),
-        'batch': batch,
-        'form': form.name,
-        'bytes': form.nbytes,
-        'ms': round(1e3 * own, 4),
-        'gb_per_second': round(rate / 1e9, 2),
-        'of_copy': round(rate / copied, 3),
-        'speedup': round(timed[0] / own, 2),
-        'over_bfloat16': round(timed[1] / own, 2),
-        'ceiling': round(forms[0].nbytes / form.nbytes, 1),
-        'error': form.error(y),
-      }
-    )
-  return rows
+    runs = [form.run for form in made]
+    timed = device_time.apart(runs, len(products), repeats, least_seconds=1e-2)
+  shape = '{}x{}'.format(*weights.dense.shape)
+  return [
+    {
+      'shape': shape,
+      'layer': LAYERS.get(shape, ''),
+      'batch': batch,
+      'form': form.name,
+      'bytes': form.nbytes,
+      'ms': round(1e3 * own, 4),
+      'gb_per_second': round(form.nbytes / own / 1e9, 2),
+      'of_copy': round(form.nbytes / own / copied, 3),
+      'speedup': round(timed[0] / own, 2),
+      'over_bfloat16': round(timed[1] / own, 2),
+      'ceiling': round(made[0].nbytes / form.nbytes, 1),
+      'error': form.error(y),
+    }
+    for form, own, y in zip(made, timed, outcomes, strict=True)
+  ]
 
 
 def add_crossovers(rows: list[dict[str, Any]]) -> None:
@@ -171,13 +155,13 @@ def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
     return
   instructions = _instructions(given.instructions)
   keep_memory()
-  copied = copy_bandwidth(given.repeats)
+  copied = _copy_bandwidth(given.repeats)
   given.facts |= {'copy_bytes_per_second': copied, **instructions}
   print(f'a copy reads and writes {copied / 1e9:.1f} GB a second')
   for inputs, outputs in given.shapes:
-    weights = make_weights(inputs, outputs, only=given.forms)
+    weights = forms.make_weights(inputs, outputs, only=given.forms)
     for batch in given.batches:
-      yield product_rows(
+      yield _product_rows(
         weights, batch, backend=given.backend, repeats=given.repeats,
         copied=copied,
       )  # fmt: skip

@@ -193,7 +193,7 @@ def _parts(tensor: Any) -> list[np.ndarray]:
 
 
 @contextlib.contextmanager
-def one_core() -> Generator[None]:
+def _one_core() -> Generator[None]:
   """Keeps every thread of this process on one core, where the system can."""
   threads = pathlib.Path('/proc/self/task')
   if not hasattr(os, 'sched_setaffinity') or not threads.is_dir():
@@ -220,21 +220,10 @@ class _Measured(NamedTuple):
   decode: list[Cost]
 
 
-def measure(
+def _measure(
   name: str, network: Tensors, *, repeats: int, slow: float
 ) -> list[dict[str, Any]]:
-  """Returns a row for each method.
-
-  Args:
-    name: of the network.
-    network: its tensors.
-    repeats: of every measurement, after one that only warms up.
-    slow: seconds; an encoder that takes longer runs once.
-
-  Raises:
-    ValueError: arrays that came back are not those that went, or zstandard is
-      not installed.
-  """
+  """Returns a row for each method."""
   methods = {f'bwz {coder}': _bwz(network, coder) for coder in _BWZ}
   for level in _ZSTANDARD:
     methods[f'zstandard {level}'] = _zstandard(network, level)
@@ -302,8 +291,8 @@ def _ratio(costs: list[Cost], others: list[Cost]) -> float:
 def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   for name in given.network:
     network = make_network(NETWORKS[name])
-    with one_core():
-      yield measure(name, network, repeats=given.repeats, slow=given.slow)
+    with _one_core():
+      yield _measure(name, network, repeats=given.repeats, slow=given.slow)
     del network
 
 

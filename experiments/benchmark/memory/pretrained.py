@@ -21,15 +21,10 @@ import numpy as np
 
 from bandwidth import coding
 from experiments.benchmark.harness import Benchmark
-from experiments.compression import pictures
+from experiments.compression import packages, pictures
 from experiments.compression.baselines import baselines
 from experiments.compression.calibrated import compress_calibrated
-from experiments.compression.packages import (
-  BROWN,
-  CIFAR10,
-  check_tokenizers,
-  packaged,
-)
+from experiments.compression.packages import packaged
 from experiments.compression.rate import Tensors, compress_to_rate
 from experiments.compression.weights import read_weights
 from experiments.runtime import options
@@ -107,7 +102,7 @@ def _files(subject: Subject, folder: pathlib.Path) -> Iterator[File]:
 
 
 def _minilm(given: Any) -> Subject:
-  check_tokenizers('minilm')
+  packages.check_tokenizers('minilm')
   from experiments.compression import sentences
 
   arrays = read_weights(given.weights or packaged('minilm'))
@@ -154,8 +149,8 @@ main = Benchmark(
     'network': options.choice(_NETWORKS, options.REQUIRED, positional=True),
     'weights': options.path(None, 'default: those of the package'),
     'tokenizer': options.path(None, 'default: that of the package'),
-    'brown': options.path(BROWN),
-    'cifar10': options.path(CIFAR10),
+    'brown': options.path(packages.BROWN),
+    'cifar10': options.path(packages.CIFAR10),
     'split': options.choice(('valid', 'test'), 'test', 'of Brown'),
     'examples': options.integer(1000, 'sentences or images'),
     'calibration': options.integer(384, 'sentences'),

@@ -33,7 +33,7 @@ _VALUES = ('float32', 'float16', 'float8', 'sign')
 _PUBLISHED = {'alexnet': 597.0, 'resnet50': 277.0, 'ptb_lstm': 462.0}
 
 
-def upload(params: Any, density: float, values: str) -> int:
+def _upload(params: Any, density: float, values: str) -> int:
   """Returns the bytes of a worker's message."""
   return gather_message(plan_units(params), density, values).nbytes
 
@@ -55,7 +55,7 @@ def _steady_rows(network: str, density: float) -> list[dict[str, Any]]:
   forms = {
     'as published': functools.partial(format_of_the_paper, params),
     **{
-      f'Elias-Fano, {values}': functools.partial(upload, params, values=values)
+      f'Elias-Fano, {values}': functools.partial(_upload, params, values=values)
       for values in _VALUES
     },
   }
@@ -79,7 +79,7 @@ def _steady_rows(network: str, density: float) -> list[dict[str, Any]]:
   return rows
 
 
-def compiled_bytes(reducer: GradientReducer, params: Any, count: int) -> int:
+def _compiled_bytes(reducer: GradientReducer, params: Any, count: int) -> int:
   """Returns what the program of so many devices sends, a device and a step."""
   workers = make_workers('shard_map', {'data': count})
   return accounting.wire_bytes(compile_abstract(reducer, workers, params))
@@ -99,7 +99,7 @@ def _growth_rows(
       sent = wire_bytes_of(reducer, params, workers)
       compiled = None
       if workers <= compile_up_to:
-        compiled = compiled_bytes(reducer, params, workers)
+        compiled = _compiled_bytes(reducer, params, workers)
       rows.append(
         {
           'network': network,

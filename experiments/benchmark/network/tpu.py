@@ -27,23 +27,13 @@ from bandwidth.collectives.traffic.accounting import dense_wire_bytes
 from bandwidth.collectives.traffic.hlo_text import Instruction, parse
 from experiments.benchmark.harness import Benchmark
 from experiments.benchmark.measuring.one_batch import OneBatch
-from experiments.benchmark.network import tpu_exchange
-from experiments.benchmark.network.pods import (
-  Pod,
-  make_pod,
-  prepare_compiler,
-  sent_by,
-)
+from experiments.benchmark.network import pods, tpu_exchange
 from experiments.benchmark.network.reducers import abstract_state
 from experiments.models import MODELS, make_model
 from experiments.models.shapes import NETWORKS
 from experiments.runtime import options, table
+from experiments.training import objectives
 from experiments.training.loop import CompiledStage, Job, compile_stage
-from experiments.training.objectives import (
-  make_augment,
-  make_classification_loss,
-  make_preprocess,
-)
 from experiments.training.optimizers import make_optimizer
 from experiments.training.reducers import make_reducer
 from experiments.training.stages import Stage
@@ -55,17 +45,10 @@ _OPTIMIZER = {'name': 'sgd', 'learning_rate': 0.1, 'momentum': 0.9}
 _SMALL_IMAGES = ('lenet300', 'lenet5')
 
 
-def build_step(
+def _build_step(
   model: str, workers: Workers, *, dtype: str, batch_size: int
 ) -> CompiledStage:
-  """Compiles the step of a training run with a dense reducer.
-
-  Args:
-    model: a name in `experiments.models`.
-    workers: and their chips, which need not exist.
-    dtype: of gradients on the wire.
-    batch_size: of a worker.
-  """
+  """Compiles the step of a training run with a dense reducer."""
   network, image, variables = _network(model)
   params = variables.pop('params')
   stage = Stage(
@@ -81,8 +64,8 @@ def build_step(
       ('optimizer', make_optimizer(_OPTIMIZER, span=(0, 1)))
     ),
   )
-  loss = make_classification_loss(
-    network, make_preprocess({}), make_augment({})
+  loss = objectives.make_classification_loss(
+    network, objectives.make_preprocess({}), objectives.make_augment({})
   )
   batch = {
     'image': jax.ShapeDtypeStruct((batch_size, *image), jnp.uint8),
@@ -152,21 +135,16 @@ def estimated_cycles(compiled: Any) -> int:
   return sum(item * count for item, count in found)
 
 
-def measure(model: str, pod: Pod, *, dtype: str, batch_size: int) -> table.Row:
-  """Compiles one step, and returns what there is to say about it.
-
-  Args:
-    model: a name in `experiments.models`.
-    pod: chips.
-    dtype: of gradients on the wire.
-    batch_size: of a chip.
-  """
+def _measure(
+  model: str, pod: pods.Pod, *, dtype: str, batch_size: int
+) -> table.Row:
+  """Compiles one step, and returns what there is to say about it."""
   workers = pod.workers
-  program = build_step(model, workers, dtype=dtype, batch_size=batch_size)
+  program = _build_step(model, workers, dtype=dtype, batch_size=batch_size)
   compiled = program.call
   memory: Any = compiled.memory_analysis()
   costs: Any = compiled.cost_analysis()
-  sent = sent_by(compiled, workers.mesh)
+  sent = pods.sent_by(compiled, workers.mesh)
   closed_form = dense_wire_bytes(
     _network(model)[2]['params'],
     workers=tuple(workers.axes.values()),
@@ -234,17 +212,17 @@ def _show(rows: list[dict[str, Any]], given: Any) -> None:
 
 
 def _rows(given: Any) -> Iterator[list[table.Row]]:
-  prepare_compiler()
-  pods = [] if given.slices_only else [make_pod(given.topology)]
+  pods.prepare_compiler()
+  chips = [] if given.slices_only else [pods.make_pod(given.topology)]
   if given.slices > 1:
-    pods.append(make_pod(given.slice_topology, slices=given.slices))
+    chips.append(pods.make_pod(given.slice_topology, slices=given.slices))
   if given.exchanges:
-    for network, pod in itertools.product(given.exchanges, pods):
+    for network, pod in itertools.product(given.exchanges, chips):
       for name in tpu_exchange.names_on(pod, given.reducers):
         yield [tpu_exchange.measure_exchange(name, network, pod)]
     return
-  for model, pod, dtype in itertools.product(given.model, pods, given.dtype):
-    yield [measure(model, pod, dtype=dtype, batch_size=given.batch)]
+  for model, pod, dtype in itertools.product(given.model, chips, given.dtype):
+    yield [_measure(model, pod, dtype=dtype, batch_size=given.batch)]
 
 
 def _finish(rows: list[dict[str, Any]], given: Any) -> list[dict[str, Any]]:

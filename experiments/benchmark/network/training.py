@@ -13,7 +13,6 @@ import json
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from experiments.benchmark.harness import Benchmark
 from experiments.runtime import options
+from experiments.runtime.command import run_python
 from experiments.runtime.links import parse_rate
 
 _SENT = re.compile(r'launch: process 0 sent ([\d,]+) bytes')
@@ -35,20 +35,16 @@ def _run(
     ValueError: the run failed; the message is the end of what it said.
   """
   suffix = f':{mode}' if mode else ''
-  command = [
-    sys.executable, '-m', 'experiments.launch',
-    f'--processes={given.processes}', f'--rate={rate}', '--',
-    f'--config={given.config}{suffix}', f'--workdir={workdir}',
-    f'--config.seed={given.seed}',
+  arguments = [
+    '-m', 'experiments.launch', f'--processes={given.processes}',
+    f'--rate={rate}', '--', f'--config={given.config}{suffix}',
+    f'--workdir={workdir}', f'--config.seed={given.seed}',
   ]  # fmt: skip
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  if done.returncode:
-    last = done.stderr.strip().splitlines()[-1:] or ['no word']
-    raise ValueError(f'{mode or "compressed"} at {rate}: {last[0]}')
+  printed = run_python(arguments, f'{mode or "compressed"} at {rate}')
   lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
   records = [json.loads(line) for line in lines]
   report = json.loads((workdir / 'report.json').read_text('utf-8'))
-  sent = _SENT.search(done.stdout)
+  sent = _SENT.search(printed)
   network = report['network']
   return {
     'rate': rate,

@@ -23,14 +23,10 @@ from experiments.runtime import options
 from experiments.runtime.links import Links, parse_rate, shaped_links
 
 
-def run_workers(
+def _run_workers(
   links: Links, reducers: Sequence[str], network: str, repeats: int
 ) -> list[dict[str, Any]]:
-  """Starts a worker in each namespace and returns the rows of process 0.
-
-  Raises:
-    ValueError: a worker failed; the message is the end of what it said.
-  """
+  """Starts a worker in each namespace and returns the rows of process 0."""
   configs = json.dumps({name: REDUCERS[name] for name in reducers})
   children = [
     subprocess.Popen(
@@ -49,11 +45,7 @@ def run_workers(
     )
     for index, prefix in enumerate(links.prefixes)
   ]  # fmt: skip
-  try:
-    outputs = _outputs(children)
-  finally:
-    for child in children:
-      child.kill()
+  outputs = _outputs(children)
   # gloo says something too.
   lines = outputs[0].splitlines()
   return [json.loads(line) for line in lines if line.startswith('{')]
@@ -70,7 +62,11 @@ def _outputs(children: Sequence[subprocess.Popen[str]]) -> list[str]:
     return said
 
   with concurrent.futures.ThreadPoolExecutor(len(children)) as pool:
-    said = list(pool.map(finish, children))
+    try:
+      said = list(pool.map(finish, children))
+    finally:
+      for child in children:
+        child.kill()
   failed = [i for i, child in enumerate(children) if child.returncode > 0]
   failed += [i for i, child in enumerate(children) if child.returncode < 0]
   if failed:
@@ -83,7 +79,7 @@ def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   for rate in given.rates:
     bits = parse_rate(rate)
     with shaped_links(given.processes, bits) as links:
-      found = run_workers(links, given.reducers, given.network, given.repeats)
+      found = _run_workers(links, given.reducers, given.network, given.repeats)
     dense = next((r for r in found if r['reducer'] == 'dense'), found[0])
     common = {'processes': given.processes, 'network': given.network}
     yield [_row(rate, bits, row, dense) | common for row in found]

@@ -92,21 +92,13 @@ def _count(run: _Run, barrier: Callable[[], None]) -> float:
   return (_bytes_sent() - before) / _COUNTED_STEPS
 
 
-def measure(
+def _measure(
   configs: Mapping[str, Mapping[str, Any]],
   workers: Workers,
   network: str,
   repeats: int,
 ) -> list[dict[str, Any]]:
-  """Measures reducers on the link that these workers have.
-
-  Args:
-    configs: of the reducers, by name. Where `exchange` is 'auto' it is chosen
-      here, and the row is that of the program which is chosen.
-    workers: one in each process.
-    network: in `experiments.models.shapes`.
-    repeats: of each.
-  """
+  """Measures reducers on the link that these workers have."""
   params = jax.tree.map(jnp.zeros_like, abstract(network))
   barrier = _barrier(workers)
   settled, choices = {}, {}
@@ -188,7 +180,7 @@ def main(argv: Sequence[str]) -> int:
   )
   startup.prepare_devices({'cpu_devices': given.num_processes}, processes)
   workers = make_workers('shard_map', {'data': given.num_processes})
-  rows = measure(
+  rows = _measure(
     json.loads(given.reducers), workers, given.network, given.repeats
   )
   if given.process_id == 0:

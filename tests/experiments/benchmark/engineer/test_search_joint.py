@@ -17,8 +17,7 @@ def small_config(name, images=None, whole=cells.network_config):
 
 @pytest.mark.slow
 def test_ways_are_compared_at_equal_bytes(tmp_path, capsys, monkeypatch):
-  for module in (cells, joint):
-    monkeypatch.setattr(module, 'network_config', small_config)
+  monkeypatch.setattr(cells, 'network_config', small_config)
   runs, output = tmp_path / 'runs', tmp_path / 'rows.json'
   arguments = [
     *('--networks', 'quickstart_search:runlocal'),
