@@ -27,8 +27,8 @@ from bandwidth.collectives.traffic.closed_forms import (
   all_gather_bytes,
   all_reduce_bytes,
 )
+from experiments.measuring.turns import take_turns, timed
 from experiments.runtime.files import replace_text
-from experiments.runtime.turns import take_turns, timed
 from experiments.training.workers import PER_WORKER, Workers
 
 AUTO = 'auto'

@@ -16,7 +16,16 @@ from bandwidth.search.problem.interface import Data, History, best
 from experiments.compression.weights import read_weights
 from experiments.config import named_config, resolve
 from experiments.policy.kinds.kind import Priced
+from experiments.runtime import options
 from experiments.train import run as train
+
+OPTIONS = {
+  'networks': options.text(['quickstart_search']),
+  'evaluations': options.integer(400),
+  'images': options.integer(None, 'that score candidates; [of the config]'),
+  'runs': options.path('runs/search'),
+}
+"""Of a benchmark of searches."""
 
 Program = Callable[..., History]
 """A compiled searcher, `(key, data, budget) -> history`."""

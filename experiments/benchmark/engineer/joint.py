@@ -183,15 +183,10 @@ main = Benchmark(
   name='search_joint',
   about=__doc__,
   options={
-    'networks': options.text(['quickstart_search']),
+    **cells.OPTIONS,
     'budgets': options.fraction([0.015, 0.03]),
     'pruned': options.fraction([0.3, 0.6]),
     'seeds': options.integer(5, '0, 1, … of them'),
-    'evaluations': options.integer(400),
-    'images': options.integer(
-      None, 'that score candidates; as the config has it'
-    ),
-    'runs': options.path('runs/search'),
   },
   measure=_rows,
   parts=lambda given: 1 + len(_missing(KeptRows(given.runs / _KEPT), given)),

@@ -37,9 +37,9 @@ from bandwidth.search.problem.counts import activations, macs, parameters
 from bandwidth.search.problem.latency import Operation
 from bandwidth.search.problem.space import FIXED, LayerShape, Space
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring import repeated
-from experiments.benchmark.measuring.limits import matmul_rate, stream_rate
 from experiments.inference.layer_plan import LayerCall, layer_calls
+from experiments.measuring import repeated
+from experiments.measuring.limits import matmul_rate, stream_rate
 from experiments.models import MODELS, make_model
 from experiments.models.geometry import in_plain_layers
 from experiments.policy.candidates.channels import network_space

@@ -209,18 +209,13 @@ main = Benchmark(
   name='search',
   about=__doc__,
   options={
-    'networks': options.text(['quickstart_search']),
+    **cells.OPTIONS,
     'budgets': options.fraction([0.1, 0.2]),
     'searchers': options.choice((*SINGLE, *SEARCHERS), [*SINGLE, *SEARCHERS]),
     'seeds': options.integer(10, '0, 1, … of them'),
-    'evaluations': options.integer(400),
-    'images': options.integer(
-      None, 'that score candidates; as the config has it'
-    ),
     'test_images': options.integer(10_000, 'of the test set'),
     'steps': options.integer(200, 'of training what was found', least=0),
     'learning_rate': options.number(0.01, 'of it, at first'),
-    'runs': options.path('runs/search'),
     'timing': options.flag('of AMC alone'),
     'frontier': options.flag('of one pass alone'),
   },

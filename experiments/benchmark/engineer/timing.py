@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from bandwidth.search.problem.budget import check_budget
 from bandwidth.search.problem.interface import evaluate
 from bandwidth.search.searchers import make_searcher
+from experiments.measuring.turns import Turns, take_turns, timed
 from experiments.policy.setup import Prepared
-from experiments.runtime.turns import Turns, take_turns, timed
 
 _REPEATS = 2
 

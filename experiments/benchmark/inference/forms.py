@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import inference
-from experiments.benchmark.measuring.device_time import Product
 from experiments.inference import onnx_products
+from experiments.measuring.device_time import Product
 
 DENSE = 'dense float32'
 

@@ -19,7 +19,7 @@ import numpy as np
 from bandwidth import inference
 from bandwidth.inference import gpu
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.device_time import Product, seconds_of
+from experiments.measuring.device_time import Product, seconds_of
 from experiments.runtime import options
 
 _MODES = {

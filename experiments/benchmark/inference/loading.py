@@ -24,7 +24,7 @@ import numpy as np
 
 from bandwidth import coding, inference
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.memory import cost_of
+from experiments.measuring.memory import cost_of
 from experiments.runtime import options
 from experiments.runtime.command import run_python
 

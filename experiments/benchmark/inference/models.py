@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import coding, inference
-from experiments.benchmark.measuring.device_time import apart
 from experiments.compressed_network import CompressedNetwork
 from experiments.inference import onnx_networks
 from experiments.inference.layer_plan import layer_calls, plan_layers
+from experiments.measuring.device_time import apart
 
 Outputs = Sequence[np.ndarray]
 

@@ -36,12 +36,12 @@ from bandwidth import inference
 from bandwidth.inference import native
 from experiments.benchmark.harness import Benchmark
 from experiments.benchmark.inference import forms
-from experiments.benchmark.measuring import device_time
 from experiments.compression.packages import BROWN, CIFAR10
+from experiments.measuring import device_time
+from experiments.measuring.turns import in_place, take_turns
 from experiments.reports.inference import plot_roofline
 from experiments.runtime import options
 from experiments.runtime.startup import keep_memory
-from experiments.runtime.turns import in_place, take_turns
 
 SQUARES = ('1024x1024', '4096x4096', '8192x8192')
 LAYERS = {

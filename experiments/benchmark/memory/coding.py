@@ -30,7 +30,7 @@ import numpy as np
 
 from bandwidth import coding
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.memory import Cost, cost_of
+from experiments.measuring.memory import Cost, cost_of
 from experiments.models.shapes import resnet50_convolutions
 from experiments.runtime import options
 

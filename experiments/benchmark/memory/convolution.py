@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.limits import matmul_rate, stream_rate
+from experiments.measuring.limits import matmul_rate, stream_rate
+from experiments.measuring.turns import take_turns, timed
 from experiments.models.depthwise import convolve_depthwise
 from experiments.models.lenet import CONVOLUTIONS, LeNet5
 from experiments.runtime import options
-from experiments.runtime.turns import take_turns, timed
 
 # Multiply-adds of an image forward; backward takes twice as many, but for the
 # first layer, whose input needs no gradient.

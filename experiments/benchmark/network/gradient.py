@@ -22,9 +22,9 @@ from jax import lax
 from bandwidth.base import GradientReducer
 from bandwidth.collectives import deep_gradient_compression, shared_mask
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.limits import stream_rate
+from experiments.measuring.limits import stream_rate
+from experiments.measuring.turns import Turns, in_place, take_turns
 from experiments.runtime import options
-from experiments.runtime.turns import Turns, in_place, take_turns
 
 _MOMENTUM = 0.9
 # Passes over the vector that the algorithm can't do without: reads of g, u, v

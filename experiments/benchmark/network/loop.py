@@ -17,12 +17,12 @@ import jax
 import numpy as np
 
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.limits import matmul_rate
-from experiments.benchmark.measuring.one_batch import OneBatch
+from experiments.benchmark.network.one_batch import OneBatch
 from experiments.config import resolve
+from experiments.measuring.limits import matmul_rate
+from experiments.measuring.turns import spent_by, take_turns
 from experiments.runtime import options, startup
 from experiments.runtime.metrics import MetricsWriter, Progress
-from experiments.runtime.turns import spent_by, take_turns
 from experiments.train import Built
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.loop import (

@@ -1,8 +1,10 @@
 """Chips that need not exist, and what a program sends between them."""
 
 import importlib.util
+import math
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -127,3 +129,16 @@ def sent_by(compiled: Any, mesh: Mesh) -> list[dict[str, Any]]:
       }
     )
   return rows
+
+
+def columns_of(sent: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+  """Returns how many collectives there are, and the bytes of each link.
+
+  Args:
+    sent: of `sent_by`.
+  """
+  links = ('ici_bytes', 'dcn_bytes')
+  return {
+    'collectives': sum(row['count'] for row in sent),
+    **{link: math.ceil(sum(row[link] for row in sent)) for link in links},
+  }

@@ -23,10 +23,10 @@ from bandwidth.collectives import (
   dense_all_reduce,
 )
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.limits import matmul_rate
+from experiments.measuring.limits import matmul_rate
+from experiments.measuring.turns import in_place, take_turns
 from experiments.models import make_model
 from experiments.runtime import options
-from experiments.runtime.turns import in_place, take_turns
 
 _INPUTS = {
   'lenet300': (28, 28, 1, 10),

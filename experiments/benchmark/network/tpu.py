@@ -12,7 +12,6 @@ operations. Nothing is run, so nothing is timed but the compiler.
 
 import importlib.metadata
 import itertools
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -26,8 +25,8 @@ from bandwidth.collectives.traffic import hlo
 from bandwidth.collectives.traffic.accounting import dense_wire_bytes
 from bandwidth.collectives.traffic.hlo_text import Instruction, parse
 from experiments.benchmark.harness import Benchmark
-from experiments.benchmark.measuring.one_batch import OneBatch
 from experiments.benchmark.network import pods, tpu_exchange
+from experiments.benchmark.network.one_batch import OneBatch
 from experiments.benchmark.network.reducers import abstract_state
 from experiments.models import MODELS, make_model
 from experiments.models.shapes import NETWORKS
@@ -156,9 +155,7 @@ def _measure(
     'chips': workers.count,
     'batch': batch_size,
     'wire_dtype': dtype,
-    'collectives': sum(row['count'] for row in sent),
-    'ici_bytes': math.ceil(sum(row['ici_bytes'] for row in sent)),
-    'dcn_bytes': math.ceil(sum(row['dcn_bytes'] for row in sent)),
+    **pods.columns_of(sent),
     'closed_form': closed_form,
     'argument_bytes': memory.argument_size_in_bytes,
     'output_bytes': memory.output_size_in_bytes,

@@ -6,12 +6,11 @@ slices (DCN), beside those of the dense all-reduce on the same chips. A reducer
 whose collectives the compiler widens shows more ICI bytes than its closed form.
 """
 
-import math
 import time
 from collections.abc import Collection
 from typing import Any
 
-from experiments.benchmark.network.pods import Pod, sent_by
+from experiments.benchmark.network.pods import Pod, columns_of, sent_by
 from experiments.benchmark.network.reducers import REDUCERS, compile_abstract
 from experiments.models.shapes import abstract
 from experiments.runtime import table
@@ -53,15 +52,14 @@ def measure_exchange(name: str, network: str, pod: Pod) -> table.Row:
   start = time.monotonic()
   compiled = compile_abstract(reducer, workers, params)
   sent = sent_by(compiled, workers.mesh)
-  closed = reducer.wire_bytes
+  total, closed = columns_of(sent), reducer.wire_bytes
   return {
     'network': network,
     'pod': f'{pod.slices} x {pod.topology}',
     'reducer': name,
-    'collectives': sum(row['count'] for row in sent),
+    'collectives': total.pop('collectives'),
     'kinds': ' '.join(sorted({row['kind'] for row in sent})),
-    'ici_bytes': math.ceil(sum(row['ici_bytes'] for row in sent)),
-    'dcn_bytes': math.ceil(sum(row['dcn_bytes'] for row in sent)),
+    **total,
     'closed_form': closed(params, workers=sizes) if closed else None,
     'compile_seconds': round(time.monotonic() - start, 1),
     'sent': sent,

@@ -18,9 +18,9 @@ from jax.experimental import multihost_utils
 
 from bandwidth.collectives.traffic import accounting
 from experiments.benchmark.network.reducers import compile_reducer
+from experiments.measuring.turns import in_place, take_turns
 from experiments.models.shapes import NETWORKS, abstract
 from experiments.runtime import options, startup
-from experiments.runtime.turns import in_place, take_turns
 from experiments.training.exchange_choice import AUTO, choose
 from experiments.training.reducers import make_reducer
 from experiments.training.workers import (

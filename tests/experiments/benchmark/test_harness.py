@@ -6,8 +6,8 @@ import pytest
 
 from experiments.benchmark import __main__, harness
 from experiments.benchmark.harness import Benchmark
+from experiments.measuring.turns import Turns, in_place, take_turns
 from experiments.runtime import options
-from experiments.runtime.turns import Turns, in_place, take_turns
 
 
 def benchmark(measure, **more):

@@ -14,9 +14,9 @@ from bandwidth.search.problem.latency import FORMAT
 from bandwidth.search.problem.latency import latency_table as read
 from bandwidth.search.problem.space import LayerShape
 from experiments.benchmark.engineer import latency_table
-from experiments.benchmark.measuring import repeated
-from experiments.benchmark.measuring.repeated import compile_repeated
 from experiments.inference.layer_plan import LayerCall
+from experiments.measuring import repeated
+from experiments.measuring.repeated import compile_repeated
 from experiments.models import make_model
 from experiments.policy.candidates.channels import network_space
 from experiments.runtime import table

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.runtime.turns import spent_by, take_turns
+from experiments.measuring.turns import spent_by, take_turns
 
 # Seconds that a program should run.
 _SPAN = 5e-3

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from experiments.runtime.turns import in_place, take_turns, timed
+from experiments.measuring.turns import in_place, take_turns, timed
 
 
 def matmul_rate(size: int = 2048, *, repeats: int = 5) -> float:
