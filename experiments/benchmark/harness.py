@@ -80,14 +80,21 @@ class Benchmark:
     if not given.output:
       return
     facts = dict(given.facts)
-    seed = getattr(given, 'seed', getattr(given, 'seeds', self.seed))
-    if seed is not None:
+    if (seed := _seed_of(given, self.seed)) is not None:
       facts['seed'] = seed
     facts['seconds'] = round(time.monotonic() - start, 1)
     if unfinished:
       facts['unfinished'] = True
     name = self.title(given) if self.title else self.name
     table.write(given.output, name, self.finish(found, given), facts)
+
+
+def _seed_of(given: Any, otherwise: int | None) -> Any:
+  """The option `seed`, or those that `seeds` lists or counts."""
+  seeds = getattr(given, 'seeds', otherwise)
+  if 'seeds' in given and isinstance(seeds, int):
+    seeds = list(range(seeds))
+  return getattr(given, 'seed', seeds)
 
 
 class _Progress:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 Shapes = dict[str, tuple[int, ...]]
-Place = tuple[int, int, int] | None
 
 
 def alexnet() -> Shapes:
@@ -28,34 +27,37 @@ def alexnet() -> Shapes:
   return shapes
 
 
-def resnet50_convolutions() -> Iterator[tuple[Place, tuple[int, ...]]]:
+def resnet50_convolutions(
+  name_of: Callable[[int, int, int], str],
+) -> Iterator[tuple[str, tuple[int, ...]]]:
   """Yields the convolutions of ResNet-50 (He et al. 2016), HWIO.
 
-  Their places are stage, block, and which of its layers, all from 0; the
-  fourth layer of a block is the projection of its input. The stem's is None.
+  Args:
+    name_of: (stage, block, layer) -> name, all from 0; the fourth layer of a
+      block is the projection of its input. The first convolution is 'stem'.
   """
-  yield None, (7, 7, 3, 64)
+  yield 'stem', (7, 7, 3, 64)
   inputs = 64
   for stage, blocks in enumerate((3, 4, 6, 3)):
     width = 64 * 2**stage
     for block in range(blocks):
-      yield (stage, block, 0), (1, 1, inputs, width)
-      yield (stage, block, 1), (3, 3, width, width)
-      yield (stage, block, 2), (1, 1, width, 4 * width)
+      yield name_of(stage, block, 0), (1, 1, inputs, width)
+      yield name_of(stage, block, 1), (3, 3, width, width)
+      yield name_of(stage, block, 2), (1, 1, width, 4 * width)
       if block == 0:
-        yield (stage, block, 3), (1, 1, inputs, 4 * width)
+        yield name_of(stage, block, 3), (1, 1, inputs, 4 * width)
       inputs = 4 * width
 
 
 def resnet50() -> Shapes:
   """ResNet-50 for 1000 classes, 25,557,032 parameters."""
+
+  def name_of(stage: int, block: int, layer: int) -> str:
+    which = ('conv1', 'conv2', 'conv3', 'shortcut')[layer]
+    return f'stage{stage + 1}/block{block + 1}/{which}'
+
   shapes: Shapes = {}
-  for place, shape in resnet50_convolutions():
-    name = 'stem'
-    if place:
-      stage, block, layer = place
-      which = ('conv1', 'conv2', 'conv3', 'shortcut')[layer]
-      name = f'stage{stage + 1}/block{block + 1}/{which}'
+  for name, shape in resnet50_convolutions(name_of):
     shapes[f'{name}/kernel'] = shape
     shapes[f'{name}_norm/scale'] = shape[-1:]
     shapes[f'{name}_norm/bias'] = shape[-1:]

@@ -164,10 +164,8 @@ def measure(
   programs[None] = repeated.compile_repeated(model.apply, variables, example)
   seconds = repeated.median_seconds(programs, repeats)
   limits = _limits(grids, example.shape[0])
-  rows = [
-    _row(grid, seconds, limit)
-    for grid, limit in zip(grids, limits, strict=True)
-  ]
+  pairs = zip(grids, limits, strict=True)
+  rows = [_row(grid, seconds, limit) for grid, limit in pairs]
   total = sum(len(row['layers']) * row['us'] for row in rows)
   whole = 1e6 * seconds[None]
   network = {'us': whole, 'sum_of_layers_us': total, 'by_sum': whole / total}
@@ -199,14 +197,14 @@ def _row(
 def _limits(grids: Sequence[Grid], batch: int) -> list[float]:
   """Seconds of each operation at all of its channels."""
   products, memory = matmul_rate(), stream_rate()
-  limits = []
-  for grid in grids:
-    layer = grid.layer
+
+  def limit(layer: LayerShape) -> float:
     full = layer, np.array(layer.inputs), np.array(layer.outputs)
     computing = 2 * batch * float(macs(*full)) / products
     moved = 4 * float(parameters(*full) + batch * activations(*full))
-    limits.append(max(computing, moved / memory))
-  return limits
+    return max(computing, moved / memory)
+
+  return [limit(grid.layer) for grid in grids]
 
 
 def check_told_apart(

@@ -252,12 +252,9 @@ def _rows(given: Any) -> Iterator[list[Row]]:
     ridge=given.ridge,
   )
   check = subject.arrays(tested)
+  sizes = {'train': given.train, 'examples': given.examples}
   fidelity = pictures.PictureFidelity(
-    arrays,
-    given.cifar10,
-    train=given.train,
-    examples=given.examples,
-    pixels=given.image_size,
+    arrays, given.cifar10, pixels=given.image_size, **sizes
   )
   scored = read(_SCORED, given.images)
   with tempfile.TemporaryDirectory() as directory:

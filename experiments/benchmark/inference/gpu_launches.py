@@ -99,6 +99,7 @@ def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
 main = Benchmark(
   name='gpu_launches',
   about=__doc__,
+  seed=0,
   options={
     'shape': options.shape('8192x8192', 'inputs x outputs'),
     'arithmetic': options.choice(_MODES, list(_MODES)),
@@ -106,5 +107,4 @@ main = Benchmark(
   },
   measure=_rows,
   parts=lambda given: len(given.arithmetic),
-  seed=0,
 ).main

@@ -83,15 +83,7 @@ WAYS: dict[str, Callable[[str], Any]] = {
 
 
 def measure_here(path: str, way: str) -> dict[str, float]:
-  """Reads a file in this process.
-
-  Returns:
-    `peak_bytes`, by which the resident memory rose at most, `kept_bytes`, by
-    which it is larger now, and `seconds`.
-
-  Raises:
-    ValueError: the system does not say.
-  """
+  """Reads a file here; returns what its memory rose by, and seconds."""
   kept, cost = cost_of(lambda: WAYS[way](path))
   del kept
   if cost.peak <= 0:

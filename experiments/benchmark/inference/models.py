@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandwidth import coding, inference
+from bandwidth import coding, inference, tree
 from experiments.compressed_network import CompressedNetwork
 from experiments.inference import onnx_networks
 from experiments.inference.layer_plan import layer_calls, plan_layers
@@ -201,7 +201,7 @@ def _compressed_forms(
   plan = plan_layers(
     layer_calls(network.model, network.variables, *inputs),
     loaded,
-    functools.partial(_leaf, coding.load_tree(network.file)),
+    dict(tree.named_leaves(coding.load_tree(network.file))).__getitem__,
     backend=backend,
     mode=mode,
   )
@@ -224,12 +224,6 @@ def _compressed_forms(
     )
     for way, variables in ways.items()
   ]
-
-
-def _leaf(variables: Any, name: str) -> Any:
-  for part in name.split('/'):
-    variables = variables[part]
-  return variables
 
 
 def _compressed_share(variables: Any) -> float:

@@ -64,6 +64,11 @@ NETWORKS = {
 }
 
 
+def _name_of(stage: int, block: int, layer: int) -> str:
+  which = ('conv0', 'conv1', 'conv2', 'projection')[layer]
+  return f'stage{stage}_block{block}/{which}'
+
+
 def resnet50_shapes() -> dict[str, tuple[int, ...]]:
   """Returns the shapes of ResNet-50's parameters and running statistics.
 
@@ -73,12 +78,7 @@ def resnet50_shapes() -> dict[str, tuple[int, ...]]:
   25557032
   """
   shapes: dict[str, tuple[int, ...]] = {}
-  for place, shape in resnet50_convolutions():
-    name = 'stem'
-    if place:
-      stage, block, layer = place
-      which = ('conv0', 'conv1', 'conv2', 'projection')[layer]
-      name = f'stage{stage}_block{block}/{which}'
+  for name, shape in resnet50_convolutions(_name_of):
     shapes[f'params/{name}/kernel'] = shape
     for part in ('scale', 'bias'):
       shapes[f'params/{name}_norm/{part}'] = shape[-1:]

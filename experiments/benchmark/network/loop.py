@@ -111,7 +111,9 @@ def _rows_of(batch_size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
     timers = {name: timer(run) for name, run in runs.items()}
     turns = take_turns(timers, repeats)
     sinks.checkpoints.close()
-  limit = _compute_limit(built.facts['flops_per_example'] or 0, batch_size)
+  # The backward pass costs twice the forward pass.
+  operations = 3 * (built.facts['flops_per_example'] or 0) * batch_size
+  limit = operations / matmul_rate()
   return [
     {
       'batch': batch_size,
@@ -143,12 +145,6 @@ def _sinks(directory: pathlib.Path) -> Sinks:
     info=lambda: {'seconds': 0.0},
     done=lambda stage, state: None,
   )
-
-
-def _compute_limit(flops_per_example: int, batch_size: int) -> float:
-  """Seconds of a step's products at the rate of a large matrix product."""
-  # The backward pass costs twice the forward pass.
-  return 3 * flops_per_example * batch_size / matmul_rate()
 
 
 def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:

@@ -78,15 +78,8 @@ def prepare_compiler() -> None:
     raise ValueError("the TPU compiler is missing: pip install '.[tpu]'")
   # The compiler needs no TPU, and JAX must not look for one.
   jax.config.update('jax_platforms', 'cpu')
-  _allow_parallel_compilers()
-
-
-def _allow_parallel_compilers() -> None:
-  """Lets processes share the compiler where it guards no chips.
-
-  The library of the compiler is also the driver of the chips, and lets only one
-  process of a machine load it.
-  """
+  # Its library is also the driver of the chips, and lets only one process of a
+  # machine load it, which is needless where there are none.
   devices = pathlib.Path('/dev')
   if not any(devices.glob('accel*')) and not (devices / 'vfio').exists():
     os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')

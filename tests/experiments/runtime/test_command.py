@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from experiments.runtime import options
-from experiments.runtime.command import cli
+from experiments.runtime.command import cli, run_python
 
 KNOWN = {
   'network': options.choice(['lenet', 'mlp'], 'mlp'),
@@ -96,3 +96,25 @@ def test_sigterm_ends_as_ctrl_c_does(capsys):
   assert capsys.readouterr().err == 'p: terminated\n'
   assert cleaned == [True]
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_a_child_says_is_passed_on():
+  assert run_python(['-c', 'print(3)'], 'adding') == '3\n'
+  code = 'import sys; sys.exit("first\\nno such file")'
+  with pytest.raises(ValueError, match='^adding: no such file$'):
+    run_python(['-c', code], 'adding')
+  with pytest.raises(ValueError, match='^adding: no word$'):
+    run_python(['-c', 'import sys; sys.exit(3)'], 'adding')
+
+
+def test_a_child_ends_with_its_parent(tmp_path):
+  """SIGTERM to this process, while the child sleeps, ends both."""
+  pid = tmp_path / 'pid'
+  child = (
+    'import os, pathlib, signal, time; '
+    f'pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); '
+    'os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)'
+  )
+  assert cli('p', lambda: bool(run_python(['-c', child], 'sleeping'))) == 143
+  with pytest.raises(ProcessLookupError):
+    os.kill(int(pid.read_text()), 0)
