@@ -101,9 +101,9 @@ def test_sigterm_ends_as_ctrl_c_does(capsys):
 def test_what_a_child_says_is_passed_on():
   assert run_python(['-c', 'print(3)'], 'adding') == '3\n'
   code = 'import sys; sys.exit("first\\nno such file")'
-  with pytest.raises(ValueError, match='^adding: no such file$'):
+  with pytest.raises(ValueError, match=r'^adding: no such file$'):
     run_python(['-c', code], 'adding')
-  with pytest.raises(ValueError, match='^adding: no word$'):
+  with pytest.raises(ValueError, match=r'^adding: no word$'):
     run_python(['-c', 'import sys; sys.exit(3)'], 'adding')
 
 
