@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # A room may import those before it, nobody imports an entry or a benchmark.
 EXPERIMENTS = (
-  'runtime', 'config', 'datasets', 'models', 'compression', 'training',
+  'runtime', 'measuring', 'config', 'datasets', 'models', 'compression', 'training',
   'inference', 'reports', 'policy', 'program',
 )  # fmt: skip
 ENTRIES = (

@@ -13,7 +13,6 @@ pretrained` names.
 
 import argparse
 import dataclasses
-import importlib.util
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 from bandwidth import coding, quantization, tree
 from bandwidth.base import check_known
 from bandwidth.quantization import Sensitivity
-from experiments.benchmark.memory.pretrained import BROWN, packaged
+from experiments.compression.packages import BROWN, check_tokenizers, packaged
 from experiments.compression.pretrained import report, writing
 from experiments.compression.rate import is_large
 from experiments.compression.tuning import tune_shared
@@ -110,8 +109,7 @@ def compress_minilm(
   Raises:
     ValueError: a file is not there, or the corpus has too few sentences.
   """
-  if importlib.util.find_spec('tokenizers') is None:
-    raise ValueError('network=minilm needs a package: pip install tokenizers')
+  check_tokenizers('network=minilm')
   from experiments.compression import sentences
 
   pieces = sentences.make_tokenizer(tokenizer)

@@ -8,7 +8,6 @@ The result is the folder that tensorflow-datasets (TFDS) writes for the set, in
 ArrayRecord files: `tfds.data_source(NAME, data_dir=D)` reads it.
 """
 
-import argparse
 import contextlib
 import fcntl
 import io
@@ -26,7 +25,8 @@ from bandwidth import base
 from experiments.datasets import loading, tfds_sets
 from experiments.datasets.originals import ORIGINALS, Originals, read_originals
 from experiments.datasets.splits import Split
-from experiments.runtime import command
+from experiments.runtime import options
+from experiments.runtime.command import cli
 
 
 def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
@@ -162,43 +162,38 @@ def _builder_class(
   return FromOriginals
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = command.Parser(
-    prog='python -m experiments.datasets.prepare',
-    description='Makes a TFDS data set of original files, offline.',
-  )
-  parser.add_argument('name', metavar='NAME', help=', '.join(ORIGINALS))
-  parser.add_argument(
-    '--from',
-    dest='source',
-    metavar='DIR',
-    type=Path,
-    help='folder of the original files; for mnist, the bundled files if absent',
-  )
-  parser.add_argument(
-    '--data_dir',
-    metavar='D',
-    default='',
-    help='folder of the TFDS sets; TFDS_DATA_DIR of the environment if absent, '
-    'or else ~/tensorflow_datasets',
-  )
-  return parser
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; returns the exit status."""
+  return cli('prepare', lambda: _run(argv))
 
 
 def _run(argv: Sequence[str]) -> None:
-  options = _parser().parse_args(argv)
+  given = options.parse(
+    'prepare',
+    __doc__,
+    {
+      'name': options.text(
+        options.REQUIRED, ', '.join(ORIGINALS), positional=True
+      ),
+      'from': options.path(
+        None,
+        'folder of the original files; for mnist, the bundled files if absent',
+      ),
+      'data_dir': options.text(
+        '',
+        'folder of the TFDS sets; TFDS_DATA_DIR of the environment if absent, '
+        'or else ~/tensorflow_datasets',
+      ),
+    },
+    argv,
+  )
   _quiet()
   directory = prepare(
-    options.name,
-    source=options.source and options.source.expanduser(),
-    data_dir=tfds_sets.data_folder(options.data_dir),
+    given.name,
+    source=getattr(given, 'from'),
+    data_dir=tfds_sets.data_folder(given.data_dir),
   )
-  print(f'{options.name} is in {directory}')
-
-
-def main(argv: Sequence[str]) -> int:
-  """Runs the command; returns the exit status."""
-  return command.cli('prepare', lambda: _run(argv))
+  print(f'{given.name} is in {directory}')
 
 
 def _quiet() -> None:

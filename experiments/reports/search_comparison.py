@@ -16,11 +16,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bandwidth.report import markdown_table
-from experiments.benchmark.engineer.summary import DEFAULT
 from experiments.reports.plots import figure_at
 
 Row = Mapping[str, Any]
 Cells = Mapping[tuple[str, float], Mapping[str, Row]]
+
+DEFAULT = 'cma_es_dynamic'
+"""The searcher of a config that names none."""
 
 EVERY_OTHER = 'every other'
 _MARKERS = 'osD^v<>PXhdp'

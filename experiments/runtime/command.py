@@ -1,7 +1,9 @@
 """How a command ends: with a status, and one line where something is wrong."""
 
 import argparse
+import pathlib
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -92,3 +94,37 @@ def run(
   """
   options = parser.parse_args(argv)
   return cli(program, lambda: act(options))
+
+
+def run_python(
+  arguments: Sequence[str], what: str, *, cwd: pathlib.Path | None = None
+) -> str:
+  """Runs Python in a process that ends when this one is stopped.
+
+  Args:
+    arguments: of the interpreter.
+    what: it does, for messages.
+    cwd: its working directory; None: this one's.
+
+  Returns:
+    What it prints.
+
+  Raises:
+    ValueError: it failed; the message ends with the last line that it said.
+  """
+  with subprocess.Popen(
+    [sys.executable, *arguments],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=cwd,
+  ) as child:
+    try:
+      printed, said = child.communicate()
+    except KeyboardInterrupt:
+      child.terminate()
+      raise
+  if child.returncode:
+    last = said.strip().splitlines()[-1:] or ['no word']
+    raise ValueError(f'{what}: {last[0]}')
+  return printed

@@ -3,7 +3,6 @@
 import functools
 import json
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from bandwidth.collectives.traffic.closed_forms import (
   all_reduce_bytes,
 )
 from bandwidth.files import replace_text
+from experiments.measuring.turns import take_turns, timed
 from experiments.training.workers import PER_WORKER, Workers
 
 AUTO = 'auto'
@@ -225,14 +225,13 @@ def _seconds(
   call = workers.compile(
     fn, (argument,), kinds=(PER_WORKER,), out_kinds=PER_WORKER
   )
-  jax.block_until_ready(call(argument))
-  rounds = []
-  for _ in range(_ROUNDS):
-    start = time.perf_counter()
+
+  def several() -> None:
     for _ in range(_CALLS):
       jax.block_until_ready(call(argument))
-    rounds.append((time.perf_counter() - start) / _CALLS)
-  return _slowest(min(rounds))
+
+  turns = take_turns({'calls': timed(several)}, _ROUNDS)
+  return _slowest(turns.fastest('calls') / _CALLS)
 
 
 def _slowest(value: float) -> float:

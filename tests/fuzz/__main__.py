@@ -12,7 +12,6 @@ changes and its own. Arrays may claim 16 MiB, and those of every 256th input
 what the reader's own limit allows.
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -25,7 +24,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments.runtime import table
+from experiments.runtime import options, table
+from experiments.runtime.command import cli
 from tests.fuzz.worker import Board
 
 NAME = 'fuzz'
@@ -137,39 +137,35 @@ def _findings(directory: pathlib.Path) -> list[dict[str, str]]:
 
 def main(argv: Sequence[str]) -> int:
   """Runs the engines; returns 0, 1 if something was found, 2 for an error."""
-  parser = argparse.ArgumentParser(
-    prog='fuzz',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  return cli('fuzz', lambda: _measure_all(argv))
+
+
+def _measure_all(argv: Sequence[str]) -> int:
+  given = options.parse(
+    'fuzz',
+    __doc__,
+    {
+      'inputs': options.integer(50_000, 'for each engine'),
+      'engines': options.choice(ENGINES, ENGINES),
+      'seconds': options.number(10.0, 'that one input may take'),
+      'seed': options.integer(0, least=0),
+      'output': options.path(None, 'JSON file of the rows'),
+    },
+    argv,
   )
-  add = parser.add_argument
-  add('--inputs', type=int, default=50_000, help='for each engine')
-  add('--engines', nargs='+', choices=ENGINES, default=list(ENGINES))
-  add('--seconds', type=float, default=10.0, help='that one input may take')
-  add('--seed', type=int, default=0)
-  add('--output', help='JSON file of the rows')
-  options = parser.parse_args(argv)
-  try:
-    if options.inputs < 1:
-      raise ValueError(f'inputs={options.inputs} is not positive')
-    rows = [
-      measure(
-        engine,
-        inputs=options.inputs,
-        seconds=options.seconds,
-        seed=options.seed,
-      )
-      for engine in options.engines
-    ]
-    table.show(rows)
-    for row in rows:
-      for found in row['found']:
-        print(f'{row["engine"]}: {found["what"]}')
-    if options.output:
-      table.write(options.output, NAME, rows)
-  except ValueError as error:
-    print(f'benchmark fuzz: error: {error}', file=sys.stderr)
-    return 2
+  start = time.monotonic()
+  rows = [
+    measure(engine, inputs=given.inputs, seconds=given.seconds, seed=given.seed)
+    for engine in given.engines
+  ]
+  table.show(rows)
+  for row in rows:
+    for found in row['found']:
+      print(f'{row["engine"]}: {found["what"]}')
+  if given.output:
+    seconds = round(time.monotonic() - start, 1)
+    facts = {'seed': given.seed, 'seconds': seconds}
+    table.write(given.output, NAME, rows, facts)
   return int(any(row['findings'] for row in rows))
 
 

@@ -24,9 +24,7 @@ storing at the rate of the memory, both measured in the same run: the larger of
 the two. What stays in caches may beat the second.
 """
 
-import argparse
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -34,26 +32,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bandwidth.search.problem import latency
 from bandwidth.search.problem.counts import activations, macs, parameters
-from bandwidth.search.problem.latency import (
-  FORMAT,
-  Operation,
-  kernel_inputs,
-  operation_of,
-)
+from bandwidth.search.problem.latency import Operation
 from bandwidth.search.problem.space import FIXED, LayerShape, Space
-from experiments.benchmark.measuring.limits import matmul_rate, stream_rate
-from experiments.benchmark.measuring.repeated import (
-  Program,
-  compile_repeated,
-  median_seconds,
-)
+from experiments.benchmark.harness import Benchmark
+from experiments.inference.layer_plan import LayerCall, layer_calls
+from experiments.measuring import repeated
+from experiments.measuring.limits import matmul_rate, stream_rate
 from experiments.models import MODELS, make_model
 from experiments.models.geometry import in_plain_layers
 from experiments.policy.candidates.channels import network_space
-from experiments.runtime import table
+from experiments.runtime import options, table
 
-NAME = 'latency_table'
 Point = tuple[Operation, int, int]
 """An operation, and the lengths of its kernel's two axes of channels."""
 
@@ -94,18 +85,6 @@ class Table(NamedTuple):
   network: dict[str, Any]
 
 
-class Call(NamedTuple):
-  """A layer as a network calls it.
-
-  Attributes:
-    module: `nn.Conv` or `nn.Dense`, bound to nothing.
-    shape: of its input.
-  """
-
-  module: nn.Module
-  shape: tuple[int, ...]
-
-
 def find_grids(space: Space, widths: int) -> tuple[Grid, ...]:
   """Lists the distinct operations of a network, with the widths to measure.
 
@@ -118,10 +97,10 @@ def find_grids(space: Space, widths: int) -> tuple[Grid, ...]:
   for layer, reads, writes in sides:
     inputs = _spread(space, reads, layer.inputs, widths)
     outputs = _spread(space, writes, layer.outputs, widths)
-    operation = operation_of(layer)
+    operation = latency.operation_of(layer)
     if layer.kind == 'depthwise':
       outputs = tuple(operation.multiplier * width for width in inputs)
-    rows = dict.fromkeys(int(kernel_inputs(layer, x)) for x in inputs)
+    rows = dict.fromkeys(int(latency.kernel_inputs(layer, x)) for x in inputs)
     key = operation, tuple(rows), outputs
     found.setdefault(key, []).append(layer)
   return tuple(
@@ -174,17 +153,19 @@ def measure(
     most_levels=2**20,
   )
   grids = find_grids(space, widths)
-  calls = _find_calls(model, example)
+  found = layer_calls(model, _abstract(model, example), example)
+  calls = {
+    name.removeprefix('params/').removesuffix('/kernel'): call
+    for name, call in found.items()
+  }
   check_told_apart(space.layers, calls)
   programs = _programs(grids, calls)
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(example.shape))
-  programs[None] = compile_repeated(model.apply, variables, example)
-  seconds = median_seconds(programs, repeats)
+  programs[None] = repeated.compile_repeated(model.apply, variables, example)
+  seconds = repeated.median_seconds(programs, repeats)
   limits = _limits(grids, example.shape[0])
-  rows = [
-    _row(grid, seconds, limit)
-    for grid, limit in zip(grids, limits, strict=True)
-  ]
+  pairs = zip(grids, limits, strict=True)
+  rows = [_row(grid, seconds, limit) for grid, limit in pairs]
   total = sum(len(row['layers']) * row['us'] for row in rows)
   whole = 1e6 * seconds[None]
   network = {'us': whole, 'sum_of_layers_us': total, 'by_sum': whole / total}
@@ -216,40 +197,18 @@ def _row(
 def _limits(grids: Sequence[Grid], batch: int) -> list[float]:
   """Seconds of each operation at all of its channels."""
   products, memory = matmul_rate(), stream_rate()
-  limits = []
-  for grid in grids:
-    layer = grid.layer
+
+  def limit(layer: LayerShape) -> float:
     full = layer, np.array(layer.inputs), np.array(layer.outputs)
     computing = 2 * batch * float(macs(*full)) / products
     moved = 4 * float(parameters(*full) + batch * activations(*full))
-    limits.append(max(computing, moved / memory))
-  return limits
+    return max(computing, moved / memory)
 
-
-def _find_calls(
-  model: nn.Module, example: jax.ShapeDtypeStruct
-) -> dict[str, Call]:
-  """Notes how a network calls its convolutions and dense layers, by name."""
-  calls = {}
-
-  def note(
-    run: Callable[..., Any], args: Any, kwargs: Any, context: Any
-  ) -> jax.Array:
-    module = context.module
-    is_layer = isinstance(module, nn.Conv | nn.Dense)
-    if is_layer and context.method_name == '__call__':
-      x = args[0] if args else kwargs['inputs']
-      bare = module.clone(parent=None, name=None)
-      calls['/'.join(module.path)] = Call(bare, x.shape)
-    return run(*args, **kwargs)
-
-  with nn.intercept_methods(note):
-    jax.eval_shape(model.init, jax.random.key(0), example)
-  return calls
+  return [limit(grid.layer) for grid in grids]
 
 
 def check_told_apart(
-  layers: Sequence[LayerShape], calls: Mapping[str, Call]
+  layers: Sequence[LayerShape], calls: Mapping[str, LayerCall]
 ) -> None:
   """Checks that layers of one operation do the same.
 
@@ -265,7 +224,7 @@ def check_told_apart(
   """
   seen: dict[Operation, tuple[str, str]] = {}
   for layer in layers:
-    operation = operation_of(layer)
+    operation = latency.operation_of(layer)
     single = operation, 1, operation.multiplier
     module, x = _at(calls[layer.name], single)
     trace = str(jax.make_jaxpr(module.apply)(_abstract(module, x), x))
@@ -277,7 +236,9 @@ def check_told_apart(
       )
 
 
-def _at(call: Call, point: Point) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
+def _at(
+  call: LayerCall, point: Point
+) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
   """A layer with so many channels, and its input."""
   operation, channels, outputs = point
   module: Any = call.module.clone(features=outputs)
@@ -293,21 +254,21 @@ def _abstract(module: nn.Module, x: jax.ShapeDtypeStruct) -> Any:
 
 
 def _programs(
-  grids: Sequence[Grid], calls: Mapping[str, Call]
-) -> dict[Any, Program]:
+  grids: Sequence[Grid], calls: Mapping[str, LayerCall]
+) -> dict[Any, repeated.Program]:
   """One for each distinct point; grids may have some in common."""
-  programs: dict[Any, Program] = {}
+  programs: dict[Any, repeated.Program] = {}
   for grid in grids:
     for point in grid.points():
       if point not in programs:
         module, x = _at(calls[grid.layer.name], point)
-        programs[point] = compile_repeated(
+        programs[point] = repeated.compile_repeated(
           module.apply, _abstract(module, x), x
         )
   return programs
 
 
-def show(measured: Table) -> None:
+def _show(rows: list[dict[str, Any]], given: Any) -> None:
   """Prints all but the widths in between."""
   columns = ('layer', 'kind', 'taps', 'stride', 'positions')
   times = ('least_us', 'us', 'limit_us', 'by_limit')
@@ -321,61 +282,44 @@ def show(measured: Table) -> None:
         'layers': len(row['layers']),
         **{name: row[name] for name in times},
       }
-      for row in measured.rows
+      for row in rows
     ]
   )
-  table.show([measured.network])
+  table.show([given.facts['network']])
 
 
-def write(path: str, measured: Table, facts: Mapping[str, Any]) -> None:
-  """Writes what `bandwidth.search.problem.latency.read_table` reads.
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
+  measured = measure(
+    make_model({'name': given.model}, num_classes=given.classes),
+    jnp.zeros((given.batch, given.image, given.image, given.colors)),
+    divisor=given.divisor,
+    smallest=given.smallest,
+    widths=given.widths,
+    repeats=given.repeats,
+  )
+  given.facts |= {
+    'format': latency.FORMAT,
+    **{name: getattr(given, name) for name in ('model', 'image', 'batch')},
+    'network': measured.network,
+  }
+  yield measured.rows
 
-  Args:
-    path: of the file. Its directory is made if it is missing.
-    measured: its content.
-    facts: that it hangs on: the network, the batch.
 
-  Raises:
-    ValueError: the file can't be written; the message says why.
-  """
-  facts = {'format': FORMAT, **facts, 'network': measured.network}
-  table.write(path, NAME, measured.rows, facts)
-
-
-def main(argv: Sequence[str]) -> int:
-  """Measures; returns the exit status."""
-  parser = argparse.ArgumentParser(prog=f'benchmark {NAME}')
-  add = parser.add_argument
-  add('--model', choices=sorted(MODELS), required=True)
-  add('--classes', type=int, default=10, help='outputs of the network')
-  add('--image', type=int, default=32, help='height and width')
-  add('--colors', type=int, default=3, help='channels of an image')
-  add('--batch', type=int, default=1)
-  add('--divisor', type=int, default=8, help='of kept channels')
-  add('--smallest', type=float, default=0.2, help='least fraction kept')
-  add('--widths', type=int, default=4, help='measured of each side, at most')
-  add('--repeats', type=int, default=9)
-  add('--output', help='JSON file')
-  given = parser.parse_args(argv)
-  facts = {name: getattr(given, name) for name in ('model', 'image', 'batch')}
-  try:
-    for name in ('classes', 'image', 'colors', 'batch', 'repeats'):
-      if getattr(given, name) < 1:
-        raise ValueError(f'{name}={getattr(given, name)} is not positive')
-    if given.widths < 2:
-      raise ValueError(f'widths={given.widths} is less than 2')
-    measured = measure(
-      make_model({'name': given.model}, num_classes=given.classes),
-      jnp.zeros((given.batch, given.image, given.image, given.colors)),
-      divisor=given.divisor,
-      smallest=given.smallest,
-      widths=given.widths,
-      repeats=given.repeats,
-    )
-    show(measured)
-    if given.output:
-      write(given.output, measured, facts)
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+main = Benchmark(
+  name='latency_table',
+  about=__doc__,
+  options={
+    'model': options.choice(MODELS, options.REQUIRED),
+    'classes': options.integer(10, 'outputs of the network'),
+    'image': options.integer(32, 'height and width'),
+    'colors': options.integer(3, 'channels of an image'),
+    'batch': options.integer(1),
+    'divisor': options.integer(8, 'of kept channels'),
+    'smallest': options.fraction(0.2, 'least fraction kept'),
+    'widths': options.integer(4, 'measured of each side, at most', least=2),
+    'repeats': options.integer(9),
+  },
+  measure=_rows,
+  show=_show,
+  seed=0,
+).main

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.reports.gradient import standard_error
-
-DEFAULT = 'cma_es_dynamic'
-"""The searcher of a config that names none."""
+from experiments.reports.search_comparison import DEFAULT
 
 REFERENCE = 'amc'
 

@@ -1,7 +1,6 @@
 """Where the time of an AMC search goes: one program beside its parts."""
 
 import functools
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from bandwidth.search.problem.budget import check_budget
 from bandwidth.search.problem.interface import evaluate
 from bandwidth.search.searchers import make_searcher
+from experiments.measuring.turns import Turns, take_turns, timed
 from experiments.policy.setup import SearchSetup
 
 _REPEATS = 2
@@ -54,20 +54,30 @@ def time_search(
   alone = _compiled(
     functools.partial(evaluate, problem), (prepared.data, candidates)
   )
-  total, evaluating, learning = _interleaved(
-    lambda: program(*arguments),
-    lambda: alone(prepared.data, candidates),
-    lambda: agent(*arguments),
+  calls = {
+    'search': lambda: program(*arguments),
+    'evaluation': lambda: alone(prepared.data, candidates),
+    'agent': lambda: agent(*arguments),
+  }
+  turns = take_turns(
+    {name: timed(call) for name, call in calls.items()}, _REPEATS, warm_up=0
   )
   return {
     'searcher': searcher,
     'evaluations': evaluations,
     'traces': in_search,
     'compile_seconds': round(compiled, 2),
+    **_columns(turns, evaluations),
+  }
+
+
+def _columns(turns: Turns, evaluations: int) -> dict[str, float]:
+  total, evaluating = turns.median('search'), turns.median('evaluation')
+  return {
     'seconds': round(total, 2),
     'ms_per_episode': round(1e3 * total / evaluations, 3),
     'evaluation_seconds': round(evaluating, 2),
-    'agent_seconds': round(learning, 3),
+    'agent_seconds': round(turns.median('agent'), 3),
     'outside_evaluation': round(1 - evaluating / total, 4),
   }
 
@@ -82,14 +92,3 @@ def _compiled(
   fn: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> Callable[..., Any]:
   return jax.jit(fn).lower(*arguments).compile()
-
-
-def _interleaved(*programs: Callable[[], Any]) -> list[float]:
-  """Median seconds of compiled programs, run in turn."""
-  times: list[list[float]] = [[] for _ in programs]
-  for _ in range(_REPEATS):
-    for program, own in zip(programs, times, strict=True):
-      start = time.monotonic()
-      jax.block_until_ready(program())
-      own.append(time.monotonic() - start)
-  return [statistics.median(own) for own in times]

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import inference
-from experiments.benchmark.inference import onnx_products
-from experiments.benchmark.measuring.device_time import Product
+from experiments.inference import onnx_products
+from experiments.measuring.device_time import Product
 
 DENSE = 'dense float32'
 
@@ -78,7 +78,7 @@ def make_weights(
   dense = rng.normal(size=(inputs, outputs)).astype(np.float32)
   sampled = {DENSE: dense[:, :_SAMPLED]}
   placed = {}
-  for name, make in _makers(inputs, outputs, rng).items():
+  for name, make in makers(inputs, outputs, rng).items():
     if not only or any(part in name for part in only):
       matrix = make()
       sampled[name] = _first_outputs(matrix)
@@ -93,10 +93,16 @@ def _first_outputs(matrix: Any) -> np.ndarray:
   return np.asarray(inference.rows_of(matrix, jnp.arange(count))).T
 
 
-def _makers(
+def makers(
   inputs: int, outputs: int, rng: np.random.Generator
 ) -> dict[str, Callable[[], Any]]:
-  """What makes compressed matrices, by name."""
+  """Returns what makes compressed matrices, by name.
+
+  Args:
+    inputs: K.
+    outputs: N.
+    rng: of their values.
+  """
   shape = (outputs, inputs)
   book = rng.normal(size=16).astype(np.float32)
   with_zero = np.concatenate([[0], book[1:]]).astype(np.float32)

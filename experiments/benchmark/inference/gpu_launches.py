@@ -8,11 +8,8 @@ product with one row of activations; the fastest is marked. What the library
 uses is `gpu.LAUNCHES`.
 """
 
-import argparse
 import functools
-import pathlib
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,11 +18,9 @@ import numpy as np
 
 from bandwidth import inference
 from bandwidth.inference import gpu
-from experiments.benchmark.inference.products import shape_of
-from experiments.benchmark.measuring.device_time import Product, seconds_of
-from experiments.runtime import table
-
-NAME = 'gpu_launches'
+from experiments.benchmark.harness import Benchmark
+from experiments.measuring.device_time import Product, seconds_of
+from experiments.runtime import options
 
 _MODES = {
   'floats': 'exact',
@@ -45,18 +40,11 @@ _WAYS = (
 )
 
 
-def ways() -> Iterator[gpu.Launch]:
-  """Yields the launches to try."""
-  for outputs, warpgroups, vector, ahead in _WAYS:
-    yield gpu.Launch(
-      outputs=outputs, warpgroups=warpgroups, vector=vector, ahead=ahead
-    )
-
-
-def rows_of(
-  arithmetic: str, inputs: int, outputs: int, repeats: int
+def _rows_of(
+  arithmetic: str, shape: tuple[int, int], repeats: int
 ) -> list[dict[str, Any]]:
   """Times all launches of an arithmetic."""
+  inputs, outputs = shape
   rng = np.random.default_rng(0)
   # Words of random bits are codes too.
   codes = rng.integers(0, 256, (outputs, inputs // 2), np.uint8)
@@ -64,22 +52,25 @@ def rows_of(
   matrix = inference.CodebookMatrix(
     codes=jnp.asarray(codes),
     codebook=jnp.asarray(rng.normal(size=(books, 1, 16)), jnp.float32),
-    shape=(inputs, outputs),
+    shape=shape,
     bits=4,
   )
   x = jnp.asarray(rng.normal(size=(1, inputs)), jnp.float32)
   rows = []
-  for launch in ways():
+  for outputs_of_one, warpgroups, vector, ahead in _WAYS:
+    launch = gpu.Launch(
+      outputs=outputs_of_one, warpgroups=warpgroups, vector=vector, ahead=ahead
+    )
     fn = functools.partial(_product, mode=_MODES[arithmetic], launch=launch)
     (seconds,) = seconds_of([Product(fn, x, matrix)], repeats)
     rows.append(
       {
         'arithmetic': arithmetic,
         'shape': f'{inputs}x{outputs}',
-        'outputs': launch.outputs,
-        'warpgroups': launch.warpgroups,
-        'vector': launch.vector,
-        'ahead': launch.ahead,
+        'outputs': outputs_of_one,
+        'warpgroups': warpgroups,
+        'vector': vector,
+        'ahead': ahead,
         'us': round(1e6 * seconds, 2),
         'gb_per_second': round(codes.nbytes / seconds / 1e9),
       }
@@ -98,30 +89,22 @@ def _product(
   return given.scaled(y)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Times launches; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog=f'benchmark {NAME}',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add('--shape', default='8192x8192', help='inputs x outputs')
-  add('--arithmetic', nargs='+', default=list(_MODES), choices=list(_MODES))
-  add('--repeats', type=int, default=5)
-  add('--output', type=pathlib.Path, help='JSON file')
-  try:
-    given = parser.parse_args(argv)
-    if jax.default_backend() != 'gpu':
-      raise ValueError(f'there is no GPU, this is a {jax.default_backend()}')
-    shape = shape_of(given.shape)
-    rows: list[dict[str, Any]] = []
-    for arithmetic in given.arithmetic:
-      rows += rows_of(arithmetic, *shape, given.repeats)
-      if given.output:
-        table.write(given.output, NAME, rows)
-    table.show(rows)
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
+  if jax.default_backend() != 'gpu':
+    raise ValueError(f'there is no GPU, this is a {jax.default_backend()}')
+  for arithmetic in given.arithmetic:
+    yield _rows_of(arithmetic, given.shape, given.repeats)
+
+
+main = Benchmark(
+  name='gpu_launches',
+  about=__doc__,
+  seed=0,
+  options={
+    'shape': options.shape('8192x8192', 'inputs x outputs'),
+    'arithmetic': options.choice(_MODES, list(_MODES)),
+    'repeats': options.integer(5),
+  },
+  measure=_rows,
+  parts=lambda given: len(given.arithmetic),
+).main

@@ -12,27 +12,32 @@ what the process held before, beside the bytes of the weights as float32:
 weights, is the control.
 """
 
-import argparse
+import itertools
 import json
+import math
 import pathlib
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from bandwidth import coding, inference
-from experiments.runtime import table
-
-NAME = 'loading'
+from experiments.benchmark.harness import Benchmark
+from experiments.measuring.memory import cost_of
+from experiments.runtime import options
+from experiments.runtime.command import run_python
 
 KINDS = ('codebook', 'uniform')
 _LEVELS = 7
-_STATUS = pathlib.Path('/proc/self/status')
-_CLEAR = pathlib.Path('/proc/self/clear_refs')
+# Of a kernel, and the width of the embedding that is half of the network.
+_SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
+  'one kernel': ((1, 4096), 0),
+  'half embedding': ((384, 1536), 384),
+  'many kernels': ((512, 768), 0),
+  'convolutions': ((3, 3, 512, 512), 0),
+}
+NETWORKS = tuple(_SHAPES)
 
 
 def shapes_of(network: str, weights: int) -> dict[str, tuple[int, ...]]:
@@ -41,35 +46,21 @@ def shapes_of(network: str, weights: int) -> dict[str, tuple[int, ...]]:
   >>> shapes_of('one kernel', 8_000_000)
   {'layer_0/kernel': (1953, 4096)}
   """
+  kernel, words = _SHAPES[network]
   if network == 'one kernel':
-    return {'layer_0/kernel': (max(weights // 4096, 1), 4096)}
-  if network == 'many kernels':
-    count = max(weights // (512 * 768), 1)
-    return {f'layer_{i}/kernel': (512, 768) for i in range(count)}
-  if network == 'convolutions':
-    count = max(weights // (9 * 512 * 512), 1)
-    return {f'layer_{i}/kernel': (3, 3, 512, 512) for i in range(count)}
-  count = max(weights // 2 // (384 * 1536), 1)
-  shapes: dict[str, tuple[int, ...]] = {
-    'words/embedding': (max(weights // 2 // 384, 1), 384)
-  }
-  shapes |= {f'layer_{i}/kernel': (384, 1536) for i in range(count)}
-  return shapes
+    return {'layer_0/kernel': (max(weights // kernel[1], 1), kernel[1])}
+  shapes: dict[str, tuple[int, ...]] = {}
+  if words:
+    weights //= 2
+    shapes['words/embedding'] = (max(weights // words, 1), words)
+  count = max(weights // math.prod(kernel), 1)
+  return shapes | {f'layer_{i}/kernel': kernel for i in range(count)}
 
 
-NETWORKS = ('one kernel', 'half embedding', 'many kernels', 'convolutions')
-
-
-def make_file(
+def _make_file(
   path: pathlib.Path, shapes: dict[str, tuple[int, ...]], kind: str
 ) -> None:
-  """Writes a network of random weights of 15 values each.
-
-  Args:
-    path: of the file.
-    shapes: of the arrays, by name.
-    kind: of `KINDS`.
-  """
+  """Writes a network of random weights of 15 values each."""
   rng = np.random.default_rng(0)
   book = np.linspace(-1, 1, 2 * _LEVELS + 1, dtype=np.float32)
   tensors: dict[str, coding.Tensor] = {}
@@ -84,66 +75,37 @@ def make_file(
   coding.write(path, tensors)
 
 
-def _load_compressed(path: str) -> Any:
-  return inference.load_compressed(path)
-
-
 WAYS: dict[str, Callable[[str], Any]] = {
-  'load_compressed': _load_compressed,
+  'load_compressed': inference.load_compressed,
   'load_tree': coding.load_tree,
 }
 """Ways of reading; the last one, of the dense weights, is the control."""
 
 
-def _kilobytes(field: str) -> int:
-  for line in _STATUS.read_text().splitlines():
-    if line.startswith(f'{field}:'):
-      return int(line.split()[1])
-  raise ValueError(f'{_STATUS} has no {field}')
-
-
 def measure_here(path: str, way: str) -> dict[str, float]:
-  """Reads a file in this process.
-
-  Returns:
-    `peak_bytes`, by which the resident memory rose at most, `kept_bytes`, by
-    which it is larger now, and `seconds`.
-  """
-  _CLEAR.write_text('5')  # the peak begins anew
-  before = _kilobytes('VmRSS')
-  start = time.perf_counter()
-  kept = WAYS[way](path)
-  seconds = time.perf_counter() - start
-  after, peak = _kilobytes('VmRSS'), _kilobytes('VmHWM')
+  """Reads a file here; returns what its memory rose by, and seconds."""
+  kept, cost = cost_of(lambda: WAYS[way](path))
   del kept
+  if cost.peak <= 0:
+    raise ValueError('the system does not say what memory a process holds')
   return {
-    'peak_bytes': 1024 * (peak - before),
-    'kept_bytes': 1024 * (after - before),
-    'seconds': seconds,
+    'peak_bytes': cost.peak,
+    'kept_bytes': cost.kept,
+    'seconds': cost.clock,
   }
 
 
-def measure(path: pathlib.Path, way: str) -> dict[str, float]:
-  """Reads a file in a process of its own; returns as `measure_here`.
-
-  Raises:
-    ValueError: it fails.
-  """
+def _measure(path: pathlib.Path, way: str) -> dict[str, float]:
+  """Reads a file in a process of its own; returns as `measure_here`."""
   code = (
     'import json, sys; '
     'from experiments.benchmark.inference.loading import measure_here; '
     'print(json.dumps(measure_here(*sys.argv[1:])))'
   )
-  done = subprocess.run(
-    [sys.executable, '-c', code, str(path), way],
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  if done.returncode:
-    raise ValueError(f'{way}: {done.stderr.strip()[-500:]}')
-  return json.loads(done.stdout)
+  return json.loads(run_python(['-c', code, str(path), way], way))
 
 
-def rows_of(
+def _rows_of(
   network: str, kind: str, *, weights: int, repeats: int
 ) -> list[dict[str, Any]]:
   """Returns what each way of reading a network takes; medians of seconds."""
@@ -152,9 +114,9 @@ def rows_of(
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'model.bwz'
-    make_file(path, shapes, kind)
+    _make_file(path, shapes, kind)
     for way in WAYS:
-      found = [measure(path, way) for _ in range(repeats)]
+      found = [_measure(path, way) for _ in range(repeats)]
       peak = max(each['peak_bytes'] for each in found)
       rows.append(
         {
@@ -174,37 +136,21 @@ def rows_of(
   return rows
 
 
-def _run(given: argparse.Namespace) -> None:
-  for field in ('weights', 'repeats'):
-    if getattr(given, field) < 1:
-      raise ValueError(f'{field}={getattr(given, field)} is not positive')
-  rows: list[dict[str, Any]] = []
-  for network in given.networks:
-    for kind in given.kinds:
-      rows += rows_of(
-        network, kind, weights=given.weights, repeats=given.repeats
-      )
-      if given.output:
-        table.write(given.output, NAME, rows)
-  table.show(rows)
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
+  for network, kind in itertools.product(given.networks, given.kinds):
+    yield _rows_of(network, kind, weights=given.weights, repeats=given.repeats)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Measures ways of reading; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog=f'benchmark {NAME}',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add('--weights', type=int, default=50_000_000, help='of a network, about')
-  add('--networks', nargs='+', default=NETWORKS, choices=NETWORKS)
-  add('--kinds', nargs='+', default=KINDS, choices=KINDS)
-  add('--repeats', type=int, default=1)
-  add('--output', type=pathlib.Path, help='JSON file')
-  try:
-    _run(parser.parse_args(argv))
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+main = Benchmark(
+  name='loading',
+  about=__doc__,
+  options={
+    'weights': options.integer(50_000_000, 'of a network, about'),
+    'networks': options.choice(NETWORKS, NETWORKS),
+    'kinds': options.choice(KINDS, KINDS),
+    'repeats': options.integer(1),
+  },
+  measure=_rows,
+  parts=lambda given: len(given.networks) * len(given.kinds),
+  seed=0,
+).main

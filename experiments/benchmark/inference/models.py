@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bandwidth import coding, inference
-from experiments.benchmark.inference import onnx_networks
-from experiments.benchmark.measuring.device_time import apart
+from bandwidth import coding, inference, tree
+from experiments.inference import onnx_networks
 from experiments.inference.layer_plan import (
   flax_forms,
   layer_calls,
   plan_layers,
 )
+from experiments.measuring.device_time import apart
 
 Outputs = Sequence[np.ndarray]
 
@@ -103,40 +103,30 @@ def network_rows(
   }
   rows = []
   for size, inputs in network.inputs.items():
-    forms = [
-      *_dense_forms(network, inputs, wanted),
-      *_onnx_forms(network, inputs),
-    ]
+    forms = _dense_forms(network, inputs, wanted)
     for mode in modes:
       forms += _compressed_forms(
         network, loaded, inputs, backend=backend, mode=mode,
         columns=columns[mode],
       )  # fmt: skip
-    forms.sort(key=lambda form: form.name in onnx_networks.FORMS)
-    foreign = sum(form.name in onnx_networks.FORMS for form in forms)
-    seconds = apart(
-      [form.run for form in forms],
-      len(forms) - foreign,
-      repeats,
-      least_seconds=2e-2,
-    )
-    fastest = min(
-      own
-      for form, own in zip(forms, seconds, strict=True)
-      if form.name.startswith(DENSE)
-    )
-    for form, own in zip(forms, seconds, strict=True):
-      rows.append(
-        {
-          'model': network.name,
-          'input': size,
-          'form': form.name,
-          'bytes': form.nbytes,
-          'ms': round(1e3 * own, 3),
-          'speedup': round(fastest / own, 2),
-          **form.columns,
-        }
-      )
+    ours = len(forms)
+    forms += _onnx_forms(network, inputs)
+    runs = [form.run for form in forms]
+    seconds = apart(runs, ours, repeats, least_seconds=2e-2)
+    timed = list(zip(forms, seconds, strict=True))
+    fastest = min(own for form, own in timed if form.name.startswith(DENSE))
+    rows += [
+      {
+        'model': network.name,
+        'input': size,
+        'form': form.name,
+        'bytes': form.nbytes,
+        'ms': round(1e3 * own, 3),
+        'speedup': round(fastest / own, 2),
+        **form.columns,
+      }
+      for form, own in timed
+    ]
   return rows
 
 
@@ -174,17 +164,18 @@ def _dense_forms(
   size = inference.nbytes(variables)
   same = network.score(wanted, wanted)
   outputs = _outputs(network, apply, half)
+  form = functools.partial(Form, nbytes=size, columns=same)
   return [
-    Form(name=DENSE, run=_program(apply, variables, inputs),
-         nbytes=size, columns=same),
-    Form(name=f'{DENSE}, as constants', run=lambda: constant(*inputs),
-         nbytes=size, columns=same),
-    Form(name=f'{DENSE}, joined', run=_program(joined.apply, beside, inputs),
-         nbytes=size, columns=same),
-    Form(name='dense bfloat16', run=_program(apply, half, halved),
-         nbytes=inference.nbytes(half),
-         columns=network.score(outputs, wanted)),
-  ]  # fmt: skip
+    form(name=DENSE, run=_program(apply, variables, inputs)),
+    form(name=f'{DENSE}, as constants', run=lambda: constant(*inputs)),
+    form(name=f'{DENSE}, joined', run=_program(joined.apply, beside, inputs)),
+    Form(
+      name='dense bfloat16',
+      run=_program(apply, half, halved),
+      nbytes=inference.nbytes(half),
+      columns=network.score(outputs, wanted),
+    ),
+  ]
 
 
 def _onnx_forms(network: Network, inputs: tuple[Any, ...]) -> list[Form]:
@@ -217,36 +208,29 @@ def _compressed_forms(
   plan = plan_layers(
     layer_calls(network.model, network.variables, *inputs),
     loaded,
-    functools.partial(_leaf, coding.load_tree(network.file)),
+    dict(tree.named_leaves(coding.load_tree(network.file))).__getitem__,
     backend=backend,
     mode=mode,
   )
   planned = jax.tree.map(jnp.asarray, plan.params)
-  forms = []
-  for name, variables in (
-    (f'bwz, {mode}', loaded),
-    (f'bwz, {mode}, joined', made.join(loaded, *inputs)),
-    (f'bwz, {mode}, planned', made.join(planned, *inputs)),
-  ):
-    forms.append(
-      Form(
-        name=name,
-        run=_program(made.apply, variables, inputs),
-        nbytes=inference.nbytes(variables),
-        columns={
-          **columns,
-          'compressed': _compressed_share(variables),
-          'file_bytes': network.file.stat().st_size,
-        },
-      )
+  ways = {
+    '': loaded,
+    ', joined': made.join(loaded, *inputs),
+    ', planned': made.join(planned, *inputs),
+  }
+  return [
+    Form(
+      name=f'bwz, {mode}{way}',
+      run=_program(made.apply, variables, inputs),
+      nbytes=inference.nbytes(variables),
+      columns={
+        **columns,
+        'compressed': _compressed_share(variables),
+        'file_bytes': network.file.stat().st_size,
+      },
     )
-  return forms
-
-
-def _leaf(variables: Any, name: str) -> Any:
-  for part in name.split('/'):
-    variables = variables[part]
-  return variables
+    for way, variables in ways.items()
+  ]
 
 
 def _compressed_share(variables: Any) -> float:

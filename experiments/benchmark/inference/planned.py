@@ -10,10 +10,8 @@ timed anew. A choice is right where that is 1 within what two timings of one
 program differ by, which `noise` says: the dense product beside itself.
 """
 
-import argparse
-import pathlib
-import sys
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,29 +21,18 @@ import numpy as np
 from bandwidth import inference
 from bandwidth.inference import planning
 from bandwidth.inference.timing import program_of
-from experiments.benchmark.inference.products import shape_of
-from experiments.runtime import table
+from experiments.benchmark.harness import Benchmark
+from experiments.benchmark.inference import forms
+from experiments.runtime import options
 from experiments.runtime.startup import keep_memory
 
-NAME = 'planned'
-
-SHAPES = ('784x300', '300x100', '384x1536', '9216x4096', '4096x1000')
+_MATRICES = ('4-bit codebook', '8-bit codebook', '10% + 4-bit codebook')
 
 
 def matrices_of(inputs: int, outputs: int) -> dict[str, Any]:
   """Returns compressed matrices by name."""
-  rng = np.random.default_rng(0)
-  shape = (outputs, inputs)
-  book = np.append(0, rng.normal(size=15)).astype(np.float32)
-  codes = rng.integers(1, 16, shape, np.uint8)
-  kept = rng.random(shape, np.float32) < 0.1
-  return {
-    '4-bit codebook': inference.codebook_matrix(codes, book),
-    '8-bit codebook': inference.codebook_matrix(
-      rng.integers(0, 256, shape, np.uint8), rng.normal(size=256)
-    ),
-    '10% + 4-bit codebook': inference.sparse_matrix(codes * kept, book),
-  }
+  makers = forms.makers(inputs, outputs, np.random.default_rng(0))
+  return {name: makers[name]() for name in _MATRICES}
 
 
 def _programs(
@@ -62,8 +49,8 @@ def _programs(
   ]
 
 
-def rows_of(
-  shape: str,
+def _rows_of(
+  shape: tuple[int, int],
   batch: int,
   timings: Sequence[inference.Timing],
   *,
@@ -73,7 +60,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
   """Plans the matrices of a shape in both ways and times what was chosen."""
   rows = []
-  for name, matrix in matrices_of(*shape_of(shape)).items():
+  for name, matrix in matrices_of(*shape).items():
     plans = {
       'own shape': inference.plan_inference(
         {'kernel': matrix}, batch=batch, backend=backend, mode=mode
@@ -94,7 +81,7 @@ def rows_of(
       expected = choice.seconds['dense'] / choice.seconds[choice.kind]
       rows.append(
         {
-          'shape': shape,
+          'shape': f'{shape[0]}x{shape[1]}',
           'batch': batch,
           'matrix': name,
           'planned_by': way,
@@ -109,46 +96,31 @@ def rows_of(
   return rows
 
 
-def _run(given: argparse.Namespace) -> None:
-  for shape in given.shapes:
-    shape_of(shape)
-  for field in ('batches', 'repeats'):
-    for value in np.atleast_1d(getattr(given, field)).tolist():
-      if value < 1:
-        raise ValueError(f'{field}={value} is not positive')
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   keep_memory()
   timings = inference.measure_forms(
     batches=given.batches, backend=given.backend, mode=given.mode
   )
-  rows: list[dict[str, Any]] = []
-  for shape in given.shapes:
-    for batch in given.batches:
-      rows += rows_of(
-        shape, batch, timings, backend=given.backend, mode=given.mode,
-        repeats=given.repeats,
-      )  # fmt: skip
-      if given.output:
-        table.write(given.output, NAME, rows)
-  table.show(rows)
+  for shape, batch in itertools.product(given.shapes, given.batches):
+    yield _rows_of(
+      shape, batch, timings, backend=given.backend, mode=given.mode,
+      repeats=given.repeats,
+    )  # fmt: skip
 
 
-def main(argv: Sequence[str]) -> int:
-  """Times planned products; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog=f'benchmark {NAME}',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add('--shapes', nargs='+', default=SHAPES)
-  add('--batches', type=int, nargs='+', default=[1, 16, 64])
-  add('--backend', default='auto', choices=inference.BACKENDS)
-  add('--mode', default='exact', choices=inference.MODES)
-  add('--repeats', type=int, default=9)
-  add('--output', type=pathlib.Path, help='JSON file')
-  try:
-    _run(parser.parse_args(argv))
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+main = Benchmark(
+  name='planned',
+  about=__doc__,
+  options={
+    'shapes': options.shape(
+      ['784x300', '300x100', '384x1536', '9216x4096', '4096x1000']
+    ),
+    'batches': options.integer([1, 16, 64]),
+    'backend': options.choice(inference.BACKENDS, 'auto'),
+    'mode': options.choice(inference.MODES, 'exact'),
+    'repeats': options.integer(9),
+  },
+  measure=_rows,
+  parts=lambda given: len(given.shapes) * len(given.batches),
+  seed=0,
+).main

@@ -23,14 +23,9 @@ the bytes is not. Cosines and agreement are of the outputs with the dense ones.
 Those of a mode stand beside its plan too, which rounds less.
 """
 
-import argparse
 import os
 import pathlib
-import statistics
-import sys
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,24 +33,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import inference
-from bandwidth.base import unknown_name
 from bandwidth.inference import native
-from experiments.benchmark.inference.forms import (
-  Weights,
-  make_forms,
-  make_weights,
-)
-from experiments.benchmark.measuring.device_time import (
-  Product,
-  apart,
-  seconds_of,
-)
-from experiments.benchmark.memory.pretrained import BROWN, CIFAR10
+from experiments.benchmark.harness import Benchmark
+from experiments.benchmark.inference import forms
+from experiments.compression.packages import BROWN, CIFAR10
+from experiments.measuring import device_time
+from experiments.measuring.turns import in_place, take_turns
 from experiments.reports.inference import plot_roofline
-from experiments.runtime import table
+from experiments.runtime import options
 from experiments.runtime.startup import keep_memory
-
-NAME = 'inference'
 
 SQUARES = ('1024x1024', '4096x4096', '8192x8192')
 LAYERS = {
@@ -71,10 +57,13 @@ LAYERS = {
 }
 """Layers that are in use, and whose they are."""
 
+MODELS = ('lenet300', 'minilm', 'efficientnet_lite0')
+"""Networks of `networks.MAKERS`."""
+
 _COPIED = 1 << 29
 
 
-def copy_bandwidth(repeats: int) -> float:
+def _copy_bandwidth(repeats: int) -> float:
   """Returns the bytes a second that a large copy reads and writes.
 
   On a CPU it goes to where it came from: fresh memory would be filled with
@@ -82,61 +71,49 @@ def copy_bandwidth(repeats: int) -> float:
   """
   array = jnp.ones(_COPIED // 4, jnp.float32)
   if jax.default_backend() == 'gpu':
-    copy = Product(lambda _, a: -a, jnp.zeros(()), array)
-    (seconds,) = seconds_of([copy], repeats)
+    copy = device_time.Product(lambda _, a: -a, jnp.zeros(()), array)
+    (seconds,) = device_time.seconds_of([copy], repeats)
     return 2 * _COPIED / seconds
   negative = jax.jit(jnp.negative, donate_argnums=0)
-  times = []
-  for _ in range(repeats + 1):
-    start = time.perf_counter()
-    array = negative(array).block_until_ready()
-    times.append(time.perf_counter() - start)
-  return 2 * _COPIED / statistics.median(times[1:])
+  turns = take_turns({'copy': in_place(negative, array)}, repeats)
+  return 2 * _COPIED / turns.median('copy')
 
 
-def product_rows(
-  weights: Weights, batch: int, *, backend: str, repeats: int, copied: float
+def _product_rows(
+  weights: forms.Weights,
+  batch: int,
+  *,
+  backend: str,
+  repeats: int,
+  copied: float,
 ) -> list[dict[str, Any]]:
-  """Times all products with some weights.
-
-  Args:
-    weights: in all their forms.
-    batch: rows of activations.
-    backend: of `inference.BACKENDS`.
-    repeats: of which medians count.
-    copied: bytes a second of a copy.
-  """
-  forms = make_forms(weights, batch, backend=backend)
-  made = [np.asarray(form.run(), np.float64) for form in forms]
-  products = [form.product for form in forms if form.product]
+  """Times all products with some weights."""
+  made = forms.make_forms(weights, batch, backend=backend)
+  outcomes = [np.asarray(form.run(), np.float64) for form in made]
+  products = [form.product for form in made if form.product]
   if jax.default_backend() == 'gpu':
-    timed = seconds_of(products, repeats)
+    timed = device_time.seconds_of(products, repeats)
   else:
-    timed = apart(
-      [form.run for form in forms], len(products), repeats, least_seconds=1e-2
-    )
-  inputs, outputs = weights.dense.shape
-  shape = f'{inputs}x{outputs}'
-  rows = []
-  for form, own, y in zip(forms, timed, made, strict=True):
-    rate = form.nbytes / own
-    rows.append(
-      {
-        'shape': shape,
-        'layer': LAYERS.get(shape, ''),
-        'batch': batch,
-        'form': form.name,
-        'bytes': form.nbytes,
-        'ms': round(1e3 * own, 4),
-        'gb_per_second': round(rate / 1e9, 2),
-        'of_copy': round(rate / copied, 3),
-        'speedup': round(timed[0] / own, 2),
-        'over_bfloat16': round(timed[1] / own, 2),
-        'ceiling': round(forms[0].nbytes / form.nbytes, 1),
-        'error': form.error(y),
-      }
-    )
-  return rows
+    runs = [form.run for form in made]
+    timed = device_time.apart(runs, len(products), repeats, least_seconds=1e-2)
+  shape = '{}x{}'.format(*weights.dense.shape)
+  return [
+    {
+      'shape': shape,
+      'layer': LAYERS.get(shape, ''),
+      'batch': batch,
+      'form': form.name,
+      'bytes': form.nbytes,
+      'ms': round(1e3 * own, 4),
+      'gb_per_second': round(form.nbytes / own / 1e9, 2),
+      'of_copy': round(form.nbytes / own / copied, 3),
+      'speedup': round(timed[0] / own, 2),
+      'over_bfloat16': round(timed[1] / own, 2),
+      'ceiling': round(made[0].nbytes / form.nbytes, 1),
+      'error': form.error(y),
+    }
+    for form, own, y in zip(made, timed, outcomes, strict=True)
+  ]
 
 
 def add_crossovers(rows: list[dict[str, Any]]) -> None:
@@ -155,52 +132,6 @@ def add_crossovers(rows: list[dict[str, Any]]) -> None:
     row['gains_until_batch'] = until
 
 
-def shape_of(text: str) -> tuple[int, int]:
-  """Reads inputs x outputs.
-
-  Raises:
-    ValueError: the text is no shape.
-
-  >>> shape_of('784x300')
-  (784, 300)
-  """
-  inputs, _, outputs = text.partition('x')
-  if not (inputs.isdigit() and outputs.isdigit()):
-    raise ValueError(f'shapes={text!r} is not INPUTSxOUTPUTS')
-  if not (int(inputs) and int(outputs)):
-    raise ValueError(f'shapes={text!r} is empty')
-  return int(inputs), int(outputs)
-
-
-def _run_models(given: argparse.Namespace) -> None:
-  # Products alone need none of the data sets.
-  from experiments.benchmark.inference import models, networks
-
-  for name in given.models:
-    if name not in networks.NETWORKS:
-      raise ValueError(unknown_name('models', name, networks.NETWORKS))
-  keep_memory()
-  rows: list[dict[str, Any]] = []
-  with tempfile.TemporaryDirectory() as temporary:
-    options = networks.Options(
-      folder=given.folder or pathlib.Path(temporary),
-      brown=given.brown,
-      cifar10=given.cifar10,
-      split=given.split,
-      examples=given.examples,
-      pixels=given.pixels,
-    )
-    for name in given.models:
-      network = networks.make_network(name, options)
-      rows += models.network_rows(
-        network, backend=given.backend, repeats=given.repeats,
-        modes=given.modes,
-      )  # fmt: skip
-      if given.output:
-        table.write(given.output, NAME, rows)
-  table.show(rows)
-
-
 def _instructions(name: str) -> dict[str, str]:
   """Chooses native kernels; returns what is to be known of the choice.
 
@@ -214,70 +145,70 @@ def _instructions(name: str) -> dict[str, str]:
   return {'instructions': name, 'xla_flags': os.environ.get('XLA_FLAGS', '')}
 
 
-def _run(given: argparse.Namespace) -> None:
-  shapes = [shape_of(text) for text in given.shapes]
-  for field in ('batches', 'repeats', 'examples', 'pixels'):
-    for value in np.atleast_1d(getattr(given, field)).tolist():
-      if value < 1:
-        raise ValueError(f'{field}={value} is not positive')
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   if given.models:
-    _run_models(given)
+    # Products alone need none of the data sets.
+    from experiments.benchmark.inference import networks
+
+    keep_memory()
+    yield from networks.rows(given)
     return
   instructions = _instructions(given.instructions)
   keep_memory()
-  copied = copy_bandwidth(given.repeats)
-  facts = {'copy_bytes_per_second': copied, **instructions}
+  copied = _copy_bandwidth(given.repeats)
+  given.facts |= {'copy_bytes_per_second': copied, **instructions}
   print(f'a copy reads and writes {copied / 1e9:.1f} GB a second')
-  rows: list[dict[str, Any]] = []
-  for inputs, outputs in shapes:
-    weights = make_weights(inputs, outputs, only=given.forms)
+  for inputs, outputs in given.shapes:
+    weights = forms.make_weights(inputs, outputs, only=given.forms)
     for batch in given.batches:
-      rows += product_rows(
+      yield _product_rows(
         weights, batch, backend=given.backend, repeats=given.repeats,
         copied=copied,
       )  # fmt: skip
-      if given.output:
-        table.write(given.output, NAME, rows, facts)
-  add_crossovers(rows)
-  table.show(rows)
-  if given.plot:
-    plot_roofline(rows, copied, given.plot)
-  if given.output:
-    table.write(given.output, NAME, rows, facts)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Times products; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog=f'benchmark {NAME}',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add('--shapes', nargs='+', default=[*dict.fromkeys((*SQUARES, *LAYERS))])
-  add('--batches', type=int, nargs='+', default=[1, 2, 4, 8, 16, 32, 64])
-  add('--backend', default='auto', choices=inference.BACKENDS)
-  add(
-    '--instructions',
-    default='best',
-    choices=native.INSTRUCTIONS,
-    help="of native kernels; for XLA's see --xla_cpu_max_isa",
-  )
-  add('--forms', nargs='+', default=(), help='parts of names, e.g. 4-bit')
-  add('--repeats', type=int, default=9)
-  add('--plot', type=pathlib.Path, help='roofline')
-  add('--output', type=pathlib.Path, help='JSON file')
-  add('--models', nargs='+', default=[], help='networks instead of products')
-  add('--modes', nargs='+', default=inference.MODES, choices=inference.MODES)
-  add('--folder', type=pathlib.Path, help='of their files; default: none kept')
-  add('--brown', type=pathlib.Path, default=BROWN, help=f'default {BROWN}')
-  add('--cifar10', type=pathlib.Path, default=CIFAR10, help=str(CIFAR10))
-  add('--split', default='test', choices=('valid', 'test'), help='of Brown')
-  add('--examples', type=int, default=1000, help='sentences or images')
-  add('--pixels', type=int, default=224, help='of an image')
-  try:
-    _run(parser.parse_args(argv))
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+def _finish(rows: list[dict[str, Any]], given: Any) -> list[dict[str, Any]]:
+  if not given.models:
+    add_crossovers(rows)
+  return rows
+
+
+def _parts(given: Any) -> int:
+  return len(given.models) or len(given.shapes) * len(given.batches)
+
+
+def _plot(rows: list[dict[str, Any]], given: Any, path: pathlib.Path) -> None:
+  if given.models:
+    raise ValueError('plot: the roofline is of products, not of models')
+  plot_roofline(rows, given.facts['copy_bytes_per_second'], path)
+
+
+main = Benchmark(
+  name='inference',
+  about=__doc__,
+  options={
+    'shapes': options.shape([*dict.fromkeys((*SQUARES, *LAYERS))]),
+    'batches': options.integer([1, 2, 4, 8, 16, 32, 64]),
+    'backend': options.choice(inference.BACKENDS, 'auto'),
+    'instructions': options.choice(
+      native.INSTRUCTIONS,
+      'best',
+      "of native kernels; for XLA's see --xla_cpu_max_isa",
+    ),
+    'forms': options.text([], 'parts of names, e.g. 4-bit'),
+    'repeats': options.integer(9),
+    'models': options.choice(MODELS, [], 'networks instead of products'),
+    'modes': options.choice(inference.MODES, inference.MODES),
+    'folder': options.path(None, 'of their files; default: none kept'),
+    'brown': options.path(BROWN),
+    'cifar10': options.path(CIFAR10),
+    'split': options.choice(('valid', 'test'), 'test', 'of Brown'),
+    'examples': options.integer(1000, 'sentences or images'),
+    'pixels': options.integer(224, 'of an image'),
+  },
+  measure=_rows,
+  parts=_parts,
+  finish=_finish,
+  plot=_plot,
+  seed=0,
+).main

@@ -18,23 +18,22 @@ takes over `--slow` seconds runs once. Peaks are what the resident set grew by,
 the most of any repeat.
 """
 
-import argparse
 import contextlib
-import ctypes
+import functools
+import math
 import os
 import pathlib
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bandwidth import coding
-from experiments.runtime import table
+from experiments.benchmark.harness import Benchmark
+from experiments.measuring.memory import Cost, cost_of
+from experiments.models.shapes import resnet50_convolutions
+from experiments.runtime import options
 
-NAME = 'coding'
-_STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
 _BWZ = ('huffman', 'auto', 'ans', 'fixed')
 _ZSTANDARD = (3, 19)
 
@@ -65,6 +64,11 @@ NETWORKS = {
 }
 
 
+def _name_of(stage: int, block: int, layer: int) -> str:
+  which = ('conv0', 'conv1', 'conv2', 'projection')[layer]
+  return f'stage{stage}_block{block}/{which}'
+
+
 def resnet50_shapes() -> dict[str, tuple[int, ...]]:
   """Returns the shapes of ResNet-50's parameters and running statistics.
 
@@ -74,26 +78,13 @@ def resnet50_shapes() -> dict[str, tuple[int, ...]]:
   25557032
   """
   shapes: dict[str, tuple[int, ...]] = {}
-
-  def convolve(name: str, size: int, inputs: int, outputs: int) -> None:
-    shapes[f'params/{name}/kernel'] = (size, size, inputs, outputs)
+  for name, shape in resnet50_convolutions(_name_of):
+    shapes[f'params/{name}/kernel'] = shape
     for part in ('scale', 'bias'):
-      shapes[f'params/{name}_norm/{part}'] = (outputs,)
+      shapes[f'params/{name}_norm/{part}'] = shape[-1:]
     for part in ('mean', 'var'):
-      shapes[f'batch_stats/{name}_norm/{part}'] = (outputs,)
-
-  convolve('stem', 7, 3, 64)
-  inputs = 64
-  for stage, (width, blocks) in enumerate(_STAGES):
-    for block in range(blocks):
-      name = f'stage{stage}_block{block}'
-      convolve(f'{name}/conv0', 1, inputs, width)
-      convolve(f'{name}/conv1', 3, width, width)
-      convolve(f'{name}/conv2', 1, width, 4 * width)
-      if block == 0:
-        convolve(f'{name}/projection', 1, inputs, 4 * width)
-      inputs = 4 * width
-  shapes['params/head/kernel'] = (inputs, 1000)
+      shapes[f'batch_stats/{name}_norm/{part}'] = shape[-1:]
+  shapes['params/head/kernel'] = (2048, 1000)
   shapes['params/head/bias'] = (1000,)
   return shapes
 
@@ -166,80 +157,43 @@ def _zstandard(network: Tensors, level: int) -> Method:
       'the comparison needs zstandard: pip install zstandard'
     ) from None
 
+  like = [
+    [(part.dtype, part.shape) for part in _parts(tensor)]
+    for tensor in network.values()
+  ]
+
   def encode() -> bytes:
-    plain = b''.join(part for t in network.values() for part in _plain(t))
+    parts = (part for tensor in network.values() for part in _parts(tensor))
+    plain = b''.join(part.tobytes() for part in parts)
     return zstandard.ZstdCompressor(level=level).compress(plain)
 
-  sizes = [list(map(len, _plain(tensor))) for tensor in network.values()]
-
   def decode(data: bytes) -> list[np.ndarray]:
-    plain = memoryview(zstandard.ZstdDecompressor().decompress(data))
+    plain = zstandard.ZstdDecompressor().decompress(data)
     arrays, begin = [], 0
-    for tensor, lengths in zip(network.values(), sizes, strict=True):
+    for tensor, kinds in zip(network.values(), like, strict=True):
       parts = []
-      for length in lengths:
-        parts.append(plain[begin : begin + length])
-        begin += length
-      arrays.append(_array(tensor, parts))
+      for dtype, shape in kinds:
+        part = np.frombuffer(plain, dtype, math.prod(shape), begin)
+        parts.append(part.reshape(shape))
+        begin += part.nbytes
+      whole = isinstance(tensor, np.ndarray)
+      arrays.append(parts[0] if whole else type(tensor)(*parts).to_array())
     return arrays
 
   return Method(encode, decode)
 
 
-def _plain(tensor: Any) -> list[bytes]:
-  """The bytes that zstandard is given: codes, then codebook or steps."""
+def _parts(tensor: Any) -> list[np.ndarray]:
+  """What zstandard is given: codes a byte each, then codebook or steps."""
   if isinstance(tensor, coding.CodebookTensor):
-    return [tensor.codes.tobytes(), tensor.codebook.tobytes()]
+    return [tensor.codes, tensor.codebook]
   if isinstance(tensor, coding.UniformTensor):
-    return [tensor.levels.astype(np.int8).tobytes(), tensor.step.tobytes()]
-  return [tensor.tobytes()]
-
-
-def _array(tensor: Any, parts: list[memoryview]) -> np.ndarray:
-  """Inverts `_plain`; `tensor` gives kind and shape only."""
-  if isinstance(tensor, coding.CodebookTensor):
-    codes = np.frombuffer(parts[0], np.uint8).reshape(tensor.shape)
-    codebook = np.frombuffer(parts[1], np.float32)
-    return coding.CodebookTensor(codes, codebook).to_array()
-  if isinstance(tensor, coding.UniformTensor):
-    levels = np.frombuffer(parts[0], np.int8).reshape(tensor.shape)
-    step = np.frombuffer(parts[1], np.float32)
-    return coding.UniformTensor(levels, step).to_array()
-  return np.frombuffer(parts[0], np.float32).reshape(tensor.shape)
-
-
-class _Cost(NamedTuple):
-  seconds: float
-  clock: float
-  peak: int
-
-
-def _cost(call: Callable[[], Any]) -> tuple[Any, _Cost]:
-  """Runs something with a clean heap, and says what it took."""
-  with contextlib.suppress(OSError, AttributeError):
-    ctypes.CDLL(None).malloc_trim(0)
-  with contextlib.suppress(OSError):
-    # Begins a new high-water mark of the resident set.
-    pathlib.Path('/proc/self/clear_refs').write_text('5')
-  before = _resident('VmRSS')
-  cpu, start = time.process_time(), time.perf_counter()
-  out = call()
-  clock = time.perf_counter() - start
-  seconds = time.process_time() - cpu
-  return out, _Cost(seconds, clock, _resident('VmHWM') - before)
-
-
-def _resident(key: str) -> int:
-  """Bytes, from Linux."""
-  try:
-    status = pathlib.Path('/proc/self/status').read_text('utf-8')
-  except OSError:
-    return 0
-  return int(status.split(f'{key}:')[1].split()[0]) << 10
+    return [tensor.levels.astype(np.int8), tensor.step]
+  return [tensor]
 
 
 @contextlib.contextmanager
-def one_core() -> Iterator[None]:
+def _one_core() -> Generator[None]:
   """Keeps every thread of this process on one core, where the system can."""
   threads = pathlib.Path('/proc/self/task')
   if not hasattr(os, 'sched_setaffinity') or not threads.is_dir():
@@ -262,33 +216,21 @@ def _move(threads: pathlib.Path, cores: set[int]) -> None:
 
 class _Measured(NamedTuple):
   size: int
-  encode: list[_Cost]
-  decode: list[_Cost]
+  encode: list[Cost]
+  decode: list[Cost]
 
 
-def measure(
+def _measure(
   name: str, network: Tensors, *, repeats: int, slow: float
 ) -> list[dict[str, Any]]:
-  """Returns a row for each method.
-
-  Args:
-    name: of the network.
-    network: its tensors.
-    repeats: of every measurement, after one that only warms up.
-    slow: seconds; an encoder that takes longer runs once.
-
-  Raises:
-    ValueError: arrays that came back are not those that went, or zstandard is
-      not installed.
-  """
+  """Returns a row for each method."""
   methods = {f'bwz {coder}': _bwz(network, coder) for coder in _BWZ}
   for level in _ZSTANDARD:
     methods[f'zstandard {level}'] = _zstandard(network, level)
-  data = {}
-  results: dict[str, _Measured] = {}
   expected = [coding.tensors.as_tensor(t).to_array() for t in network.values()]
+  data, results = {}, {}
   for key, method in methods.items():
-    data[key], cost = _cost(method.encode)
+    data[key], cost = cost_of(method.encode)
     arrays = method.decode(data[key])
     if not all(map(np.array_equal, arrays, expected)):
       raise ValueError(f'{key}: other arrays came back')
@@ -298,30 +240,26 @@ def measure(
   source = np.concatenate([array.reshape(-1) for array in expected])
   target, copies = np.zeros_like(source), []
   for _ in range(repeats):
-    copies.append(_cost(lambda: np.copyto(target, source))[1].seconds)
+    copies.append(cost_of(functools.partial(np.copyto, target, source))[1])
     for key, method in methods.items():
       result = results[key]
       if not result.encode or result.encode[0].seconds <= slow:
-        result.encode.append(_cost(method.encode)[1])
-      decode = lambda m=method, k=key: m.decode(data[k])  # noqa: E731
-      result.decode.append(_cost(decode)[1])
-  return [_row(name, key, source, results, copies) for key in methods]
+        result.encode.append(cost_of(method.encode)[1])
+      decode = functools.partial(method.decode, data[key])
+      result.decode.append(cost_of(decode)[1])
+  best = results[f'zstandard {_ZSTANDARD[-1]}']
+  return [
+    {'network': name, 'method': key, **_row(result, best, source, copies)}
+    for key, result in results.items()
+  ]
 
 
 def _row(
-  name: str,
-  key: str,
-  source: np.ndarray,
-  results: dict[str, _Measured],
-  copies: list[float],
+  result: _Measured, best: _Measured, source: np.ndarray, copies: list[Cost]
 ) -> dict[str, Any]:
-  result = results[key]
-  best = results[f'zstandard {_ZSTANDARD[-1]}']
   encode, decode = result.encode, result.decode
   encode_s, decode_s = _median(encode, 0), _median(decode, 0)
   return {
-    'network': name,
-    'method': key,
     'bytes': result.size,
     'bits_per_weight': round(8 * result.size / source.size, 3),
     'by_zstandard_19': round(result.size / best.size, 3),
@@ -332,53 +270,41 @@ def _row(
     'encode_mweights_s': round(source.size / encode_s / 1e6, 1),
     'decode_mweights_s': round(source.size / decode_s / 1e6, 1),
     'decoded_mb_s': round(source.nbytes / decode_s / 1e6, 1),
-    'limit_s': round(float(np.median(copies)), 4),
-    'decode_by_limit': _ratio([c.seconds for c in decode], copies),
-    'decode_by_zstandard_19': _ratio(
-      [c.seconds for c in decode], [c.seconds for c in best.decode]
-    ),
+    'limit_s': round(_median(copies, 0), 4),
+    'decode_by_limit': _ratio(decode, copies),
+    'decode_by_zstandard_19': _ratio(decode, best.decode),
     'encode_peak_mb': round(max(c.peak for c in encode) / 1e6),
     'decode_peak_mb': round(max(c.peak for c in decode) / 1e6),
     'encode_repeats': len(encode),
   }
 
 
-def _median(costs: list[_Cost], place: int) -> float:
+def _median(costs: list[Cost], place: int) -> float:
   return float(np.median([cost[place] for cost in costs]))
 
 
-def _ratio(seconds: list[float], others: list[float]) -> float:
-  return round(float(np.median(np.array(seconds) / np.array(others))), 2)
+def _ratio(costs: list[Cost], others: list[Cost]) -> float:
+  seconds, base = (np.array([c.seconds for c in x]) for x in (costs, others))
+  return round(float(np.median(seconds / base)), 2)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs the benchmark; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog='benchmark coding',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add('--network', nargs='+', choices=NETWORKS, default=list(NETWORKS))
-  add('--repeats', type=int, default=5)
-  add('--slow', type=float, default=5.0, help='seconds')
-  add('--output', help='JSON file of the rows')
-  options = parser.parse_args(argv)
-  try:
-    if options.repeats < 1:
-      raise ValueError(f'repeats={options.repeats} is not positive')
-    rows = []
-    for name in options.network:
-      network = make_network(NETWORKS[name])
-      with one_core():
-        rows += measure(
-          name, network, repeats=options.repeats, slow=options.slow
-        )
-      del network
-    table.show(rows)
-    if options.output:
-      table.write(options.output, NAME, rows)
-  except ValueError as error:
-    print(f'benchmark coding: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
+  for name in given.network:
+    network = make_network(NETWORKS[name])
+    with _one_core():
+      yield _measure(name, network, repeats=given.repeats, slow=given.slow)
+    del network
+
+
+main = Benchmark(
+  name='coding',
+  about=__doc__,
+  options={
+    'network': options.choice(NETWORKS, list(NETWORKS)),
+    'repeats': options.integer(5),
+    'slow': options.number(5.0, 'seconds'),
+  },
+  measure=_rows,
+  parts=lambda given: len(given.network),
+  seed=0,
+).main

@@ -11,21 +11,19 @@ sums of shifted images. There the limit is the time that the memory takes for
 inputs and results.
 """
 
-import argparse
 import functools
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.benchmark.measuring.limits import matmul_rate, stream_rate
+from experiments.benchmark.harness import Benchmark
+from experiments.measuring.limits import matmul_rate, stream_rate
+from experiments.measuring.turns import take_turns, timed
 from experiments.models.depthwise import convolve_depthwise
 from experiments.models.lenet import CONVOLUTIONS, LeNet5
-from experiments.runtime import table
+from experiments.runtime import options
 
 # Multiply-adds of an image forward; backward takes twice as many, but for the
 # first layer, whose input needs no gradient.
@@ -46,28 +44,27 @@ def _gradients(convolution: str, batch: int) -> Callable[[Any], Any]:
   return jax.jit(jax.value_and_grad(loss))
 
 
-def _rows(batch: int, repeats: int, rate: float) -> list[dict[str, Any]]:
+def _products(batch: int, repeats: int, rate: float) -> list[dict[str, Any]]:
   params = LeNet5().init(jax.random.key(1), jnp.zeros((1, 28, 28, 1)))
   runs = {name: _gradients(name, batch) for name in CONVOLUTIONS}
-  times: dict[str, list[float]] = {name: [] for name in runs}
-  for repeat in range(repeats + 1):
-    for name, run in runs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(run(params['params']))
-      if repeat:
-        times[name].append(time.perf_counter() - start)
+  turns = take_turns(
+    {
+      name: timed(functools.partial(run, params['params']))
+      for name, run in runs.items()
+    },
+    repeats,
+  )
   limit = 2 * batch * (2 * _FIRST + 3 * _REST) / rate
-  ordinary = np.array(times['xla'])
   return [
     {
       'batch': batch,
       'convolution': name,
-      'ms': round(1e3 * float(np.median(seconds)), 2),
-      'speedup': round(float(np.median(ordinary / np.array(seconds))), 2),
+      'ms': round(1e3 * turns.median(name), 2),
+      'speedup': round(turns.ratio('xla', name), 2),
       'compute_limit_ms': round(1e3 * limit, 2),
-      'by_limit': round(float(np.median(seconds)) / limit, 2),
+      'by_limit': round(turns.median(name) / limit, 2),
     }
-    for name, seconds in times.items()
+    for name in runs
   ]
 
 
@@ -75,7 +72,7 @@ def _rows(batch: int, repeats: int, rate: float) -> list[dict[str, Any]]:
 _DEPTHWISE = ((32, 16, 1), (32, 32, 2), (16, 64, 1), (8, 128, 1))
 
 
-def _depthwise_rows(
+def _depthwise(
   height: int, channels: int, stride: int, batch: int, repeats: int, rate: float
 ) -> list[dict[str, Any]]:
   key = jax.random.key(0)
@@ -95,22 +92,18 @@ def _depthwise_rows(
   # Forward: read and write once; backward: images and results, and what is
   # written of the one is as large as the other.
   moved = {'forward': x.size + result, 'gradients': 2 * x.size + result}
-  programs = {
-    ('forward', name): jax.jit(convolve) for name, convolve in of.items()
-  } | {
-    ('gradients', name): jax.jit(_pullback(convolve))
-    for name, convolve in of.items()
-  }
-  seconds: dict[tuple[str, str], list[float]] = {each: [] for each in programs}
   side = -(-height // stride)
   of_result = jnp.ones((batch, side, side, channels))
-  given = {'forward': (x, kernel), 'gradients': (x, kernel, of_result)}
-  for repeat in range(repeats + 1):
-    for (part, name), program in programs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(program(*given[part]))
-      if repeat:
-        seconds[part, name].append(time.perf_counter() - start)
+  calls = {
+    ('forward', name): functools.partial(jax.jit(convolve), x, kernel)
+    for name, convolve in of.items()
+  } | {
+    ('gradients', name): functools.partial(
+      jax.jit(_pullback(convolve)), x, kernel, of_result
+    )
+    for name, convolve in of.items()
+  }
+  turns = take_turns({k: timed(call) for k, call in calls.items()}, repeats)
   return [
     {
       'images': batch,
@@ -119,13 +112,11 @@ def _depthwise_rows(
       'stride': stride,
       'part': part,
       'convolution': name,
-      'ms': round(1e3 * float(np.median(own)), 2),
-      'speedup': round(
-        float(np.median(np.array(seconds[part, 'grouped']) / np.array(own))), 2
-      ),
+      'ms': round(1e3 * turns.median((part, name)), 2),
+      'speedup': round(turns.ratio((part, 'grouped'), (part, name)), 2),
       'memory_limit_ms': round(4e3 * moved[part] / rate, 2),
     }
-    for (part, name), own in seconds.items()
+    for part, name in calls
   ]
 
 
@@ -147,41 +138,29 @@ def _pullback(convolve: Callable[..., jax.Array]) -> Callable[..., Any]:
   return gradients
 
 
-def _all_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
-  if options.depthwise:
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
+  if given.depthwise:
     rate = stream_rate()
-    return [
-      row
-      for shape in _DEPTHWISE
-      for b in options.batch
-      for row in _depthwise_rows(*shape, b, options.repeats, rate)
-    ]
+    for shape in _DEPTHWISE:
+      for batch in given.batch:
+        yield _depthwise(*shape, batch, given.repeats, rate)
+    return
   rate = matmul_rate()
-  return [row for b in options.batch for row in _rows(b, options.repeats, rate)]
+  for batch in given.batch:
+    yield _products(batch, given.repeats, rate)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs the benchmark; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog='benchmark convolution', description=__doc__
-  )
-  parser.add_argument('--batch', type=int, nargs='+', default=[32, 128, 256])
-  parser.add_argument(
-    '--depthwise', action='store_true', help='of each channel alone'
-  )
-  parser.add_argument('--repeats', type=int, default=15)
-  parser.add_argument('--output', help='JSON file of the rows')
-  options = parser.parse_args(argv)
-  try:
-    if min(*options.batch, options.repeats, 1) < 1:
-      raise ValueError(
-        f'batch={options.batch}, repeats={options.repeats} must be positive'
-      )
-    rows = _all_rows(options)
-    table.show(rows)
-    if options.output:
-      table.write(options.output, 'convolution', rows)
-  except ValueError as error:
-    print(f'benchmark convolution: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+main = Benchmark(
+  name='convolution',
+  about=__doc__,
+  options={
+    'batch': options.integer([32, 128, 256]),
+    'depthwise': options.flag('of each channel alone'),
+    'repeats': options.integer(15),
+  },
+  measure=_rows,
+  parts=lambda given: (
+    len(given.batch) * (len(_DEPTHWISE) if given.depthwise else 1)
+  ),
+  seed=0,
+).main

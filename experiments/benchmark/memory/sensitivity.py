@@ -8,15 +8,14 @@ retraining, and the accuracy is measured (Han et al., arXiv 1506.02626, figure
 does not touch the test set; the network should not have seen them either.
 """
 
-import argparse
-import pathlib
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from bandwidth import pruning
+from experiments.benchmark.harness import Benchmark
 from experiments.inference.evaluation import FileNetwork, config_of, load
 from experiments.reports.plots import plot_sensitivity
-from experiments.runtime import table
+from experiments.runtime import options
 
 
 def scan(
@@ -32,43 +31,29 @@ def scan(
   )
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs the benchmark; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog='benchmark sensitivity',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  add = parser.add_argument
-  add('--model', type=pathlib.Path, required=True, help='.bwz or .safetensors')
-  add('--config', type=pathlib.Path, help='config.json of the run')
-  add('--validation', type=int, default=5000, help='held out; 0: the test set')
-  add(
-    '--sparsities',
-    type=float,
-    nargs='+',
-    default=[0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98],
-  )
-  add('--plot', type=pathlib.Path, help='PNG file')
-  add('--output', help='JSON file of the rows')
-  options = parser.parse_args(argv)
-  try:
-    config = config_of(options.model, options.config)
-    config['dataset'] = {**config['dataset'], 'validation': options.validation}
-    loaded = load(
-      options.model,
-      config,
-      split='validation' if options.validation else 'test',
-    )
-    found = scan(loaded, options.sparsities)
-    rows = [row._asdict() for row in found]
-    table.show(rows)
-    if options.plot:
-      plot_sensitivity(found, options.plot)
-    if options.output:
-      table.write(options.output, 'sensitivity', rows)
-  except (ValueError, OSError) as error:
-    message = ' '.join(str(error).split())
-    print(f'benchmark sensitivity: error: {message}', file=sys.stderr)
-    return 2
-  return 0
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
+  config = config_of(given.model, given.config)
+  config['dataset'] = {**config['dataset'], 'validation': given.validation}
+  split = 'validation' if given.validation else 'test'
+  loaded = load(given.model, config, split=split)
+  yield [row._asdict() for row in scan(loaded, given.sparsities)]
+
+
+main = Benchmark(
+  name='sensitivity',
+  about=__doc__,
+  options={
+    'model': options.path(options.REQUIRED, '.bwz or .safetensors'),
+    'config': options.path(None, 'config.json of the run'),
+    'validation': options.integer(5000, 'held out; 0: the test set', least=0),
+    'sparsities': options.number(
+      [0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98],
+      fits=lambda value: 0 <= value <= 1,
+      otherwise='not in [0, 1]',
+    ),
+  },
+  measure=_rows,
+  plot=lambda rows, given, path: plot_sensitivity(
+    [pruning.SensitivityRow(**row) for row in rows], path
+  ),
+).main

@@ -9,15 +9,11 @@ warm-up of four epochs, `WARM_UP_DENSITIES`, among 90. Second table: bytes as
 the number of workers grows, with what the program of as many CPU devices sends.
 """
 
-import argparse
 import functools
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
 
 from bandwidth import tree
 from bandwidth.base import GradientReducer
@@ -25,24 +21,18 @@ from bandwidth.collectives import WARM_UP_DENSITIES, deep_gradient_compression
 from bandwidth.collectives.sparsity.exchange import gather_message
 from bandwidth.collectives.sparsity.units import plan_units
 from bandwidth.collectives.traffic import accounting
-from experiments.benchmark.measuring.shapes import NETWORKS
-from experiments.runtime import table
+from experiments.benchmark.harness import Benchmark
+from experiments.benchmark.network.reducers import compile_abstract
+from experiments.models.shapes import NETWORKS, abstract
+from experiments.runtime import options, table
+from experiments.training.workers import make_workers
 
-NAME = 'bytes'
 _EPOCHS = 90
 _VALUES = ('float32', 'float16', 'float8', 'sign')
 _PUBLISHED = {'alexnet': 597.0, 'resnet50': 277.0, 'ptb_lstm': 462.0}
 
 
-def abstract(network: str) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the parameters of a network as shapes."""
-  return {
-    name: jax.ShapeDtypeStruct(shape, jnp.float32)
-    for name, shape in NETWORKS[network]().items()
-  }
-
-
-def upload(params: Any, density: float, values: str) -> int:
+def _upload(params: Any, density: float, values: str) -> int:
   """Returns the bytes of a worker's message."""
   return gather_message(plan_units(params), density, values).nbytes
 
@@ -64,7 +54,7 @@ def _steady_rows(network: str, density: float) -> list[dict[str, Any]]:
   forms = {
     'as published': functools.partial(format_of_the_paper, params),
     **{
-      f'Elias-Fano, {values}': functools.partial(upload, params, values=values)
+      f'Elias-Fano, {values}': functools.partial(_upload, params, values=values)
       for values in _VALUES
     },
   }
@@ -88,26 +78,10 @@ def _steady_rows(network: str, density: float) -> list[dict[str, Any]]:
   return rows
 
 
-def compiled_bytes(reducer: GradientReducer, params: Any, workers: int) -> int:
+def _compiled_bytes(reducer: GradientReducer, params: Any, count: int) -> int:
   """Returns what the program of so many devices sends, a device and a step."""
-  state = jax.eval_shape(reducer.init, params)
-  mesh = jax.make_mesh((workers,), ('data',), axis_types=(AxisType.Auto,))
-  spec = PartitionSpec('data')
-
-  def one(grads: Any, state: Any) -> Any:
-    local = jax.tree.map(lambda leaf: leaf[0], (grads, state))
-    out = reducer.reduce(*local)
-    return jax.tree.map(lambda leaf: leaf[None], out)
-
-  mapped = jax.shard_map(
-    one, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-  )
-  stacked = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct((workers, *leaf.shape), leaf.dtype),
-    (params, state),
-  )
-  compiled = jax.jit(mapped).lower(*stacked).compile()
-  return accounting.wire_bytes(compiled)
+  workers = make_workers('shard_map', {'data': count})
+  return accounting.wire_bytes(compile_abstract(reducer, workers, params))
 
 
 def _growth_rows(
@@ -124,7 +98,7 @@ def _growth_rows(
       sent = reducer.wire_bytes(params, workers)
       compiled = None
       if workers <= compile_up_to:
-        compiled = compiled_bytes(reducer, params, workers)
+        compiled = _compiled_bytes(reducer, params, workers)
       rows.append(
         {
           'network': network,
@@ -139,46 +113,34 @@ def _growth_rows(
   return rows
 
 
-def main(argv: Sequence[str]) -> int:
-  """Counts; returns the exit status."""
-  parser = argparse.ArgumentParser(prog='benchmark bytes')
-  parser.add_argument('--density', type=float, default=1e-3)
-  parser.add_argument('--workers', type=int, nargs='+', default=[4, 8, 32, 128])
-  parser.add_argument(
-    '--network', nargs='+', choices=sorted(NETWORKS),
-    default=['alexnet', 'resnet50', 'ptb_lstm'],
-  )  # fmt: skip
-  parser.add_argument(
-    '--growth_of', nargs='+', choices=sorted(NETWORKS),
-    default=['vector', 'resnet50'],
-  )  # fmt: skip
-  parser.add_argument(
-    '--compiled', nargs='*', choices=sorted(NETWORKS), default=['vector']
-  )
-  parser.add_argument('--output', help='JSON file')
-  arguments = parser.parse_args(argv)
-  if not 0 < arguments.density <= 1:
-    parser.error(f'argument --density: {arguments.density} is not in (0, 1]')
-  if min(arguments.workers) < 1:
-    parser.error(f'argument --workers: {arguments.workers} are not positive')
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   jax.config.update('jax_platforms', 'cpu')
-  jax.config.update('jax_num_cpu_devices', max(arguments.workers))
-  steady = [
-    row
-    for network in arguments.network
-    for row in _steady_rows(network, arguments.density)
-  ]
-  table.show(steady)
-  growth = []
-  for network in arguments.growth_of:
-    limit = max(arguments.workers) if network in arguments.compiled else 0
-    growth += _growth_rows(network, arguments.density, arguments.workers, limit)
+  jax.config.update('jax_num_cpu_devices', max(given.workers))
+  for network in given.network:
+    yield _steady_rows(network, given.density)
+  for network in given.growth_of:
+    limit = max(given.workers) if network in given.compiled else 0
+    yield _growth_rows(network, given.density, given.workers, limit)
+
+
+def _show(rows: list[dict[str, Any]], given: Any) -> None:
+  del given
+  table.show([row for row in rows if 'format' in row])
   print()
-  table.show(growth)
-  if arguments.output:
-    try:
-      table.write(arguments.output, NAME, [*steady, *growth])
-    except ValueError as error:
-      print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-      return 2
-  return 0
+  table.show([row for row in rows if 'exchange' in row])
+
+
+main = Benchmark(
+  name='bytes',
+  about=__doc__,
+  options={
+    'density': options.fraction(1e-3),
+    'workers': options.integer([4, 8, 32, 128]),
+    'network': options.choice(NETWORKS, ['alexnet', 'resnet50', 'ptb_lstm']),
+    'growth_of': options.choice(NETWORKS, ['vector', 'resnet50']),
+    'compiled': options.choice(NETWORKS, ['vector'], fewest=0),
+  },
+  measure=_rows,
+  parts=lambda given: len(given.network) + len(given.growth_of),
+  show=_show,
+).main

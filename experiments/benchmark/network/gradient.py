@@ -10,25 +10,22 @@ interleaved, ratios taken within a round, medians shown. States are donated, as
 in training, or not; then every result is written to fresh memory.
 """
 
-import argparse
 import functools
 import os
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from bandwidth.base import GradientReducer
 from bandwidth.collectives import deep_gradient_compression, shared_mask
-from experiments.benchmark.measuring.limits import stream_rate
-from experiments.runtime import table
+from experiments.benchmark.harness import Benchmark
+from experiments.measuring.limits import stream_rate
+from experiments.measuring.turns import Turns, in_place, take_turns
+from experiments.runtime import options
 
-NAME = 'gradient'
 _MOMENTUM = 0.9
 # Passes over the vector that the algorithm can't do without: reads of g, u, v
 # and writes of u, v and the mean, and one read for the selection.
@@ -85,76 +82,55 @@ def _ways(elements: int, density: float) -> dict[str, Any]:
 
 def _measure(
   ways: dict[str, Any], grads: jax.Array, *, repeats: int, donated: bool
-) -> dict[str, list[float]]:
-  seconds: dict[str, list[float]] = {name: [] for name in ways}
-  runs = {
-    name: jax.jit(step, donate_argnums=0 if donated else ())
-    for name, (step, _) in ways.items()
-  }
-  states = {
-    name: jax.tree.map(jnp.copy, state) for name, (_, state) in ways.items()
-  }
-  for repeat in range(repeats + 2):
-    for name, run in runs.items():
-      start = time.perf_counter()
-      out, states[name] = jax.block_until_ready(run(states[name], grads))
-      if repeat > 1:
-        seconds[name].append(time.perf_counter() - start)
-      del out
-  return seconds
+) -> Turns:
+  def timer(step: Callable[..., Any], state: Any) -> Callable[[], float]:
+    run = jax.jit(step, donate_argnums=0 if donated else ())
+    state = jax.tree.map(jnp.copy, state)
+    return in_place(lambda state: run(state, grads), state, lambda out: out[1])
+
+  timers = {name: timer(*way) for name, way in ways.items()}
+  return take_turns(timers, repeats, warm_up=2)
 
 
-def _rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-  grads = jax.random.normal(jax.random.key(0), (arguments.elements,))
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
+  if not given.all_cores:
+    # Threads that XLA starts later stay there too.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+  grads = jax.random.normal(jax.random.key(0), (given.elements,))
   rate = stream_rate()
-  rows = []
   for donated in (True, False):
-    ways = _ways(arguments.elements, arguments.density)
-    found = _measure(ways, grads, repeats=arguments.repeats, donated=donated)
-    plain = np.array(found['momentum'])
-    for name, times in found.items():
+    ways = _ways(given.elements, given.density)
+    turns = _measure(ways, grads, repeats=given.repeats, donated=donated)
+    rows = []
+    for name in ways:
       passes = _PASSES.get(name, _PASSES['others'])
-      limit = 4 * passes * arguments.elements / rate
-      median = float(np.median(times))
+      limit = 4 * passes * given.elements / rate
+      median = turns.median(name)
       rows.append(
         {
           'way': name,
-          'elements': arguments.elements,
-          'density': arguments.density,
+          'elements': given.elements,
+          'density': given.density,
           'donated': str(donated).lower(),
           'ms': round(1e3 * median, 2),
-          'by_momentum': round(float(np.median(np.array(times) / plain)), 2),
+          'by_momentum': round(turns.ratio(name, 'momentum'), 2),
           'limit_ms': round(1e3 * limit, 2),
           'by_limit': round(median / limit, 2),
         }
       )
-  return rows
+    yield rows
 
 
-def main(argv: Sequence[str]) -> int:
-  """Measures; returns the exit status."""
-  parser = argparse.ArgumentParser(prog='benchmark gradient')
-  parser.add_argument('--elements', type=int, default=25_600_000)
-  parser.add_argument('--density', type=float, default=1e-3)
-  parser.add_argument('--repeats', type=int, default=9)
-  parser.add_argument('--all_cores', action='store_true', help='not just one')
-  parser.add_argument('--output', help='JSON file')
-  arguments = parser.parse_args(argv)
-  for name in ('elements', 'repeats'):
-    if getattr(arguments, name) < 1:
-      value = getattr(arguments, name)
-      parser.error(f'argument --{name}: {value} is not positive')
-  if not 0 < arguments.density <= 1:
-    parser.error(f'argument --density: {arguments.density} is not in (0, 1]')
-  if not arguments.all_cores:
-    # Threads that XLA starts later stay there too.
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-  rows = _rows(arguments)
-  table.show(rows)
-  if arguments.output:
-    try:
-      table.write(arguments.output, NAME, rows)
-    except ValueError as error:
-      print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-      return 2
-  return 0
+main = Benchmark(
+  name='gradient',
+  about=__doc__,
+  options={
+    'elements': options.integer(25_600_000),
+    'density': options.fraction(1e-3),
+    'repeats': options.integer(9),
+    'all_cores': options.flag('not just one'),
+  },
+  measure=_rows,
+  parts=lambda given: 2,
+  seed=0,
+).main

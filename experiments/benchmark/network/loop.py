@@ -7,20 +7,21 @@ loop itself, with the order of epochs, metrics, event files and log lines. All
 three wait for steps as the training loop does.
 """
 
-import argparse
+import functools
 import pathlib
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.benchmark.measuring.limits import matmul_rate
+from experiments.benchmark.harness import Benchmark
+from experiments.benchmark.network.one_batch import OneBatch
 from experiments.config import resolve
-from experiments.runtime import startup, table
+from experiments.measuring.limits import matmul_rate
+from experiments.measuring.turns import spent_by, take_turns
+from experiments.runtime import options, startup
 from experiments.runtime.metrics import MetricsWriter, Progress
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.job import make_setup
@@ -36,32 +37,15 @@ from experiments.training.step import TrainState
 from experiments.training.workers import PER_WORKER
 
 
-class FixedInput:
+def _fixed(job: Job, batch_size: int) -> Any:
   """One batch, on the devices, for every step."""
-
-  kinds = PER_WORKER
-
-  def __init__(self, job: Job, batch_size: int):
-    data = np.random.default_rng(0)
-    rows = (job.workers.count, batch_size // job.workers.count)
-    self.steps_per_epoch = 1
-    self._batch = job.workers.place(
-      {
-        'image': data.integers(0, 256, (*rows, 28, 28, 1)).astype(np.uint8),
-        'label': data.integers(0, 10, rows).astype(np.int32),
-      },
-      PER_WORKER,
-    )
-
-  def feed(self, step: int) -> Any:
-    """Returns the batch."""
-    del step
-    return self._batch
-
-  def select(self, feed: Any, step: jax.Array) -> Any:
-    """The feed is the batch."""
-    del step
-    return feed
+  data = np.random.default_rng(0)
+  rows = (job.workers.count, batch_size // job.workers.count)
+  batch = {
+    'image': data.integers(0, 256, (*rows, 28, 28, 1)).astype(np.uint8),
+    'label': data.integers(0, 10, rows).astype(np.int32),
+  }
+  return OneBatch(job.workers.place(batch, PER_WORKER))
 
 
 def _bare(
@@ -84,8 +68,8 @@ def _bare(
   return run
 
 
-def _rows(batch_size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
-  config = resolve(
+def _config(batch_size: int) -> Mapping[str, Any]:
+  return resolve(
     {
       'workers': 4,
       'batch_size': batch_size,
@@ -96,48 +80,51 @@ def _rows(batch_size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
       'checkpoint_every_epochs': 0.0,
     }
   )
-  setup = make_setup(config)
+
+
+def _rows_of(batch_size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
+  setup = make_setup(_config(batch_size))
   job, stage = setup.job, setup.job.stages[0]
-  fixed = job._replace(data=FixedInput(job, batch_size))
+  fixed = job._replace(data=_fixed(job, batch_size))
 
   def fresh() -> TrainState:
     return first_state(
       stage, setup.params, setup.model_state, job.workers, setup.metrics
     )
 
+  def timer(run: Callable[[TrainState], TrainState]) -> Callable[[], float]:
+    def once() -> float:
+      state = fresh()
+      return spent_by(lambda: run(state))
+
+    return once
+
   with tempfile.TemporaryDirectory() as directory:
     sinks = _sinks(pathlib.Path(directory))
     programs = [compile_stage(j, stage, fresh()) for j in (fixed, job)]
+    bare = functools.partial(_bare, on_host=job.workers.on_host)
     runs = {
-      'bare, fixed batch': _bare(
-        programs[0], fixed.data, steps, on_host=job.workers.on_host
-      ),
-      'bare, gathered batch': _bare(
-        programs[1], job.data, steps, on_host=job.workers.on_host
-      ),
+      'bare, fixed batch': bare(programs[0], fixed.data, steps),
+      'bare, gathered batch': bare(programs[1], job.data, steps),
       'training loop': _loop(job, stage, programs[1], sinks, steps),
     }
-    times = _interleave(runs, fresh, repeats)
+    timers = {name: timer(run) for name, run in runs.items()}
+    turns = take_turns(timers, repeats)
     sinks.checkpoints.close()
-  gathered = times['bare, gathered batch']
-  limit = _compute_limit(setup.facts['flops_per_example'] or 0, batch_size)
+  # The backward pass costs twice the forward pass.
+  operations = 3 * (setup.facts['flops_per_example'] or 0) * batch_size
+  limit = operations / matmul_rate()
   return [
     {
       'batch': batch_size,
       'what': name,
-      'us_per_step': round(1e6 * np.median(seconds) / steps, 1),
-      'by_bare': _ratio(seconds, gathered),
-      'by_fixed_batch': _ratio(seconds, times['bare, fixed batch']),
+      'us_per_step': round(1e6 * turns.median(name) / steps, 1),
+      'by_bare': round(turns.ratio(name, 'bare, gathered batch'), 3),
+      'by_fixed_batch': round(turns.ratio(name, 'bare, fixed batch'), 3),
       'compute_limit_us': round(1e6 * limit, 1),
     }
-    for name, seconds in times.items()
+    for name in runs
   ]
-
-
-def _ratio(seconds: list[float], others: list[float]) -> float:
-  """The median of ratios within a repeat, which share the machine's mood."""
-  ratios = [a / b for a, b in zip(seconds, others, strict=True)]
-  return round(float(np.median(ratios)), 3)
 
 
 def _loop(
@@ -160,47 +147,21 @@ def _sinks(directory: pathlib.Path) -> Sinks:
   )
 
 
-def _interleave(
-  runs: dict[str, Callable[[TrainState], TrainState]],
-  fresh: Callable[[], TrainState],
-  repeats: int,
-) -> dict[str, list[float]]:
-  times: dict[str, list[float]] = {name: [] for name in runs}
-  for repeat in range(repeats + 1):
-    for name, run in runs.items():
-      state = fresh()
-      start = time.perf_counter()
-      run(state)
-      if repeat:
-        times[name].append(time.perf_counter() - start)
-  return times
-
-
-def _compute_limit(flops_per_example: int, batch_size: int) -> float:
-  """Seconds of a step's products at the rate of a large matrix product."""
-  # The backward pass costs twice the forward pass.
-  return 3 * flops_per_example * batch_size / matmul_rate()
-
-
-def main(argv: Sequence[str]) -> int:
-  """Runs the benchmark; returns the exit status."""
-  parser = argparse.ArgumentParser(prog='benchmark loop', description=__doc__)
-  parser.add_argument('--batch', type=int, nargs='+', default=[64, 1024])
-  parser.add_argument('--steps', type=int, default=400)
-  parser.add_argument('--repeats', type=int, default=9)
-  parser.add_argument('--output', help='JSON file of the rows')
-  options = parser.parse_args(argv)
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   startup.prepare_devices({'cpu_devices': 4}, startup.Processes())
-  try:
-    rows = [
-      row
-      for batch in options.batch
-      for row in _rows(batch, options.steps, options.repeats)
-    ]
-    table.show(rows)
-    if options.output:
-      table.write(options.output, 'loop', rows)
-  except ValueError as error:
-    print(f'benchmark loop: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+  for batch in given.batch:
+    yield _rows_of(batch, given.steps, given.repeats)
+
+
+main = Benchmark(
+  name='loop',
+  about=__doc__,
+  options={
+    'batch': options.integer([64, 1024]),
+    'steps': options.integer(400),
+    'repeats': options.integer(9),
+  },
+  measure=_rows,
+  parts=lambda given: len(given.batch),
+  seed=0,
+).main

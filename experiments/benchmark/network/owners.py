@@ -10,19 +10,17 @@ and paired with all-gather of the same seed and workers. c = P forwards nearly
 all.
 """
 
-import argparse
+import math
 import statistics
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from experiments.benchmark.harness import Benchmark
 from experiments.reports.gradient import standard_error
-from experiments.runtime import table
-from experiments.runtime.startup import InputError
+from experiments.runtime import options
 from experiments.training.run import run
 
-NAME = 'owners'
 _ALL_GATHER = 'all_gather'
 
 
@@ -85,52 +83,48 @@ def summarized(
   return rows
 
 
-def _rows(given: argparse.Namespace) -> list[dict[str, Any]]:
-  rows: list[dict[str, Any]] = []
+def _errors(
+  workers: int, names: Mapping[str, float], given: Any
+) -> tuple[dict[str, dict[int, float]], dict[str, int]]:
+  """Errors by exchange and seed, and bytes that each exchange sends."""
+  errors: dict[str, dict[int, float]] = {name: {} for name in names}
+  sent = {}
+  for seed in given.seeds:
+    for name, forward in names.items():
+      config = make_config(workers, forward, seed, given.epochs)
+      with tempfile.TemporaryDirectory() as workdir:
+        report = run(config, workdir)
+      errors[name][seed] = 1 - report.accuracy['final']
+      if report.network is not None:
+        sent[name] = report.network.sent_bytes_per_step
+  return errors, sent
+
+
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   for workers in given.workers:
     names = {_ALL_GATHER: 0.0}
     factors = dict.fromkeys([*given.forward, workers])
     names |= {f'owner_sharded c={c:g}': float(c) for c in factors}
-    errors: dict[str, dict[int, float]] = {name: {} for name in names}
-    sent = {}
-    for seed in given.seeds:
-      for name, forward in names.items():
-        config = make_config(workers, forward, seed, given.epochs)
-        with tempfile.TemporaryDirectory() as workdir:
-          report = run(config, workdir)
-        errors[name][seed] = 1 - report.accuracy['final']
-        if report.network is not None:
-          sent[name] = report.network.sent_bytes_per_step
+    errors, sent = _errors(workers, names, given)
     found = summarized(
       errors, workers=workers, seeds=len(given.seeds), epochs=given.epochs
     )
-    rows += [{**r, 'sent_bytes': sent[r['exchange']]} for r in found]
-    if given.output:
-      table.write(given.output, NAME, rows)
-  table.show(rows)
-  return rows
+    yield [{**r, 'sent_bytes': sent[r['exchange']]} for r in found]
 
 
-def main(argv: Sequence[str]) -> int:
-  """Trains and compares; returns the exit status."""
-  parser = argparse.ArgumentParser(prog=f'benchmark {NAME}')
-  add = parser.add_argument
-  add('--workers', type=int, nargs='+', default=[4, 8, 16])
-  add('--forward', type=float, nargs='+', default=[1.0, 2.0], help='c; also P')
-  add('--seeds', type=int, nargs='+', default=[0, 1, 2])
-  add('--epochs', type=float, default=3.0)
-  add('--output', help='JSON file')
-  given = parser.parse_args(argv)
-  try:
-    for workers in given.workers:
-      if workers < 2:
-        raise ValueError(f'workers={workers} is less than two')
-    if not given.epochs > 0.25:
-      raise ValueError(f'epochs={given.epochs} is not more than the warm-up')
-    if min(given.forward) <= 0:
-      raise ValueError(f'forward={given.forward} is not positive')
-    _rows(given)
-  except (ValueError, InputError) as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+main = Benchmark(
+  name='owners',
+  about=__doc__,
+  options={
+    'workers': options.integer([4, 8, 16], least=2),
+    'forward': options.number([1.0, 2.0], 'c; also P'),
+    'seeds': options.integer([0, 1, 2], least=0),
+    'epochs': options.number(
+      3.0,
+      fits=lambda epochs: 0.25 < epochs < math.inf,
+      otherwise='not more than the warm-up, 0.25',
+    ),
+  },
+  measure=_rows,
+  parts=lambda given: len(given.workers),
+).main

@@ -10,15 +10,11 @@ the first one. The limit is the time of the operations of a step at the rate of
 a large matrix product, measured in the same run.
 """
 
-import argparse
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from bandwidth import tree
@@ -26,11 +22,12 @@ from bandwidth.collectives import (
   deep_gradient_compression,
   dense_all_reduce,
 )
-from experiments.benchmark.measuring.limits import matmul_rate
+from experiments.benchmark.harness import Benchmark
+from experiments.measuring.limits import matmul_rate
+from experiments.measuring.turns import in_place, take_turns
 from experiments.models import make_model
-from experiments.runtime import table
+from experiments.runtime import options
 
-NAME = 'step'
 _INPUTS = {
   'lenet300': (28, 28, 1, 10),
   'lenet5': (28, 28, 1, 10),
@@ -78,73 +75,67 @@ def _ways(density: float) -> dict[str, Any]:
   }
 
 
-def _rows(given: argparse.Namespace) -> list[dict[str, Any]]:
-  ways = _ways(given.density)
+def _timers(
+  given: Any, model: Any, images: jax.Array, variables: dict[str, Any]
+) -> tuple[dict[str, Callable[[], float]], float]:
+  """Timers of steps by name, and the operations of the first."""
+  labels = jnp.arange(given.batch) % _INPUTS[given.network][-1]
+  params = variables.pop('params')
+  operations = []
+
+  def timer(
+    reducer: Any, optimizer: optax.GradientTransformation
+  ) -> Callable[[], float]:
+    state = (params, variables, reducer.init(params), optimizer.init(params))
+    state = jax.tree.map(jnp.copy, state)
+    step = jax.jit(_step(model, reducer, optimizer), donate_argnums=0)
+    call = step.lower(state, images, labels).compile()
+    costs: Any = call.cost_analysis()
+    operations.append(float(costs['flops']))
+    return in_place(lambda state: call(state, images, labels), state)
+
+  timers = {name: timer(*way) for name, way in _ways(given.density).items()}
+  return timers, operations[0]
+
+
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   *shape, classes = _INPUTS[given.network]
   config = {'name': given.network}
   if given.dtype != 'float32':
     config['dtype'] = given.dtype
   model = make_model(config, num_classes=classes)
   images = jax.random.normal(jax.random.key(0), (given.batch, *shape))
-  labels = jnp.arange(given.batch) % classes
   variables = jax.jit(model.init)(jax.random.key(1), images[:1])
-  params = variables.pop('params')
-  calls, states, operations = {}, {}, 0.0
-  for name, (reducer, optimizer) in ways.items():
-    state = (params, variables, reducer.init(params), optimizer.init(params))
-    states[name] = jax.tree.map(jnp.copy, state)
-    step = jax.jit(_step(model, reducer, optimizer), donate_argnums=0)
-    call = step.lower(states[name], images, labels).compile()
-    costs: Any = call.cost_analysis()
-    operations = operations or float(costs['flops'])
-    calls[name] = call
-  seconds: dict[str, list[float]] = {name: [] for name in calls}
-  for repeat in range(given.repeats + 2):
-    for name, call in calls.items():
-      start = time.perf_counter()
-      states[name] = jax.block_until_ready(call(states[name], images, labels))
-      if repeat > 1:
-        seconds[name].append(time.perf_counter() - start)
-  plain = np.array(seconds['momentum'])
+  parameters = tree.size(variables['params'])
+  timers, operations = _timers(given, model, images, variables)
+  turns = take_turns(timers, given.repeats, warm_up=2)
   limit = operations / matmul_rate()
-  return [
+  yield [
     {
       'network': given.network,
-      'parameters': tree.size(params),
+      'parameters': parameters,
       'batch': given.batch,
       'dtype': given.dtype,
       'way': name,
-      'ms': round(1e3 * float(np.median(times)), 2),
-      'added_percent': round(
-        100 * (float(np.median(np.array(times) / plain)) - 1), 2
-      ),
+      'ms': round(1e3 * turns.median(name), 2),
+      'added_percent': round(100 * (turns.ratio(name, 'momentum') - 1), 2),
       'limit_ms': round(1e3 * limit, 2),
-      'by_limit': round(float(np.median(times)) / limit, 2),
+      'by_limit': round(turns.median(name) / limit, 2),
     }
-    for name, times in seconds.items()
+    for name in timers
   ]
 
 
-def main(argv: Sequence[str]) -> int:
-  """Measures; returns the exit status."""
-  parser = argparse.ArgumentParser(prog=f'benchmark {NAME}')
-  add = parser.add_argument
-  add('--network', choices=sorted(_INPUTS), default='resnet50')
-  add('--batch', type=int, default=128)
-  add('--dtype', choices=['float32', 'bfloat16'], default='float32')
-  add('--density', type=float, default=1e-3)
-  add('--repeats', type=int, default=10)
-  add('--output', help='JSON file')
-  given = parser.parse_args(argv)
-  try:
-    for name in ('batch', 'repeats'):
-      if getattr(given, name) < 1:
-        raise ValueError(f'{name}={getattr(given, name)} is not positive')
-    rows = _rows(given)
-    table.show(rows)
-    if given.output:
-      table.write(given.output, NAME, rows)
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+main = Benchmark(
+  name='step',
+  about=__doc__,
+  options={
+    'network': options.choice(_INPUTS, 'resnet50'),
+    'batch': options.integer(128),
+    'dtype': options.choice(['float32', 'bfloat16'], 'float32'),
+    'density': options.fraction(1e-3),
+    'repeats': options.integer(10),
+  },
+  measure=_rows,
+  seed=0,
+).main

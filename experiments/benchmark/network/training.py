@@ -9,27 +9,25 @@ the run, compilation included. The accuracy is what the first of the modes ends
 with, at each rate. Needs root.
 """
 
-import argparse
 import json
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from experiments.runtime import table
+from experiments.benchmark.harness import Benchmark
+from experiments.runtime import options
+from experiments.runtime.command import run_python
 from experiments.runtime.links import parse_rate
 
-NAME = 'training'
-_CONFIG = 'configs/mnist_mlp_dgc.py'
 _SENT = re.compile(r'launch: process 0 sent ([\d,]+) bytes')
 
 
 def _run(
-  rate: str, mode: str, given: argparse.Namespace, workdir: pathlib.Path
+  rate: str, mode: str, given: Any, workdir: pathlib.Path
 ) -> dict[str, Any]:
   """Trains once.
 
@@ -37,20 +35,16 @@ def _run(
     ValueError: the run failed; the message is the end of what it said.
   """
   suffix = f':{mode}' if mode else ''
-  command = [
-    sys.executable, '-m', 'experiments.launch',
-    f'--processes={given.processes}', f'--rate={rate}', '--',
-    f'--config={given.config}{suffix}', f'--workdir={workdir}',
-    f'--config.seed={given.seed}',
+  arguments = [
+    '-m', 'experiments.launch', f'--processes={given.processes}',
+    f'--rate={rate}', '--', f'--config={given.config}{suffix}',
+    f'--workdir={workdir}', f'--config.seed={given.seed}',
   ]  # fmt: skip
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  if done.returncode:
-    last = done.stderr.strip().splitlines()[-1:] or ['no word']
-    raise ValueError(f'{mode or "compressed"} at {rate}: {last[0]}')
+  printed = run_python(arguments, f'{mode or "compressed"} at {rate}')
   lines = (workdir / 'metrics.jsonl').read_text('utf-8').splitlines()
   records = [json.loads(line) for line in lines]
   report = json.loads((workdir / 'report.json').read_text('utf-8'))
-  sent = _SENT.search(done.stdout)
+  sent = _SENT.search(printed)
   network = report['network']
   return {
     'rate': rate,
@@ -110,39 +104,26 @@ def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   ]
 
 
-def _rows(given: argparse.Namespace) -> list[dict[str, Any]]:
-  rows = []
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
   for rate in given.rates:
     found = []
     for mode in given.modes:
       with tempfile.TemporaryDirectory() as workdir:
         found.append(_run(rate, mode, given, pathlib.Path(workdir)))
       print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-    rows += compared(found)
-    if given.output:
-      table.write(given.output, NAME, rows)
-  table.show(rows)
-  return rows
+    yield compared(found)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Measures; returns the exit status."""
-  parser = argparse.ArgumentParser(prog=f'benchmark {NAME}')
-  add = parser.add_argument
-  add('--processes', type=int, default=4)
-  add('--rates', nargs='+', default=['100mbit', '1gbit'])
-  add('--modes', nargs='+', default=['dense', ''], help='of the config')
-  add('--config', default=_CONFIG)
-  add('--seed', type=int, default=0)
-  add('--output', help='JSON file')
-  given = parser.parse_args(argv)
-  try:
-    if given.processes < 1:
-      raise ValueError(f'processes={given.processes} is not positive')
-    for rate in given.rates:
-      parse_rate(rate)
-    _rows(given)
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+main = Benchmark(
+  name='training',
+  about=__doc__,
+  options={
+    'processes': options.integer(4),
+    'rates': options.text(['100mbit', '1gbit'], check=parse_rate),
+    'modes': options.text(['dense', ''], 'of the config'),
+    'config': options.text('configs/mnist_mlp_dgc.py'),
+    'seed': options.integer(0, least=0),
+  },
+  measure=_rows,
+  parts=lambda given: len(given.rates),
+).main

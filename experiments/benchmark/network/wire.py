@@ -8,49 +8,25 @@ and putting the mean together, on cores that all processes share. The limit is
 the bytes of the closed form over the rate. Needs root.
 """
 
-import argparse
 import concurrent.futures
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bandwidth.base import unknown_name
-from experiments.benchmark.measuring.shapes import NETWORKS
+from experiments.benchmark.harness import Benchmark
+from experiments.benchmark.network.reducers import REDUCERS
+from experiments.models.shapes import NETWORKS
 from experiments.reports.wire_plot import plot_wire
-from experiments.runtime import table
+from experiments.runtime import options
 from experiments.runtime.links import Links, parse_rate, shaped_links
 
-NAME = 'wire'
-_DGC = {'name': 'deep_gradient_compression', 'density': 1e-3}
-REDUCERS: dict[str, dict[str, Any]] = {
-  'dense': {'name': 'dense_all_reduce', 'dtype': 'float32'},
-  'dense bfloat16': {'name': 'dense_all_reduce', 'dtype': 'bfloat16'},
-  'dgc all_gather': {**_DGC, 'exchange': 'all_gather'},
-  'dgc owner_sharded': {**_DGC, 'exchange': 'owner_sharded'},
-  'dgc dense': {**_DGC, 'exchange': 'dense'},
-  'dgc auto': {**_DGC, 'exchange': 'auto'},
-  'shared_mask': {'name': 'shared_mask', 'density': 1e-3},
-  'random_k': {'name': 'random_k', 'density': 1e-3},
-  'sign': {'name': 'sign_error_feedback'},
-  'int8': {'name': 'two_phase_quantized', 'format': 'int8'},
-  'power_sgd': {'name': 'power_sgd', 'rank': 2},
-}
-"""Configs of the reducers, by name."""
 
-_DEFAULT = ('dense', 'dgc dense', 'dgc all_gather', 'dgc owner_sharded')
-_DEFAULT += ('dgc auto',)
-
-
-def run_workers(
+def _run_workers(
   links: Links, reducers: Sequence[str], network: str, repeats: int
 ) -> list[dict[str, Any]]:
-  """Starts a worker in each namespace and returns the rows of process 0.
-
-  Raises:
-    ValueError: a worker failed; the message is the end of what it said.
-  """
+  """Starts a worker in each namespace and returns the rows of process 0."""
   configs = json.dumps({name: REDUCERS[name] for name in reducers})
   children = [
     subprocess.Popen(
@@ -69,11 +45,7 @@ def run_workers(
     )
     for index, prefix in enumerate(links.prefixes)
   ]  # fmt: skip
-  try:
-    outputs = _outputs(children)
-  finally:
-    for child in children:
-      child.kill()
+  outputs = _outputs(children)
   # gloo says something too.
   lines = outputs[0].splitlines()
   return [json.loads(line) for line in lines if line.startswith('{')]
@@ -90,7 +62,11 @@ def _outputs(children: Sequence[subprocess.Popen[str]]) -> list[str]:
     return said
 
   with concurrent.futures.ThreadPoolExecutor(len(children)) as pool:
-    said = list(pool.map(finish, children))
+    try:
+      said = list(pool.map(finish, children))
+    finally:
+      for child in children:
+        child.kill()
   failed = [i for i, child in enumerate(children) if child.returncode > 0]
   failed += [i for i, child in enumerate(children) if child.returncode < 0]
   if failed:
@@ -99,73 +75,60 @@ def _outputs(children: Sequence[subprocess.Popen[str]]) -> list[str]:
   return [out for out, _ in said]
 
 
-def _rows(given: argparse.Namespace) -> list[dict[str, Any]]:
-  rows = []
-  for text in given.rates:
-    rate = parse_rate(text)
-    with shaped_links(given.processes, rate) as links:
-      found = run_workers(links, given.reducers, given.network, given.repeats)
+def _rows(given: Any) -> Iterator[list[dict[str, Any]]]:
+  for rate in given.rates:
+    bits = parse_rate(rate)
+    with shaped_links(given.processes, bits) as links:
+      found = _run_workers(links, given.reducers, given.network, given.repeats)
     dense = next((r for r in found if r['reducer'] == 'dense'), found[0])
-    for row in found:
-      limit = 8 * row['closed_form'] / rate if rate else 0.0
-      rows.append(
-        {
-          'rate': text,
-          'reducer': row['reducer'],
-          'choice': row.get('choice', ''),
-          'ms': round(1e3 * row['seconds'], 1),
-          'fastest_ms': round(1e3 * row['fastest'], 1),
-          'slowest_ms': round(1e3 * row['slowest'], 1),
-          'speedup': round(dense['seconds'] / row['seconds'], 2),
-          'closed_form': row['closed_form'],
-          'compiled_bytes': row['compiled_bytes'],
-          'interface_bytes': row['interface_bytes'],
-          'framing': round(
-            row['interface_bytes'] / max(row['closed_form'], 1) - 1, 4
-          ),
-          'limit_ms': round(1e3 * limit, 1) if limit else None,
-          'by_limit': round(row['seconds'] / limit, 2) if limit else None,
-          'predicted': row.get('predicted', {}),
-          'processes': given.processes,
-          'network': given.network,
-        }
-      )
-    table.show(rows[-len(found) :])
-    if given.output:
-      table.write(given.output, NAME, rows)
-    print(flush=True)
-  return rows
+    common = {'processes': given.processes, 'network': given.network}
+    yield [_row(rate, bits, row, dense) | common for row in found]
 
 
-def main(argv: Sequence[str]) -> int:
-  """Measures; returns the exit status."""
-  given = _parser().parse_args(argv)
-  try:
-    for name in given.reducers:
-      if name not in REDUCERS:
-        raise ValueError(unknown_name('reducers', name, REDUCERS))
-    for name in ('processes', 'repeats'):
-      if getattr(given, name) < 1:
-        raise ValueError(f'{name}={getattr(given, name)} is not positive')
-    for rate in given.rates:
-      parse_rate(rate)
-    rows = _rows(given)
-    if given.plot:
-      plot_wire(rows, given.plot)
-  except ValueError as error:
-    print(f'benchmark {NAME}: error: {error}', file=sys.stderr)
-    return 2
-  return 0
+def _row(
+  rate: str, bits: int | None, row: Mapping[str, Any], dense: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What a worker measured, beside the dense reducer and the limit."""
+  closed_form, sent = row['closed_form'], row['interface_bytes']
+  limit = 8 * closed_form / bits if bits else 0.0
+  return {
+    'rate': rate,
+    'reducer': row['reducer'],
+    'choice': row.get('choice', ''),
+    'ms': round(1e3 * row['seconds'], 1),
+    'fastest_ms': round(1e3 * row['fastest'], 1),
+    'slowest_ms': round(1e3 * row['slowest'], 1),
+    'speedup': round(dense['seconds'] / row['seconds'], 2),
+    'closed_form': closed_form,
+    'compiled_bytes': row['compiled_bytes'],
+    'interface_bytes': sent,
+    'framing': round(sent / max(closed_form, 1) - 1, 4),
+    'limit_ms': round(1e3 * limit, 1) if limit else None,
+    'by_limit': round(row['seconds'] / limit, 2) if limit else None,
+    'predicted': row.get('predicted', {}),
+  }
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(prog='benchmark wire')
-  add = parser.add_argument
-  add('--processes', type=int, default=4)
-  add('--rates', nargs='+', default=['100mbit', '1gbit', '10gbit', 'unshaped'])
-  add('--reducers', nargs='+', default=list(_DEFAULT))
-  add('--network', choices=sorted(NETWORKS), default='vector')
-  add('--repeats', type=int, default=5)
-  add('--output', help='JSON file')
-  add('--plot', help='PNG file')
-  return parser
+main = Benchmark(
+  name='wire',
+  about=__doc__,
+  options={
+    'processes': options.integer(4),
+    'rates': options.text(
+      ['100mbit', '1gbit', '10gbit', 'unshaped'], check=parse_rate
+    ),
+    'reducers': options.choice(
+      REDUCERS,
+      [
+        *('dense', 'dgc dense', 'dgc all_gather', 'dgc owner_sharded'),
+        'dgc auto',
+      ],
+    ),
+    'network': options.choice(NETWORKS, 'vector'),
+    'repeats': options.integer(5),
+  },
+  measure=_rows,
+  parts=lambda given: len(given.rates),
+  plot=lambda rows, given, path: plot_wire(rows, path),
+  seed=0,
+).main

@@ -5,12 +5,9 @@ reducers take turns, all processes beginning each step together, which takes as
 long as the slowest of them; process 0 prints a line of JSON for each.
 """
 
-import argparse
 import json
 import pathlib
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +17,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bandwidth.collectives.traffic import accounting
-from experiments.benchmark.measuring.shapes import NETWORKS
-from experiments.runtime import startup
+from experiments.benchmark.network.reducers import compile_reducer
+from experiments.measuring.turns import in_place, take_turns
+from experiments.models.shapes import NETWORKS, abstract
+from experiments.runtime import options, startup
 from experiments.training.exchange_choice import AUTO, choose
 from experiments.training.reducers import make_reducer
 from experiments.training.workers import (
@@ -46,31 +45,22 @@ def _bytes_sent() -> int:
 
 
 class _Run:
-  """A reducer, compiled, with its state."""
+  """A reducer, compiled; `step` reduces once and returns the seconds."""
 
   def __init__(self, config: Mapping[str, Any], workers: Workers, params: Any):
-    self._reducer = make_reducer(
-      config, axis_name='data', workers=(workers.count,)
-    )
-    zeros = jax.jit(self._reducer.init)(params)
+    reducer = make_reducer(config, axis_name='data', workers=(workers.count,))
+    zeros = jax.jit(reducer.init)(params)
     local = jax.tree.map(lambda leaf: np.asarray(leaf)[None], zeros)
-    self._state = workers.place_local(local)
-    self._grads = workers.place_local(_gradients(params))
-    self._call = workers.compile(
-      lambda grads, state: self._reducer.reduce(grads, state),
-      (self._grads, self._state),
-      kinds=(PER_WORKER, PER_WORKER),
-      out_kinds=(REPLICATED, PER_WORKER),
+    state = workers.place_local(local)
+    grads = workers.place_local(_gradients(params))
+    call = compile_reducer(reducer, workers, grads, state)
+    self.step = in_place(
+      lambda state: call(grads, state), state, lambda out: out[1]
     )
-    self.closed_form = self._reducer.wire_bytes(params, workers.count)
-    self.compiled = accounting.wire_bytes(self._call)
-    self.seconds: list[float] = []
-
-  def step(self) -> float:
-    """Reduces once; returns the seconds."""
-    start = time.perf_counter()
-    _, self._state = jax.block_until_ready(self._call(self._grads, self._state))
-    return time.perf_counter() - start
+    self.closed_form = 0
+    if reducer.wire_bytes is not None:
+      self.closed_form = reducer.wire_bytes(params, workers=workers.count)
+    self.compiled = accounting.wire_bytes(call)
 
 
 def _gradients(params: Any) -> Any:
@@ -102,59 +92,41 @@ def _count(run: _Run, barrier: Callable[[], None]) -> float:
   return (_bytes_sent() - before) / _COUNTED_STEPS
 
 
-def measure(
+def _measure(
   configs: Mapping[str, Mapping[str, Any]],
   workers: Workers,
   network: str,
   repeats: int,
 ) -> list[dict[str, Any]]:
-  """Measures reducers on the link that these workers have.
-
-  Args:
-    configs: of the reducers, by name. Where `exchange` is 'auto' it is chosen
-      here, and the row is that of the program which is chosen.
-    workers: one in each process.
-    network: in `experiments.benchmark.measuring.shapes`.
-    repeats: of each.
-  """
-  params = {
-    name: jnp.zeros(shape, jnp.float32)
-    for name, shape in NETWORKS[network]().items()
-  }
+  """Measures reducers on the link that these workers have."""
+  params = jax.tree.map(jnp.zeros_like, abstract(network))
   barrier = _barrier(workers)
   settled, choices = {}, {}
   for name, config in configs.items():
+    settled[name] = dict(config)
     if config.get('exchange') == AUTO:
-      choice = choose(config, workers, params)
-      choices[name] = choice
-      settled[name] = {**config, 'exchange': choice.exchange}
-    else:
-      settled[name] = dict(config)
-  runs: dict[str, _Run] = {}
-  for config in settled.values():
-    key = _key(config)
-    if key not in runs:
-      runs[key] = _Run(config, workers, params)
-  for repeat in range(repeats + 1):
-    for run in runs.values():
-      barrier()
-      seconds = run.step()
-      if repeat:
-        run.seconds.append(seconds)
-  for run in runs.values():
-    run.seconds = _of_the_slowest(run.seconds)
+      choices[name] = choose(config, workers, params)
+      settled[name]['exchange'] = choices[name].exchange
+  # Those that are the same program are measured once.
+  runs = {
+    key: _Run(json.loads(key), workers, params)
+    for key in dict.fromkeys(map(_key, settled.values()))
+  }
+  turns = take_turns(
+    {key: _together(run, barrier) for key, run in runs.items()}, repeats
+  )
   counted = {key: _count(run, barrier) for key, run in runs.items()}
+  seconds = {key: _of_the_slowest(own) for key, own in turns.seconds.items()}
   rows = []
-  for name, config in settled.items():
-    run = runs[_key(config)]
+  for name, key in ((name, _key(c)) for name, c in settled.items()):
     row = {
       'reducer': name,
-      'seconds': statistics.median(run.seconds),
-      'fastest': min(run.seconds),
-      'slowest': max(run.seconds),
-      'closed_form': run.closed_form,
-      'compiled_bytes': run.compiled,
-      'interface_bytes': round(counted[_key(config)]),
+      'seconds': float(np.median(seconds[key])),
+      'fastest': float(min(seconds[key])),
+      'slowest': float(max(seconds[key])),
+      'closed_form': runs[key].closed_form,
+      'compiled_bytes': runs[key].compiled,
+      'interface_bytes': round(counted[key]),
     }
     if name in choices:
       row['choice'] = choices[name].exchange
@@ -163,12 +135,20 @@ def measure(
   return rows
 
 
-def _of_the_slowest(seconds: Sequence[float]) -> list[float]:
+def _together(run: _Run, barrier: Callable[[], None]) -> Callable[[], float]:
+  """Times steps that all processes begin at once."""
+
+  def once() -> float:
+    barrier()
+    return run.step()
+
+  return once
+
+
+def _of_the_slowest(seconds: np.ndarray) -> np.ndarray:
   """A step takes as long as it takes the last process."""
-  everywhere = multihost_utils.process_allgather(
-    np.asarray(seconds, np.float32)
-  )
-  return np.max(everywhere, axis=0).tolist()
+  everywhere = multihost_utils.process_allgather(seconds.astype(np.float32))
+  return np.max(everywhere, axis=0)
 
 
 def _key(config: Mapping[str, Any]) -> str:
@@ -182,20 +162,25 @@ def _key(config: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> int:
   """Joins the other processes and measures."""
-  parser = argparse.ArgumentParser(prog='wire_worker')
-  parser.add_argument('--coordinator', required=True)
-  parser.add_argument('--num_processes', type=int, required=True)
-  parser.add_argument('--process_id', type=int, required=True)
-  parser.add_argument('--reducers', required=True, help='JSON, configs by name')
-  parser.add_argument('--network', choices=sorted(NETWORKS), required=True)
-  parser.add_argument('--repeats', type=int, required=True)
-  given = parser.parse_args(argv)
+  given = options.parse(
+    'wire_worker',
+    __doc__,
+    {
+      'coordinator': options.text(options.REQUIRED),
+      'num_processes': options.integer(options.REQUIRED),
+      'process_id': options.integer(options.REQUIRED, least=0),
+      'reducers': options.text(options.REQUIRED, 'JSON, configs by name'),
+      'network': options.choice(NETWORKS, options.REQUIRED),
+      'repeats': options.integer(options.REQUIRED),
+    },
+    argv,
+  )
   processes = startup.Processes(
     True, given.coordinator, given.num_processes, given.process_id
   )
   startup.prepare_devices({'cpu_devices': given.num_processes}, processes)
   workers = make_workers('shard_map', {'data': given.num_processes})
-  rows = measure(
+  rows = _measure(
     json.loads(given.reducers), workers, given.network, given.repeats
   )
   if given.process_id == 0:

@@ -14,10 +14,12 @@ import numpy as np
 
 from bandwidth.search.problem.cost import (
   COSTS,
+  CostModel,
   cost_model,
   exact_cost,
   tabulate,
 )
+from bandwidth.search.problem.space import Space
 from experiments.policy.candidates.channels import (
   Candidates,
   export,
@@ -74,6 +76,11 @@ def _price(
   levels = _space_options(given, task.model)
   model = cost_model(**named(given, 'cost'))
   space = network_space(task.model, variables, task.example, **levels)
+  return price_space(space, model)
+
+
+def price_space(space: Space, model: CostModel) -> PricedSpace:
+  """Returns what the decisions of a space cost by a model."""
   return PricedSpace(
     space=space,
     costs=tabulate(space, model),
@@ -98,6 +105,16 @@ def _make(
     key=key,
     **_space_options(given, task.model),
   )
+  return subject_of(candidates, _price(config, task, variables))
+
+
+def subject_of(candidates: Candidates, priced: PricedSpace) -> SearchSubject:
+  """Returns a network whose channels are decided.
+
+  Args:
+    candidates: its options.
+    priced: its decisions and what they cost.
+  """
 
   def network(candidate: np.ndarray, images: jax.Array | None) -> Network:
     whole = masked(candidates, candidate, images)
@@ -105,7 +122,7 @@ def _make(
     return Network(model, arrays_of(small), {})
 
   return SearchSubject(
-    priced=_price(config, task, variables),
+    priced=priced,
     candidates=candidates,
     errors=candidates.errors,
     variables=functools.partial(masked, candidates),

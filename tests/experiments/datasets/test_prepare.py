@@ -118,7 +118,7 @@ def test_errors_are_one_line_and_leave_nothing(
   assert f'{path} is truncated' in failure('cifar10', '--from', folder)
   path.unlink()
   assert f'{path} is missing' in failure('cifar10', '--from', folder)
-  assert 'required: NAME' in failure()
+  assert 'required: name' in failure()
 
 
 def test_data_dir_that_is_a_file(small_originals, tmp_path, capsys):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bandwidth import tree
-from experiments.benchmark.measuring.shapes import NETWORKS
 from experiments.models import make_language_model, make_model
+from experiments.models.shapes import NETWORKS
 
 
 def init(config, shape):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from experiments.benchmark.engineer.search import summarized
+from experiments.benchmark.engineer.summary import summarized
 from experiments.reports import search
 
 DEFAULT = 'cma_es_dynamic'

@@ -10,14 +10,16 @@ import pytest
 
 from bandwidth import pruning
 from bandwidth.search.problem.cost import exact_cost, tabulate
+from bandwidth.search.problem.latency import FORMAT
 from bandwidth.search.problem.latency import latency_table as read
 from bandwidth.search.problem.space import LayerShape
 from experiments.benchmark.engineer import latency_table
-from experiments.benchmark.engineer.latency_table import Call
-from experiments.benchmark.measuring import repeated
-from experiments.benchmark.measuring.repeated import compile_repeated
+from experiments.inference.layer_plan import LayerCall
+from experiments.measuring import repeated
+from experiments.measuring.repeated import compile_repeated
 from experiments.models import make_model
 from experiments.policy.candidates.channels import network_space
+from experiments.runtime import table
 
 
 class Tiny(nn.Module):
@@ -56,7 +58,7 @@ def _rates(monkeypatch):
   monkeypatch.setattr(repeated, '_SPAN', 1e-4)
 
 
-def test_each_operation_is_timed_at_its_widths(tmp_path, capsys):
+def test_each_operation_is_timed_at_its_widths(tmp_path):
   example = jax.ShapeDtypeStruct((2, 7, 7, 3), jnp.float32)
   measured = latency_table.measure(
     Tiny(), example, divisor=4, widths=2, repeats=1
@@ -84,12 +86,7 @@ def test_each_operation_is_timed_at_its_widths(tmp_path, capsys):
     1e6 * 4 * (108 * 5 + 5 + 2 * (108 + 5)) / 1e9
   )
   path = tmp_path / 'made' / 'F.json'
-  latency_table.write(str(path), measured, {'batch': 2})
-  latency_table.show(measured)
-  assert 'by sum' in capsys.readouterr().out
-  content = json.loads(path.read_text())
-  assert content['batch'] == 2
-  assert {'device', 'versions', 'commit', 'command'} <= set(content)
+  table.write(path, 'latency_table', measured.rows, {'format': FORMAT})
   # What the whole network costs by the table is the sum that was printed.
   variables = jax.eval_shape(Tiny().init, jax.random.key(0), example)
   space = network_space(Tiny(), variables, example, divisor=4)
@@ -121,18 +118,22 @@ def test_repetitions_wait_for_each_other():
     np.testing.assert_allclose(found, y, rtol=1e-6)
 
 
+def call_of(module, shape):
+  return LayerCall(module, shape, jnp.float32)
+
+
 def test_kernels_of_equal_taps_are_told_apart():
   flat = nn.Conv(8, (1, 9), use_bias=False)
   square = nn.Conv(8, (3, 3), use_bias=False)
   layers = [LayerShape(x, 'conv', 4, 8, 9, 81, 81) for x in 'ab']
   shape = (1, 9, 9, 4)
-  same = {'a': Call(square, shape), 'b': Call(square, (1, 9, 9, 16))}
+  same = {'a': call_of(square, shape), 'b': call_of(square, (1, 9, 9, 16))}
   latency_table.check_told_apart(layers, same)
-  other = {'a': Call(square, shape), 'b': Call(flat, shape)}
+  other = {'a': call_of(square, shape), 'b': call_of(flat, shape)}
   with pytest.raises(ValueError, match='a and b: they differ in the shape'):
     latency_table.check_told_apart(layers, other)
   # A tall image of as many pixels.
-  other = {'a': Call(square, shape), 'b': Call(square, (1, 3, 27, 4))}
+  other = {'a': call_of(square, shape), 'b': call_of(square, (1, 3, 27, 4))}
   with pytest.raises(ValueError, match='a and b: they differ in the shape'):
     latency_table.check_told_apart(layers, other)
 
@@ -166,7 +167,13 @@ def test_the_command(tmp_path, capsys):
     *('Dense_0', 'Dense_1', 'Dense_2'),
   ]
   content = json.loads(output.read_text())
+  assert 'by sum' in said[4]
   assert (content['name'], content['format']) == ('latency_table', 1)
+  assert (content['model'], content['batch']) == ('lenet300', 1)
+  assert content['network']['us'] > 0
+  assert {'device', 'versions', 'commit', 'command'} <= set(content)
+  assert (content['seed'], 'unfinished' in content) == (0, False)
+  assert content['seconds'] >= 0
   assert [row['inputs'] for row in content['rows']] == [
     *([784], [64, 300], [24, 100]),
   ]
@@ -198,8 +205,10 @@ def test_networks_that_cannot_be_shrunk(capsys):
   assert 'cannot be shrunk' in capsys.readouterr().err
 
 
-def test_output_that_cannot_be_written(tmp_path):
+def test_output_that_cannot_be_written(tmp_path, capsys):
   (tmp_path / 'file').write_text('')
-  measured = latency_table.Table([], {})
-  with pytest.raises(ValueError, match='output='):
-    latency_table.write(str(tmp_path / 'file' / 'F.json'), measured, {})
+  arguments = ['--model', 'lenet300', '--image', '28', '--colors', '1']
+  arguments += ['--widths', '2', '--repeats', '1']
+  output = str(tmp_path / 'file' / 'F.json')
+  assert latency_table.main([*arguments, '--output', output]) == 2
+  assert 'error: output=' in capsys.readouterr().err

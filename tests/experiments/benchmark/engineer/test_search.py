@@ -1,7 +1,8 @@
 import pytest
 
 from experiments.benchmark.engineer import search
-from experiments.benchmark.engineer.summary import DEFAULT, summarized
+from experiments.benchmark.engineer.summary import summarized
+from experiments.reports.search_comparison import DEFAULT
 
 
 def cell(searcher, seed, loss, accuracy, tuned):

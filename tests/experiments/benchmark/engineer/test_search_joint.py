@@ -2,23 +2,22 @@ import json
 
 import pytest
 
-from experiments.benchmark.engineer import joint, search
+from experiments.benchmark.engineer import cells, joint
 
 MODEL = {'name': 'lenet5', 'channels': (4, 6), 'features': 16}
 PARAMETERS = 4 * 26 + 6 * 101 + 16 * 97 + 10 * 17
 
 
-def small_config(name, whole=search.network_config):
+def small_config(name, images=None, whole=cells.network_config):
   """The network's config, of fewer channels: it compiles faster."""
-  config = {**whole(name), 'model': MODEL}
+  config = {**whole(name, images), 'model': MODEL}
   config['search'] = {**config['search'], 'divisor': 2, 'most_levels': 6}
   return config
 
 
 @pytest.mark.slow
 def test_ways_are_compared_at_equal_bytes(tmp_path, capsys, monkeypatch):
-  for module in (search, joint):
-    monkeypatch.setattr(module, 'network_config', small_config)
+  monkeypatch.setattr(cells, 'network_config', small_config)
   runs, output = tmp_path / 'runs', tmp_path / 'rows.json'
   arguments = [
     *('--networks', 'quickstart_search:runlocal'),

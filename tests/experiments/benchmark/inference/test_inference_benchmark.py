@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments.benchmark.inference import onnx_products
 from experiments.benchmark.inference import products as benchmark
+from experiments.inference import onnx_products
 
 
 def test_rows(tmp_path, capsys):

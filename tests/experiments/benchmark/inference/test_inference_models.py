@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from bandwidth import coding, tree
-from experiments.benchmark.inference import models, networks, onnx_networks
+from experiments.benchmark.inference import models, networks
 from experiments.benchmark.inference import products as benchmark
 from experiments.compression.weights import write_safetensors
+from experiments.inference import onnx_networks
 from experiments.models.lenet import LeNet300
 from experiments.models.minilm import MiniLM
 
@@ -114,6 +115,10 @@ def test_graph_of_lenet300_for_onnxruntime():
   np.testing.assert_allclose(session.run(), wanted, rtol=1e-4, atol=1e-3)
   with pytest.raises(ValueError, match='784 inputs, not blocks of 32'):
     onnx_networks.make_session('onnxruntime 4-bit', graph, variables, (images,))
+
+
+def test_names_are_those_of_the_networks():
+  assert set(benchmark.MODELS) == set(networks.MAKERS)
 
 
 def test_scores():

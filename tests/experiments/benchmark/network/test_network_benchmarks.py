@@ -62,4 +62,4 @@ def test_convolution_compares_both_in_one_run(tmp_path, capsys):
   assert {row['convolution'] for row in rows} == {'grouped', 'shifts'}
   assert all(row['ms'] > 0 for row in rows)
   assert convolution.main(['--repeats', '0']) == 2
-  assert 'repeats=0 must be positive' in capsys.readouterr().err
+  assert 'repeats=0 is not positive' in capsys.readouterr().err

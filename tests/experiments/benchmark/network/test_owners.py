@@ -34,9 +34,9 @@ def test_differences_are_paired():
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--workers', '1'], 'workers=1 is less than two'),
+    (['--workers', '1'], 'workers=1 is less than 2'),
     (['--epochs', '0.2'], 'epochs=0.2 is not more than the warm-up'),
-    (['--forward', '0'], r'forward=[0.0] is not positive'),
+    (['--forward', '0'], 'forward=0.0 is not positive'),
   ],
 )
 def test_bad_arguments_are_one_line(arguments, message, capsys):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from experiments.benchmark.measuring.shapes import (
+from experiments.models.shapes import (
   NETWORKS,
   alexnet,
   ptb_lstm,

@@ -95,10 +95,10 @@ def _logistic_regression() -> Any:
   return models.LogisticRegression(C=_STRENGTH, max_iter=1000)
 
 
-def enlarged(images: jax.Array, *, pixels: int) -> jax.Array:
+def enlarged(images: jax.Array | np.ndarray, *, pixels: int) -> jax.Array:
   """Returns what the network reads, float32 [N, pixels, pixels, 3]."""
   shape = (len(images), pixels, pixels, 3)
-  large = jax.image.resize(images.astype(jnp.float32), shape, 'bicubic')
+  large = jax.image.resize(jnp.asarray(images, jnp.float32), shape, 'bicubic')
   return (jnp.clip(large, 0, 255) - 127) / 128
 
 

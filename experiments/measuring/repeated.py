@@ -1,7 +1,7 @@
 """Functions repeated inside of a program, so that calling it hardly counts."""
 
+import functools
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from experiments.measuring.turns import spent_by, take_turns
 
 # Seconds that a program should run.
 _SPAN = 5e-3
@@ -65,52 +67,48 @@ def median_seconds(
   programs: Mapping[Any, Program], repeats: int
 ) -> dict[Any, float]:
   """Runs programs in turn; medians of the seconds of a repetition."""
-  fill = _Filler()
-  counts = {key: _repetitions(x, fill) for key, x in programs.items()}
-  times: dict[Any, list[float]] = {key: [] for key in programs}
-  for _ in range(repeats):
-    for key, program in programs.items():
-      spent = _seconds(program, fill, counts[key])
-      times[key].append(spent / counts[key])
-  return {key: float(np.median(seconds)) for key, seconds in times.items()}
+  counts = {key: _repetitions(x) for key, x in programs.items()}
+
+  def timer(key: Any) -> Callable[[], float]:
+    count = counts[key]
+    return lambda: _seconds(programs[key], count) / count
+
+  turns = take_turns({key: timer(key) for key in programs}, repeats, warm_up=0)
+  return {key: turns.median(key) for key in programs}
 
 
-def _repetitions(program: Program, fill: '_Filler') -> int:
+def _repetitions(program: Program) -> int:
   """Warms a program up; returns how often it repeats in `_SPAN` seconds."""
   count = 1
-  _seconds(program, fill, count)
+  _seconds(program, count)
   while count < _MOST_REPETITIONS:
-    spent = _seconds(program, fill, count)
+    spent = _seconds(program, count)
     if spent > _SPAN / 2:
       break
     count = min(math.ceil(count * _SPAN / spent), _MOST_REPETITIONS)
   return count
 
 
-def _seconds(program: Program, fill: '_Filler', repetitions: int) -> float:
+def _seconds(program: Program, repetitions: int) -> float:
   """Seconds of a call, its arguments on the device already."""
-  variables, x = jax.tree.map(fill, (program.variables, program.x))
+  variables, x = jax.tree.map(_filled, (program.variables, program.x))
   count = jnp.int32(repetitions)
   jax.block_until_ready((variables, x, count))
-  start = time.perf_counter()
-  jax.block_until_ready(program.run(variables, x, count))
-  return time.perf_counter() - start
+  return spent_by(lambda: program.run(variables, x, count))
 
 
-class _Filler:
-  """Makes arrays of random numbers out of shapes, where none are given.
+def _filled(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+  """An array of random numbers of a shape, unless it is an array already.
 
   All arrays of a run together may not fit, so they are made for each call.
   """
+  if isinstance(leaf, jax.Array):
+    return leaf
+  size = math.prod(leaf.shape)
+  numbers = _numbers(2 ** size.bit_length())[:size]
+  return jnp.asarray(numbers.reshape(leaf.shape), leaf.dtype)
 
-  def __init__(self) -> None:
-    self._numbers = np.zeros(0, np.float32)
 
-  def __call__(self, leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    if isinstance(leaf, jax.Array):
-      return leaf
-    size = math.prod(leaf.shape)
-    if size > self._numbers.size:
-      rng = np.random.default_rng(0)
-      self._numbers = rng.standard_normal(size, np.float32)
-    return jnp.asarray(self._numbers[:size].reshape(leaf.shape), leaf.dtype)
+@functools.lru_cache(maxsize=4)
+def _numbers(count: int) -> np.ndarray:
+  return np.random.default_rng(0).standard_normal(count, np.float32)

@@ -1,9 +1,9 @@
 """What the device can do at best, measured in the same run."""
 
-import time
-
 import jax
 import jax.numpy as jnp
+
+from experiments.measuring.turns import in_place, take_turns, timed
 
 
 def matmul_rate(size: int = 2048, *, repeats: int = 5) -> float:
@@ -15,13 +15,8 @@ def matmul_rate(size: int = 2048, *, repeats: int = 5) -> float:
   """
   x = jnp.ones((size, size))
   product = jax.jit(lambda x: x @ x)
-  jax.block_until_ready(product(x))
-  seconds = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    jax.block_until_ready(product(x))
-    seconds.append(time.perf_counter() - start)
-  return 2 * size**3 / min(seconds)
+  turns = take_turns({'product': timed(lambda: product(x))}, repeats)
+  return 2 * size**3 / turns.fastest('product')
 
 
 def stream_rate(elements: int = 2**25, *, repeats: int = 5) -> float:
@@ -32,10 +27,5 @@ def stream_rate(elements: int = 2**25, *, repeats: int = 5) -> float:
     repeats: the fastest of so many counts.
   """
   scale = jax.jit(lambda x: x * 1.0001, donate_argnums=0)
-  x = jax.block_until_ready(scale(jnp.ones(elements)))
-  seconds = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    x = jax.block_until_ready(scale(x))
-    seconds.append(time.perf_counter() - start)
-  return 8 * elements / min(seconds)
+  turns = take_turns({'scale': in_place(scale, jnp.ones(elements))}, repeats)
+  return 8 * elements / turns.fastest('scale')

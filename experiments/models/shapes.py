@@ -1,6 +1,9 @@
 """Shapes of the parameters of networks that are published results' subjects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -24,28 +27,41 @@ def alexnet() -> Shapes:
   return shapes
 
 
-def resnet50() -> Shapes:
-  """ResNet-50 (He et al. 2016) for 1000 classes, 25,557,032 parameters."""
-  shapes: Shapes = {}
+def resnet50_convolutions(
+  name_of: Callable[[int, int, int], str],
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+  """Yields the convolutions of ResNet-50 (He et al. 2016), HWIO.
 
-  def convolution(name: str, size: int, inputs: int, outputs: int) -> None:
-    shapes[f'{name}/kernel'] = (size, size, inputs, outputs)
-    shapes[f'{name}_norm/scale'] = (outputs,)
-    shapes[f'{name}_norm/bias'] = (outputs,)
-
-  convolution('stem', 7, 3, 64)
+  Args:
+    name_of: (stage, block, layer) -> name, all from 0; the fourth layer of a
+      block is the projection of its input. The first convolution is 'stem'.
+  """
+  yield 'stem', (7, 7, 3, 64)
   inputs = 64
   for stage, blocks in enumerate((3, 4, 6, 3)):
     width = 64 * 2**stage
     for block in range(blocks):
-      name = f'stage{stage + 1}/block{block + 1}'
-      convolution(f'{name}/conv1', 1, inputs, width)
-      convolution(f'{name}/conv2', 3, width, width)
-      convolution(f'{name}/conv3', 1, width, 4 * width)
+      yield name_of(stage, block, 0), (1, 1, inputs, width)
+      yield name_of(stage, block, 1), (3, 3, width, width)
+      yield name_of(stage, block, 2), (1, 1, width, 4 * width)
       if block == 0:
-        convolution(f'{name}/shortcut', 1, inputs, 4 * width)
+        yield name_of(stage, block, 3), (1, 1, inputs, 4 * width)
       inputs = 4 * width
-  shapes['head/kernel'] = (inputs, 1000)
+
+
+def resnet50() -> Shapes:
+  """ResNet-50 for 1000 classes, 25,557,032 parameters."""
+
+  def name_of(stage: int, block: int, layer: int) -> str:
+    which = ('conv1', 'conv2', 'conv3', 'shortcut')[layer]
+    return f'stage{stage + 1}/block{block + 1}/{which}'
+
+  shapes: Shapes = {}
+  for name, shape in resnet50_convolutions(name_of):
+    shapes[f'{name}/kernel'] = shape
+    shapes[f'{name}_norm/scale'] = shape[-1:]
+    shapes[f'{name}_norm/bias'] = shape[-1:]
+  shapes['head/kernel'] = (2048, 1000)
   shapes['head/bias'] = (1000,)
   return shapes
 
@@ -83,3 +99,11 @@ NETWORKS: dict[str, Callable[[], Shapes]] = {
   'vector': vector,
 }
 """By name."""
+
+
+def abstract(network: str) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the parameters of a network of `NETWORKS` as float32 shapes."""
+  return {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name, shape in NETWORKS[network]().items()
+  }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmark.inference import onnx_products
+from experiments.inference import onnx_products
 
 FORMS = ('onnxruntime float32', *onnx_products.FORMS)
 

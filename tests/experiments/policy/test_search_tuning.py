@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmark.engineer.tuning import make_tuning
 from experiments.config import named_config, resolve
 from experiments.policy.plan import make_plan
 from experiments.policy.setup import prepare
+from experiments.policy.tuning import make_tuning
 from experiments.training.objectives import (
   make_classification_loss,
   make_preprocess,

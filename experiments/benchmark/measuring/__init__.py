@@ -1,1 +1,0 @@
-"""Clocks, limits of the device and shapes that benchmarks share."""

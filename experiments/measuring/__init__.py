@@ -1,0 +1,1 @@
+"""Instruments: clocks of programs, their memory, limits of the device."""
