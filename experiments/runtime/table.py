@@ -83,18 +83,6 @@ def show(rows: Sequence[Row]) -> None:
     print('  '.join(aligned).rstrip())
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Returns a Markdown table.
-
-  >>> print(markdown(('name', 'bytes'), [('dense', '28,672')]))
-  | name | bytes |
-  | --- | --- |
-  | dense | 28,672 |
-  """
-  lines = [header, ['---'] * len(header), *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
-
-
 def _is_numeric(values: Any) -> bool:
   return all(isinstance(v, int | float) for v in values if v is not None)
 

@@ -17,7 +17,7 @@ from experiments.compression.weights import read_weights
 from experiments.config import named_config, resolve
 from experiments.policy.kinds.kind import PricedSpace
 from experiments.runtime import options
-from experiments.train import run as train
+from experiments.training.run import run as train
 
 OPTIONS = {
   'networks': options.text(['quickstart_search']),
