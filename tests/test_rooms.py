@@ -9,8 +9,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # A room may import those before it, nobody imports an entry or a benchmark.
 EXPERIMENTS = (
-  'runtime', 'measuring', 'config', 'datasets', 'models', 'compression', 'training',
-  'inference', 'reports', 'policy', 'program',
+  'runtime', 'measuring', 'config', 'datasets', 'models', 'compression',
+  'training', 'inference', 'reports', 'policy', 'program',
 )  # fmt: skip
 ENTRIES = (
   'train', 'compress', 'search', 'evaluate', 'launch', 'reproduce',
