@@ -172,7 +172,6 @@ def prune(
   [[0.0, 4.0, 0.0, 3.0]]
   """
   schedule = sparsity if callable(sparsity) else schedules.one_shot(sparsity)
-
   remask = functools.partial(
     _remask,
     score=score,
