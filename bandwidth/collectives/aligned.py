@@ -69,11 +69,11 @@ def random_k(
 
   Args:
     axis_name: mapped axis, or axes, of the workers. None: one worker.
-    density: drawn elements by all, in (0, 1].
-    memory: None: `error_feedback()`.
-    dtype: of the values on the wire: float32, bfloat16 or float16.
+    density: fraction of elements that is drawn, in (0, 1].
+    memory: what keeps elements until drawn. None: `error_feedback()`.
+    dtype: dtype of the values sent: float32, bfloat16 or float16.
     scope: 'layer' or 'global', see `plan_units`.
-    seed: of the draws; the same on all workers.
+    seed: seed of the draws, an int; the same on all workers.
 
   Returns:
     A reducer with the state `AlignedState`.
@@ -139,9 +139,9 @@ def shared_mask(
 
   Args:
     axis_name: mapped axis, or axes, of the workers. None: one worker.
-    density: selected elements by all, in (0, 1].
-    memory: None: `error_feedback()`.
-    dtype: of the values on the wire: float32, bfloat16 or float16.
+    density: fraction of elements that is selected, in (0, 1].
+    memory: what keeps elements until sent. None: `error_feedback()`.
+    dtype: dtype of the values sent: float32, bfloat16 or float16.
     scope: 'layer' or 'global', see `plan_units`.
 
   Returns:

@@ -208,7 +208,7 @@ def orthogonalize(matrix: jax.Array) -> jax.Array:
   what is left of it is rounding, orthogonal to nothing.
 
   Args:
-    matrix: float32 [rows, rank].
+    matrix: float32 [rows, rank], whose columns are made orthonormal.
 
   >>> orthogonalize(jnp.array([[3.0, 3.0], [4.0, 4.0]]))
   Array([[0.6, 0. ],

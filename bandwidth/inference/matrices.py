@@ -60,10 +60,10 @@ class CodebookMatrix:
   Output n is of group g(n) = n // (N / G), input k of h(k) = k // (K / H).
 
   Attributes:
-    codes: packed, uint8.
-    codebook: float32.
-    shape: (K, N).
-    bits: of a code, one of `WIDTHS`.
+    codes: uint8, packed codes of each output.
+    codebook: float32, the weight of each code by group.
+    shape: (K, N), inputs and outputs of the matrix.
+    bits: bits of a code, one of `WIDTHS`.
   """
 
   codes: Array
@@ -85,8 +85,8 @@ class UniformMatrix:
 
   Attributes:
     levels: int8 [N, 64 ceil(K / 64)], filled up with zeros.
-    step: float32 [G, H].
-    shape: (K, N).
+    step: float32 [G, H], step of each group.
+    shape: (K, N), inputs and outputs of the matrix.
   """
 
   levels: Array
@@ -110,9 +110,9 @@ class SparseMatrix:
   Attributes:
     starts: int32 [N + 1], ascending from 0.
     columns: uint16 or, where K is larger than 65536, int32, [nonzeros].
-    codes: uint8 [nonzeros].
+    codes: uint8 [nonzeros], indices into the codebook.
     codebook: float32 [entries], at most 256.
-    shape: (K, N).
+    shape: (K, N), inputs and outputs of the matrix.
   """
 
   starts: Array
@@ -254,10 +254,10 @@ def packed_matrix(
   """Returns the matrix of packed codes, all of which the codebook has.
 
   Args:
-    packed: of `pack`.
+    packed: uint8 codes of each output, from `pack`.
     codebook: float32 [G, H, entries], at most 2^bits.
-    shape: (K, N).
-    bits: of a code.
+    shape: (K, N), inputs and outputs of the matrix.
+    bits: bits of a code, one of `WIDTHS`.
 
   Raises:
     ValueError: groups do not divide the matrix.
@@ -370,7 +370,7 @@ def sparse_of(
   Args:
     pieces: gives the first output and the codes [n, K] of each.
     codebook: float32 [entries], which has all codes.
-    shape: (K, N).
+    shape: (K, N), inputs and outputs of the matrix.
   """
   starts, columns, codes = packing.kept(pieces, codebook != 0, shape)
   return SparseMatrix(

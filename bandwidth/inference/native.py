@@ -236,9 +236,9 @@ def product(x: jax.Array, matrix: Matrix, mode: str) -> jax.Array:
   """Returns x W, float32 [..., N].
 
   Args:
-    x: float32 [..., K].
-    matrix: that `why_not` has nothing against.
-    mode: of `MODES`; of a `SparseMatrix` 'exact'.
+    x: float32 [..., K], activations.
+    matrix: a compressed matrix that `why_not` accepts.
+    mode: mode of arithmetic, one of `MODES`; 'exact' for a `SparseMatrix`.
   """
   library()
   result = jax.ShapeDtypeStruct((*x.shape[:-1], matrix.shape[1]), jnp.float32)

@@ -178,9 +178,10 @@ def measure_matrices(
 
   Args:
     params: as `plan_inference` takes them.
-    rows: of activations, by name of the matrix; others are not timed.
-    backend: of `products.BACKENDS`.
-    mode: of `rounding.MODES`.
+    rows: rows of activations by name of the matrix; matrices not named are not
+      timed.
+    backend: name of the backend, one of `products.BACKENDS`.
+    mode: mode of arithmetic, one of `rounding.MODES`.
     repeats: turns, of which the best one counts.
 
   Raises:
@@ -217,10 +218,10 @@ def measure_matrix(
   in what they hold alone.
 
   Args:
-    matrix: of any form.
-    batch: rows of activations.
-    backend: of `products.BACKENDS`.
-    mode: of `rounding.MODES`.
+    matrix: a compressed matrix of any form.
+    batch: number of rows of activations, positive.
+    backend: name of the backend, one of `products.BACKENDS`.
+    mode: mode of arithmetic, one of `rounding.MODES`.
     repeats: turns, of which the best one counts.
 
   Returns:
@@ -245,8 +246,8 @@ def signature(matrix: Matrix, kinds: Mapping[str, int]) -> tuple[Any, ...]:
   """Returns what times hang on: form, shape, groups, numbers of non-zeros.
 
   Args:
-    matrix: of any form.
-    kinds: its `candidates`.
+    matrix: a compressed matrix of any form.
+    kinds: kinds that it could have, from `candidates`.
   """
   groups = ()
   if isinstance(matrix, CodebookMatrix):
@@ -300,7 +301,7 @@ def converted(matrix: Matrix, kind: str) -> Any:
   """Returns a matrix in another form, of the same weights.
 
   Args:
-    matrix: of any form.
+    matrix: a compressed matrix of any form.
     kind: what it is; 'dense'; 'sparse' of a codebook; or the codebook that a
       sparse one has.
 

@@ -33,10 +33,11 @@ class Timing(NamedTuple):
   """A measured product.
 
   Attributes:
-    kind: of `KINDS`.
-    weights: that are multiplied, of a sparse matrix those that are not zero.
-    batch: rows of activations.
-    seconds: of a product.
+    kind: form of the matrix, one of `KINDS`.
+    weights: number of weights that are multiplied: those that are not zero of a
+      sparse matrix, otherwise all.
+    batch: number of rows of activations.
+    seconds: seconds that one product takes.
     shape: (K, N) of a matrix of a network; None of examples.
   """
 
@@ -69,10 +70,10 @@ def measure_forms(
 
   Args:
     sizes: K = N of them, at least two.
-    batches: rows of activations.
-    kinds: of `KINDS`.
-    backend: of `products.BACKENDS`.
-    mode: of `rounding.MODES`.
+    batches: numbers of rows of activations, positive.
+    kinds: forms to time, of `KINDS`.
+    backend: name of the backend, one of `products.BACKENDS`.
+    mode: mode of arithmetic, one of `rounding.MODES`.
     repeats: of which the median counts; each is as many products as take a
       millisecond.
 
@@ -148,7 +149,7 @@ def interleaved(
 
   Args:
     programs: without arguments; what they return is waited for.
-    repeats: turns.
+    repeats: number of turns that each program gets.
     least_seconds: of a turn: a program runs as often as that takes.
   """
   times = _turns(programs, repeats, least_seconds)
@@ -205,11 +206,11 @@ def predict(
   they stay. Where the table has matrices of the very shape, only these count.
 
   Args:
-    table: measured.
-    kind: of `KINDS`.
-    weights: of the matrix, see `Timing`.
-    batch: rows of activations.
-    shape: of the matrix, (K, N).
+    table: timings measured on the device, see `measure_forms`.
+    kind: form of the matrix, one of `KINDS`.
+    weights: number of weights that are multiplied, see `Timing`.
+    batch: number of rows of activations, positive.
+    shape: (K, N) of the matrix. None: judged by the number of weights alone.
 
   Raises:
     ValueError: the table lacks the kind.

@@ -46,8 +46,8 @@ def product(
   """Returns x W, float32 [..., N].
 
   Args:
-    x: float32 [..., K].
-    matrix: that `why_not` has nothing against.
+    x: float32 [..., K], activations.
+    matrix: a compressed matrix that `why_not` accepts.
     mode: of `rounding.MODES`; operands are rounded, then multiplied as floats.
     interpret: whether XLA runs it, on any device.
   """
@@ -134,10 +134,10 @@ def _kernel(
   """Makes the products of some outputs.
 
   Args:
-    words_ref: uint32 [rows, W].
+    words_ref: uint32 [rows, W], packed rows of the matrix.
     x_ref: float32 [B, fields, W].
     table_ref: float32 [rows, entries], or [rows, 1] steps.
-    y_ref: float32 [B, rows].
+    y_ref: float32 [B, rows], where the products go.
     bits: of a code; None: integers of 8 bits.
   """
   rows, width = words_ref.shape

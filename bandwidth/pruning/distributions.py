@@ -65,7 +65,7 @@ def uniform(
   Args:
     params: tree of arrays or abstract shapes.
     sparsity: in [0, 1], a number or a traced scalar.
-    scores: not used.
+    scores: ignored; other distributions need them.
     rules: what is prunable, see `prunable`.
 
   Raises:
@@ -132,9 +132,9 @@ def erdos_renyi_kernel(
 
   Args:
     params: tree of arrays or abstract shapes.
-    sparsity: of all prunable parameters together, in [0, 1], a number or a
-      traced scalar.
-    scores: not used.
+    sparsity: sparsity of all prunable parameters together, in [0, 1], a number
+      or a traced scalar.
+    scores: ignored; other distributions need them.
     rules: what is prunable, see `prunable`.
 
   Raises:
@@ -338,10 +338,10 @@ def global_threshold(
   is exactly `kept_count`.
 
   Args:
-    params: tree of arrays.
-    sparsity: of all prunable parameters together, in [0, 1], a number or a
-      traced scalar.
-    scores: tree of scores. None: magnitudes.
+    params: tree of arrays, the weights.
+    sparsity: sparsity of all prunable parameters together, in [0, 1], a number
+      or a traced scalar.
+    scores: tree of scores of the same shapes. None: magnitudes.
     rules: what is prunable, see `prunable`.
 
   Raises:

@@ -47,7 +47,7 @@ def cubic(
 
   Args:
     final: s_f in [0, 1].
-    begin: t_0.
+    begin: t_0, the update after which the sparsity rises, not negative.
     end: t_1, after t_0; leave steps after it to recover in.
     initial: s_i in [0, 1].
 

@@ -22,9 +22,9 @@ def drop_and_grow(
   that are inactive now. A weight that was dropped may be grown again.
 
   Args:
-    weight: array.
-    mask: bool array of its shape.
-    growth: scores of its shape.
+    weight: array of any shape, the weights of one parameter.
+    mask: bool array of its shape, True where a weight is active.
+    growth: growth scores of its shape; the highest are grown.
     fraction: f in [0, 1], a number or a traced scalar.
 
   Returns:

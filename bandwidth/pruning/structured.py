@@ -105,8 +105,8 @@ def keep_channels(
   over the arrays of two axes or more that write the group.
 
   Args:
-    tree: arrays.
-    groups: the groups, see `ChannelGroup`.
+    tree: tree of arrays, the network's weights.
+    groups: channels that are kept or removed together, see `ChannelGroup`.
     sparsity: fraction of channels to remove, in [0, 1], one for all groups or
       by group name; groups without one stay whole.
     score: ranks the weights; `scores.magnitude` gives the L1 norm of filters.
@@ -202,8 +202,8 @@ def channel_masks(
   that activations with f(0) other than 0 agree as well.
 
   Args:
-    tree: arrays.
-    groups: the groups.
+    tree: tree of arrays, the network's weights and statistics.
+    groups: channels that are kept or removed together, see `ChannelGroup`.
     keep: kept channels by group name; groups that it lacks stay whole.
 
   Returns:
@@ -288,8 +288,8 @@ def channel_positions(
   """Returns where the channels of a group lie along an axis of an array.
 
   Args:
-    part: the axis.
-    group: of the channels.
+    part: the axis of an array along which they lie.
+    group: the group that the channels belong to.
     leaves: arrays, or their shapes, by name.
 
   Returns:

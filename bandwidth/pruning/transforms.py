@@ -51,7 +51,7 @@ def copied_masks(
 
   Args:
     masks: tree of masks, or a function that makes it from the parameters.
-    params: the parameters.
+    params: tree of arrays that the masks have to fit.
 
   Raises:
     ValueError: the masks do not fit the parameters.

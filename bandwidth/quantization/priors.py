@@ -102,7 +102,7 @@ class Mixture(NamedTuple):
 
   Attributes:
     logits: float32 [components], weights before the softmax.
-    log_scales: float32 [components].
+    log_scales: float32 [components], logarithms of the scales.
   """
 
   logits: jax.Array
@@ -159,7 +159,7 @@ def table_prior(radius: int = 15) -> Prior:
   integers, bits are interpolated.
 
   Args:
-    radius: R.
+    radius: R, the largest integer with a logit of its own, positive.
 
   Raises:
     ValueError: `radius` is not positive.

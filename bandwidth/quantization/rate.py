@@ -147,8 +147,8 @@ def rate_bits(prior: Prior, parameters: Any, latents: jax.Array) -> jax.Array:
   """Returns the bits of each rounded latent, with the gradients of training.
 
   Args:
-    prior: the family.
-    parameters: of the prior.
+    prior: the family of distributions of the latents.
+    parameters: parameters of the prior, as `prior.init` makes them.
     latents: float array [n] of any float dtype.
 
   Returns:

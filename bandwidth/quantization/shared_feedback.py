@@ -145,8 +145,8 @@ def _codes(
 
   Args:
     ordered: weights, in the order of the plan.
-    books: [rows, entries], ascending.
-    pull: of the plan.
+    books: [rows, entries], the codebook of each row, ascending.
+    pull: float32 [columns, columns], `RoundingPlan.pull`.
   """
   middles = (books[:, 1:] + books[:, :-1]) / 2
   codes = np.empty(ordered.shape, np.uint8)
@@ -210,7 +210,7 @@ def _as_integers(
   Args:
     books: [groups, entries], at the least cost.
     curvature: [groups, entries, entries], of the cost.
-    largest: integer.
+    largest: largest magnitude of the integers, positive.
   """
   # The largest comes first, and is an integer by the choice of the scale.
   order = np.argsort(-np.abs(books), axis=1, kind='stable')

@@ -23,7 +23,7 @@ class Scales(NamedTuple):
   """The two magnitudes of a ternary tensor.
 
   Attributes:
-    positive: float32 [], W_p.
+    positive: float32 [], W_p, the value of positive weights.
     negative: float32 [], W_n; the value itself is −W_n.
   """
 
@@ -65,8 +65,8 @@ def ternarize(
 
   Args:
     latent: float array of any shape; w̃.
-    positive: float32 []; W_p.
-    negative: float32 []; W_n.
+    positive: float32 [], W_p, the value of positive weights.
+    negative: float32 [], W_n; negative weights get −W_n.
     threshold: t, in [0, 1).
 
   Returns:

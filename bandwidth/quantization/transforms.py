@@ -70,11 +70,12 @@ def share_params(
   """Shares the weights of the parameters that the rules name, on the host.
 
   Args:
-    params: concrete arrays.
+    params: tree of concrete arrays (not under jit).
     rules: bits or `Sharing` for each parameter; the first match wins.
     masks: as `params`: True survives; a scalar True where all do. None: what
       is not zero survives, where zero is reserved.
-    solver: as for `fit_codebook`.
+    solver: `kmeans.lloyd(...)`, which is the default, or
+      `kmeans.exact_kmeans()`.
 
   Returns:
     The parameters with shared weights, and their codebooks.

@@ -36,7 +36,7 @@ def top_k_indices(values: jax.Array, k: int) -> jax.Array:
   infinite.
 
   Args:
-    values: float32 [n].
+    values: float32 [n], the vector to select from.
     k: static, `0 <= k <= n`.
 
   Returns:
@@ -63,9 +63,9 @@ class Stripes(NamedTuple):
   the local one.
 
   Attributes:
-    size: elements of the vector.
-    count: owners.
-    block: elements of a block.
+    size: number of elements of the vector.
+    count: number of owners.
+    block: number of elements of a block.
   """
 
   size: int
@@ -112,7 +112,7 @@ def striped_top_k(values: jax.Array, layout: Stripes, k: int) -> jax.Array:
   """Returns the local indices of each owner's k elements of largest magnitude.
 
   Args:
-    values: float32 [layout.size].
+    values: float32 [layout.size], the vector to select from.
     layout: how they are dealt out.
     k: for each owner, `0 <= k <= layout.local_size`; static. Padding counts as
       smaller than zero.
@@ -160,8 +160,8 @@ def select_each(
 
   Args:
     vectors: float32, of the sizes of their layouts.
-    layouts: of each.
-    counts: k of each.
+    layouts: how each vector is dealt out to its owners.
+    counts: k, elements that each owner selects, for each vector.
 
   >>> layout = Stripes(3, 1, 1)
   >>> select_each([jnp.array([1.0, 2.0, 0.0])] * 2, [layout] * 2, [1, 1])

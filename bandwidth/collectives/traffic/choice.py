@@ -21,7 +21,7 @@ class Line(NamedTuple):
   """Seconds as a linear function.
 
   Attributes:
-    start: seconds for nothing.
+    start: seconds that nothing takes, the value at 0.
     each: seconds for each byte, or each element.
   """
 
@@ -80,7 +80,7 @@ class Choice(NamedTuple):
   """The fastest exchange.
 
   Attributes:
-    exchange: one of `CANDIDATES`.
+    exchange: name of the fastest one, one of `CANDIDATES`.
     seconds: predicted for a step, by candidate.
   """
 
@@ -100,9 +100,9 @@ def choose_exchange(
 
   Args:
     params: a tree; leaves may be abstract.
-    density: of the stage.
-    workers: that exchange with each other.
-    speeds: measured.
+    density: fraction of the elements that is sent, in (0, 1].
+    workers: number of workers that exchange with each other.
+    speeds: seconds as measured on these workers.
     **arguments: of `sparse_all_reduce` that bytes depend on: `values`, `scope`,
       `dense_rules`, `forward`.
 

@@ -50,7 +50,7 @@ class Collective:
   """A collective operation of a compiled program, as one device sees it.
 
   Attributes:
-    name: of the instruction.
+    name: name of the HLO instruction.
     kind: 'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
       'ragged-all-to-all', 'collective-broadcast', 'collective-permute', 'send'.
     operands: arrays that the device puts in.
@@ -173,7 +173,7 @@ def executed(
   """Walks through what one run of a program executes.
 
   Args:
-    program: the program.
+    program: the compiled program, parsed.
     select: `(name of the computation, instruction) -> item`; None skips it.
     weigh: of an item; the heaviest branch of a conditional is followed.
     unknown_trips: executions to assume of a loop whose number depends on data.

@@ -11,7 +11,7 @@ def pack_bits(bits: jax.Array) -> jax.Array:
   """Packs booleans into words, the first one into the lowest bit.
 
   Args:
-    bits: bool [n].
+    bits: bool [n], the booleans to pack.
 
   Returns:
     uint32 [ceil(n / 32)]; the bits that are missing are zero.

@@ -89,8 +89,8 @@ def same_on_all(x: jax.Array, axis: AxisName) -> jax.Array:
   stand for all, so that what follows is computed once.
 
   Args:
-    x: equal on all workers.
-    axis: mapped axes.
+    x: array that is equal on all workers.
+    axis: name, or names, of the mapped axes of the workers.
   """
   axes = (axis,) if isinstance(axis, str) else tuple(axis or ())
   if not axes:

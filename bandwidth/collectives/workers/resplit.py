@@ -100,7 +100,7 @@ def resplit_of(reducer: GradientReducer, workers: int) -> Resplit:
 
   Args:
     reducer: made for the workers that the state is dealt out to.
-    workers: their number.
+    workers: number of workers that the reducer was made for.
   """
 
   def resplit(
@@ -131,7 +131,7 @@ def resplit_workers(state: Any, workers: int) -> Any:
   Args:
     state: a tree of arrays with the N workers along the first axis. Fetched to
       the host.
-    workers: M.
+    workers: number of workers M after the resplit, positive.
 
   Returns:
     The tree as NumPy arrays with M workers along the first axis, dtypes kept.

@@ -24,10 +24,10 @@ def asm(
   """Emits PTX.
 
   Args:
-    result: its type; None: the text has effects instead.
-    text: instructions.
+    result: type of the result; None: the text has effects instead.
+    text: PTX instructions, with operands as $0, $1, …
     constraints: letters of result and operands: r, f or l.
-    operands: values.
+    operands: MLIR values, in the order of the constraints.
   """
   effects = result is None
   return llvm.inline_asm(
@@ -91,11 +91,11 @@ def load(
   """Loads neighboring elements of 32 bits that nobody writes.
 
   Args:
-    base: global address.
-    first: number of the first element.
-    count: of elements, 1, 2 or 4.
-    kind: their type.
-    options: of the instruction.
+    base: address in global memory, of 64 bits.
+    first: index of the first element, of 32 bits.
+    count: number of elements: 1, 2 or 4.
+    kind: MLIR type of the elements, `float_type()` or `word_type()`.
+    options: modifiers appended to the load instruction.
   """
   letter = 'f' if kind == float_type() else 'r'
   results = ','.join([f'={letter}'] * count)
@@ -118,11 +118,11 @@ def look_up(word: Any, shift: int, mask: int, base: Any, offset: int) -> Any:
   """A float of a table in shared memory.
 
   Args:
-    word: that holds the code.
+    word: word that holds the code.
     shift: bits below the code.
-    mask: of a code.
-    base: address of the table.
-    offset: bytes to add.
+    mask: mask of the bits of a code.
+    base: address of the table, in bytes.
+    offset: bytes added to the address.
   """
   shift -= 2
   return asm(
@@ -232,8 +232,8 @@ def fold(values: Sequence[Any], number: Any) -> tuple[Any, int]:
   others for the half that it keeps.
 
   Args:
-    values: of each thread, n of them, a power of two up to 32.
-    number: of the thread.
+    values: values of each thread, n of them, a power of two up to 32.
+    number: index of the thread in its warp.
 
   Returns:
     What a thread holds, the total of value number (lane // w), and w = 32 / n.

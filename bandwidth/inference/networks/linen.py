@@ -78,7 +78,7 @@ class CompressedNetwork:
   [0.0, 1.5]
 
   Attributes:
-    model: the network.
+    model: the Linen module whose `apply` is wrapped.
   """
 
   def __init__(
@@ -87,9 +87,9 @@ class CompressedNetwork:
     """Chooses who multiplies.
 
     Args:
-      model: of Linen.
-      backend: of `inference.BACKENDS`.
-      mode: of `inference.MODES`.
+      model: the network, a Linen module.
+      backend: name of the backend, one of `inference.BACKENDS`.
+      mode: mode of arithmetic, one of `inference.MODES`.
 
     Raises:
       ValueError: the model is none of Linen, or a name is unknown.
@@ -125,9 +125,9 @@ class CompressedNetwork:
     """Joins kernels that read the same activations, see `joined_products`.
 
     Args:
-      variables: of `apply`.
+      variables: the variables that `apply` takes, compressed.
       *args: inputs of the network, or their shapes.
-      **options: of `apply`.
+      **options: keyword arguments that `apply` takes.
 
     Returns:
       Variables for `apply`.
@@ -143,9 +143,9 @@ class CompressedNetwork:
     Kernels that are decoded are not among them.
 
     Args:
-      variables: of `apply`.
+      variables: the variables that `apply` takes, compressed.
       *args: inputs of the network, or their shapes.
-      **options: of `apply`.
+      **options: keyword arguments that `apply` takes.
     """
     return {
       name: math.prod(x.shape[:-1])

@@ -38,7 +38,7 @@ def layer_call(
   """Returns `run(kernel, *rest)`, marked as a layer that reads the kernel.
 
   Args:
-    name: of the layer.
+    name: name of the layer, by which it is marked.
     run: of arrays; marked by its name.
     kernel: of any shape, which the parameter has to have as well.
     *rest: nested arrays.
@@ -64,7 +64,7 @@ def reads_of(
 
   Args:
     program: (arrays by name, *rest) -> nested arrays.
-    parameters: shapes by name.
+    parameters: abstract shapes of the parameters by name.
     *rest: nested arrays, or their shapes.
   """
   names = list(parameters)
