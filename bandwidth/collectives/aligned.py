@@ -72,7 +72,7 @@ def random_k(
     density: fraction of elements that is drawn, in (0, 1].
     memory: what keeps elements until drawn. None: `error_feedback()`.
     dtype: dtype of the values sent: float32, bfloat16 or float16.
-    scope: 'layer' or 'global', see `plan_units`.
+    scope: 'layer' draws from each leaf, 'global' from all together.
     seed: seed of the draws, an int; the same on all workers.
 
   Returns:
@@ -142,7 +142,7 @@ def shared_mask(
     density: fraction of elements that is selected, in (0, 1].
     memory: what keeps elements until sent. None: `error_feedback()`.
     dtype: dtype of the values sent: float32, bfloat16 or float16.
-    scope: 'layer' or 'global', see `plan_units`.
+    scope: 'layer' selects from each leaf, 'global' from all together.
 
   Returns:
     A reducer with the state `AlignedState`.

@@ -52,7 +52,7 @@ def power_sgd(
   Args:
     axis_name: mapped axis, or axes, of the workers. None: one worker.
     rank: columns of P and Q.
-    seed: of the first Q, the same on all workers.
+    seed: seed of the first Q, an int; the same on all workers.
 
   Returns:
     A reducer with the state `PowerSGDState`. `mean_grads` has the dtypes of

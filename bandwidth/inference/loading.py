@@ -55,10 +55,10 @@ def load_compressed(
   by a warning of one line, which says why; form `dense` asks for it.
 
   Args:
-    path: of a .bwz file.
-    forms: of `FORMS`, by name of a tensor; others are kept as the smallest.
-      With one of `codebook` and `sparse`, a tensor of more than two axes that
-      is no `kernel` is taken for one.
+    path: path of a .bwz file.
+    forms: for tensors by name, one of `FORMS`; others are kept as the smallest.
+      With 'codebook' or 'sparse', a tensor of more than two axes that is not
+      named `kernel` is taken for one.
 
   Returns:
     Nested dictionaries, as `coding.load_tree`. Leaves are matrices where the

@@ -213,7 +213,7 @@ def codebook_matrix(
   Args:
     codes: integers [N, K]: what output n reads of input k.
     codebook: finite, [entries], or [G, H, entries] as in `CodebookMatrix`.
-    bits: of a code; None: as few as the codebook needs.
+    bits: bits of a code; None: as few as the codebook needs.
 
   Raises:
     ValueError: codes are out of range, the codebook has no entries, too many or
@@ -297,7 +297,7 @@ def uniform_matrix(
   Args:
     levels: integers [N, K] in [-2^(bits-1), 2^(bits-1)).
     step: finite, [] or [G, H]: what a level is to be multiplied by.
-    bits: of a level; 2 and 4 give a `CodebookMatrix` of all levels.
+    bits: bits of a level; 2 and 4 give a `CodebookMatrix` of all levels.
 
   Raises:
     ValueError: a level is out of range, or as `codebook_matrix`.

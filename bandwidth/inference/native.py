@@ -204,7 +204,7 @@ def use(instructions: str | None = None) -> str:
   """Chooses kernels; returns the name of those in use then.
 
   Args:
-    instructions: of `INSTRUCTIONS`. Where the machine lacks them, nothing
+    instructions: one of `INSTRUCTIONS`. Where the machine lacks them, nothing
       changes. None: those of BANDWIDTH_KERNELS, or the best.
 
   Raises:

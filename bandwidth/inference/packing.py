@@ -38,7 +38,7 @@ def pack_rows(codes: np.ndarray, bits: int, out: np.ndarray) -> None:
 
   Args:
     codes: integers [N, K], below 2^bits.
-    bits: of a code, a divisor of 8.
+    bits: bits of a code, a divisor of 8.
     out: takes the result, uint8 [N, row_bytes(K, bits)], contiguous.
   """
   inputs, per = codes.shape[1], 8 // bits
@@ -141,7 +141,7 @@ class Packer:
     Args:
       inputs: number of inputs K of the matrix.
       outputs: number of outputs N of the matrix.
-      bits: of a code, 2, 4 or 8.
+      bits: bits of a code: 2, 4 or 8.
       taps: T: codes come as [T, K / T, N], and input c T + t is (t, c) of them.
       by_output: they come as [N, K].
     """

@@ -74,8 +74,8 @@ class Choice:
   """What was chosen for a matrix.
 
   Attributes:
-    kind: of `KINDS`, the one kept.
-    seconds: predicted, by kind of all that it could be.
+    kind: the form that is kept, one of `KINDS`.
+    seconds: predicted seconds of a product, by each kind that it could be.
   """
 
   kind: str
@@ -87,7 +87,7 @@ class Plan(NamedTuple):
 
   Attributes:
     params: as given, with some matrices in other forms.
-    choices: by name of the matrix.
+    choices: the choice for each matrix, by its name.
   """
 
   params: Any
@@ -107,13 +107,13 @@ def plan_inference(
   Args:
     params: a pytree with matrices among its leaves, as `load_compressed` gives.
       Embeddings, which are looked up and not multiplied, stay as they are.
-    table: of `measure_forms` or `measure_matrices`, to predict from. None:
-      products of the matrices themselves are timed, see `measure_matrix`.
+    table: timings of `measure_forms` or `measure_matrices`, to predict from.
+      None: products of the matrices themselves are timed, see `measure_matrix`.
     batch: rows of activations that a product will have, for all or by name of
       the matrix. A matrix that has no name there is multiplied by nothing, and
       decoded.
-    backend: of `products.BACKENDS`, to time with.
-    mode: of `rounding.MODES`, to time with.
+    backend: name of the backend to time, one of `products.BACKENDS`.
+    mode: mode of arithmetic to time, one of `rounding.MODES`.
 
   Raises:
     ValueError: a batch is not positive, the table lacks a kind, or the backend
@@ -182,7 +182,7 @@ def measure_matrices(
       timed.
     backend: name of the backend, one of `products.BACKENDS`.
     mode: mode of arithmetic, one of `rounding.MODES`.
-    repeats: turns, of which the best one counts.
+    repeats: number of turns, of which the fastest counts.
 
   Raises:
     ValueError: a number is not positive, or the backend can't run a matrix.
@@ -222,7 +222,7 @@ def measure_matrix(
     batch: number of rows of activations, positive.
     backend: name of the backend, one of `products.BACKENDS`.
     mode: mode of arithmetic, one of `rounding.MODES`.
-    repeats: turns, of which the best one counts.
+    repeats: number of turns, of which the fastest counts.
 
   Returns:
     Seconds by kind, 'dense' among them.

@@ -69,13 +69,13 @@ def measure_forms(
   """Times products of square matrices on this device.
 
   Args:
-    sizes: K = N of them, at least two.
+    sizes: numbers K = N of inputs and outputs, at least two.
     batches: numbers of rows of activations, positive.
     kinds: forms to time, of `KINDS`.
     backend: name of the backend, one of `products.BACKENDS`.
     mode: mode of arithmetic, one of `rounding.MODES`.
-    repeats: of which the median counts; each is as many products as take a
-      millisecond.
+    repeats: number of turns, of which the median counts; each is as many
+      products as take a millisecond.
 
   Raises:
     ValueError: a kind is unknown, a number not positive.
@@ -150,7 +150,8 @@ def interleaved(
   Args:
     programs: without arguments; what they return is waited for.
     repeats: number of turns that each program gets.
-    least_seconds: of a turn: a program runs as often as that takes.
+    least_seconds: least seconds of a turn, for which a program is run as often
+      as that takes.
   """
   times = _turns(programs, repeats, least_seconds)
   return [statistics.median(own) for own in times]

@@ -48,7 +48,8 @@ def product(
   Args:
     x: float32 [..., K], activations.
     matrix: a compressed matrix that `why_not` accepts.
-    mode: of `rounding.MODES`; operands are rounded, then multiplied as floats.
+    mode: mode of arithmetic, one of `rounding.MODES`; operands are rounded,
+      then multiplied as floats.
     interpret: whether XLA runs it, on any device.
   """
   x, matrix = round_operands(x, matrix, mode)
@@ -138,7 +139,7 @@ def _kernel(
     x_ref: float32 [B, fields, W].
     table_ref: float32 [rows, entries], or [rows, 1] steps.
     y_ref: float32 [B, rows], where the products go.
-    bits: of a code; None: integers of 8 bits.
+    bits: bits of a code; None: integers of 8 bits.
   """
   rows, width = words_ref.shape
   batch, fields, _ = x_ref.shape

@@ -98,7 +98,7 @@ class Add(_Junction):
   """A sum or product of layers: they share one choice of channels.
 
   Attributes:
-    name: of the result, free to choose.
+    name: name of the result, free to choose.
     inputs: names of the layers.
   """
 
@@ -107,7 +107,7 @@ class Concat(_Junction):
   """Layers one after another along the channels.
 
   Attributes:
-    name: of the result, free to choose.
+    name: name of the result, free to choose.
     inputs: names of the layers, in order.
   """
 
@@ -141,7 +141,7 @@ def channel_groups(
   Args:
     tree: arrays or abstract shapes, parameters or
       `{'params': …, 'batch_stats': …}`.
-    layers: in the order of computation.
+    layers: the layers in the order of computation.
 
   Returns:
     Groups in that order, each named after the first layer that makes it.

@@ -64,7 +64,8 @@ def uniform(
 
   Args:
     params: tree of arrays or abstract shapes.
-    sparsity: in [0, 1], a number or a traced scalar.
+    sparsity: sparsity of each parameter, in [0, 1], a number or a traced
+      scalar.
     scores: ignored; other distributions need them.
     rules: what is prunable, see `prunable`.
 

@@ -21,7 +21,7 @@ def one_shot(sparsity: float, *, step: int = 0) -> Schedule:
   """Prunes all at once.
 
   Args:
-    sparsity: from `step` on, in [0, 1]; 0 before.
+    sparsity: sparsity from `step` on, in [0, 1]; 0 before.
     step: the update that prunes.
 
   Raises:

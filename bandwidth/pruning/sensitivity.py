@@ -16,7 +16,7 @@ class SensitivityRow(NamedTuple):
   """One measurement of a sensitivity scan.
 
   Attributes:
-    name: of the only parameter that was pruned.
+    name: name of the only parameter that was pruned.
     sparsity: the sparsity that was asked for, in [0, 1].
     size: weights of the parameter.
     kept: weights left in it.

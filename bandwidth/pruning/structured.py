@@ -31,7 +31,7 @@ class ChannelAxis:
   and i: `period` channels, each of `inner` entries, repeated to the end.
 
   Attributes:
-    name: of the array, 'params/Conv_0/kernel'.
+    name: name of the array, such as 'params/Conv_0/kernel'.
     axis: the axis of the channels, negative from the end.
     inner: consecutive entries of a channel: 1; the multiplier of a depthwise
       kernel; height * width where `[channels, height, width]` was flattened.
@@ -59,7 +59,7 @@ class ChannelGroup:
   """Channels that stay or go together.
 
   Attributes:
-    name: of the group, unique.
+    name: name of the group, unique.
     channels: how many there are, C.
     outputs: what makes a channel: output axes of kernels, biases, scales and
       shifts of normalization. Zeros there silence the channel.

@@ -273,7 +273,7 @@ def assemble(
   """Codes every group by its thresholds, and pads the tables to one length.
 
   Args:
-    shape: shape of the weights, of which the groups lie along one axis.
+    shape: shape of the weights, and so of the codes.
     sharing: gives the axis of the groups, and whether zero is reserved.
     rows: the weights of each group, in the order of the axis.
     tables: ascending float32 centroids of each group, without the zero.

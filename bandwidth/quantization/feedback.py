@@ -134,7 +134,7 @@ def quantize_with_feedback(
 
   Args:
     weights: W, float [rows, columns]: a row for each output of a layer.
-    plan: of this matrix, from `make_rounding_plan`.
+    plan: plan of this matrix, from `make_rounding_plan`.
     scale: factor of all steps, positive, the same for all matrices of a
       network.
     price: λ / scale², not negative; 0 is GPTQ with steps of these columns.

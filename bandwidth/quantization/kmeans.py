@@ -217,7 +217,7 @@ def lower_envelope(
   weights are an interval.
 
   Args:
-    centroids: float64 [k], c, in ascending order.
+    centroids: float64 [k], c, in any order.
     penalties: float64 [k], added to squared errors, such as λ · bits.
 
   Returns:

@@ -32,9 +32,9 @@ class RateGroup:
   """How parameters are rate-coded: those of one name share step and prior.
 
   Attributes:
-    name: of the group; None: the parameter is a group of its own. At extreme
-      rates a step and a table cost as much as a small tensor: put all biases
-      into one group.
+    name: name of the group; None: the parameter is a group of its own. At
+      extreme rates a step and a table cost as much as a small tensor: put all
+      biases into one group.
     step: Δ at the start, relative to the root mean square of the group.
     prior: over the integers of the group.
   """

@@ -237,7 +237,8 @@ def search_step(
     weights: float array of any shape, finite.
     steps: the steps to try, each as for `optimize_levels`.
     lagrangian: λ, the same for all tensors of a network.
-    importance: weights of the squared errors, as for `optimize_levels`.
+    importance: nonnegative weights of the squared errors, as for
+      `optimize_levels`.
     axis: axis of the steps, as for `optimize_levels`. None: one step for all.
 
   Raises:

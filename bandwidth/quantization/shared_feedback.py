@@ -42,8 +42,9 @@ def share_with_feedback(
 
   Args:
     weights: float [rows, columns]: a row for each output of a layer.
-    sensitivity: of the matrix; its `rows` weigh rows that share a codebook.
-    entries: of a codebook, at most 256.
+    sensitivity: what errors of the matrix cost; its `rows` weigh rows that
+      share a codebook.
+    entries: number of entries of a codebook, at most 256.
     together: neighboring rows that share a codebook; it divides the rows.
     rounds: turns; the best one of each codebook is kept.
     largest: codebooks are integers up to this, which one of them reaches, times

@@ -165,7 +165,7 @@ def accumulate(
   """Returns the candidates of each unit, and its momentum.
 
   Args:
-    memory: how gradients accumulate.
+    memory: how gradients accumulate until sent.
     units: units of selection of the tree.
     leaves: gradients, in the order of `jax.tree.leaves`.
     kept: residual and momentum before the step.
@@ -195,7 +195,7 @@ def retain(
   """Returns what is kept after a step.
 
   Args:
-    memory: how gradients accumulate.
+    memory: how gradients accumulate until sent.
     units: units of selection of the tree.
     kept: before the step; what is not sparsified stays as it is there.
     candidates: float32 vector of each unit, from `accumulate`.
@@ -203,7 +203,7 @@ def retain(
     places: int32 indices of what was sent of each unit; those beyond the end
       are padding.
     rests: rounding error of the values sent from these places.
-    dense_momentum: of what is not sparsified; None: as before.
+    dense_momentum: new momentum of what is not sparsified. None: as before.
   """
   residual = momentum = None
   if kept.residual is not None:

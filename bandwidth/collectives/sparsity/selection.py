@@ -64,7 +64,7 @@ class Stripes(NamedTuple):
 
   Attributes:
     size: number of elements of the vector.
-    count: number of owners.
+    count: number of owners, positive.
     block: number of elements of a block.
   """
 
@@ -114,8 +114,8 @@ def striped_top_k(values: jax.Array, layout: Stripes, k: int) -> jax.Array:
   Args:
     values: float32 [layout.size], the vector to select from.
     layout: how they are dealt out.
-    k: for each owner, `0 <= k <= layout.local_size`; static. Padding counts as
-      smaller than zero.
+    k: elements that each owner selects, `0 <= k <= layout.local_size`; static.
+      Padding counts as smaller than zero.
 
   Returns:
     int32 [layout.count, k], increasing along the last axis.

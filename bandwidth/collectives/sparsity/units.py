@@ -26,9 +26,9 @@ class Units(NamedTuple):
   """How a tree becomes vectors, and vectors the tree.
 
   Attributes:
-    shapes: of the leaves, in the order of `jax.tree.leaves`.
-    groups: for each unit, the places of its leaves among them.
-    dense: places of the leaves that are not sparsified.
+    shapes: shapes of the leaves, in the order of `jax.tree.leaves`.
+    groups: indices of the leaves of each unit.
+    dense: indices of the leaves that are not sparsified.
     layouts: how each unit is dealt out to owners.
   """
 

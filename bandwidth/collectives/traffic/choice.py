@@ -65,10 +65,10 @@ class Speeds(NamedTuple):
   """What was measured on the workers of a run.
 
   Attributes:
-    all_reduce: seconds of the bytes that a worker sends in a dense all-reduce.
-    message: of those that it sends in an all-gather or an all-to-all.
-    work: by candidate, seconds of the elements of a gradient, the link left
-      out: what is accumulated, selected, coded, decoded and put together.
+    all_reduce: `bytes that a worker sends -> seconds` of a dense all-reduce.
+    message: the same for an all-gather or an all-to-all.
+    work: by candidate, `elements -> seconds` without the link: to accumulate,
+      select, encode, decode and combine a gradient.
   """
 
   all_reduce: Callable[[float], float]
@@ -103,8 +103,8 @@ def choose_exchange(
     density: fraction of the elements that is sent, in (0, 1].
     workers: number of workers that exchange with each other.
     speeds: seconds as measured on these workers.
-    **arguments: of `sparse_all_reduce` that bytes depend on: `values`, `scope`,
-      `dense_rules`, `forward`.
+    **arguments: arguments of `sparse_all_reduce` that bytes depend on:
+      `values`, `scope`, `dense_rules`, `forward`.
 
   >>> import jax
   >>> slow = Line(1e-3, 1e-7)  # 10 MB/s

@@ -38,7 +38,7 @@ def positions_of_ones(words: jax.Array, count: int) -> jax.Array:
 
   Args:
     words: uint32 [w], with at least `count` ones.
-    count: of ones to find; static.
+    count: number of ones to find; static.
 
   Returns:
     int32 [count].

@@ -24,7 +24,7 @@ class _Format(NamedTuple):
   """How the elements of buckets become codes.
 
   Attributes:
-    bits: bits of a code: 1, 2, 4 or 8.
+    bits: bits of a code: 1, 4 or 8.
     quantize: `(values [..., bucket], shares [...]) -> (codes, scales [...])`,
       where a share is one by the elements that a bucket really has.
     dequantize: `(codes as float32, scales [..., 1]) -> values`.

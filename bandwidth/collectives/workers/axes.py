@@ -75,7 +75,7 @@ def gather_workers(x: jax.Array, axes: Sequence[str]) -> jax.Array:
 
   Args:
     x: array of one worker.
-    axes: of the workers, the slowest link first.
+    axes: names of the mapped axes, the slowest link first.
   """
   if not axes:
     return x[None]

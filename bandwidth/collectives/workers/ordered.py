@@ -203,9 +203,9 @@ def in_turns(fn: Callable[..., Any]) -> Callable[..., Any]:
   rounding too.
 
   Args:
-    fn: from trees of arrays to a tree of floating-point arrays. If the first
-      element of its first floating-point argument is NaN, so is all of the
-      result.
+    fn: function from trees of arrays to a tree of floating-point arrays. If the
+      first element of its first floating-point argument is NaN, so is all of
+      the result.
 
   >>> total = in_turns(lambda x: jax.numpy.sum(x))
   >>> jax.vmap(total)(jax.numpy.ones((2, 3)))

@@ -60,7 +60,8 @@ def check_momentum(reducer: GradientReducer, opt_state: Any) -> None:
 
   Args:
     reducer: with or without a `momentum`.
-    opt_state: of the optimizer that gets its mean gradients; may be abstract.
+    opt_state: state of the optimizer that gets its mean gradients; may be
+      abstract.
 
   >>> import optax
   >>> from bandwidth.collectives import dense_all_reduce

@@ -31,7 +31,7 @@ def is_known(device: Any = None) -> bool:
   """Whether a GPU is of the kind that kernels were measured on, or newer.
 
   Args:
-    device: of JAX; None: the default one.
+    device: a JAX device. None: the default one.
   """
   device = device or jax.devices()[0]
   # Of NVIDIA's it is a number; others have names there, or none.

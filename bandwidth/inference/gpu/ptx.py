@@ -121,7 +121,7 @@ def look_up(word: Any, shift: int, mask: int, base: Any, offset: int) -> Any:
     word: word that holds the code.
     shift: bits below the code.
     mask: mask of the bits of a code.
-    base: address of the table, in bytes.
+    base: address of the table in shared memory.
     offset: bytes added to the address.
   """
   shift -= 2
@@ -139,7 +139,7 @@ def look_up_pair(word: Any, shift: int, base: Any, lane: Any) -> Any:
   """Two weights of 16 bits by a byte of codes, from the bank of a lane.
 
   Args:
-    word: that holds the codes.
+    word: word that holds the codes.
     shift: bits below the byte.
     base: address of the table, which has an entry in 128 bytes.
     lane: what the lane adds, 4 times its number.
@@ -174,9 +174,9 @@ def pick(word: Any, shift: int, bits: int | None, table: Sequence[Any]) -> Any:
   """Four signed bytes of a table by four codes.
 
   Args:
-    word: that holds the codes; without bits it is the four bytes.
+    word: word that holds the codes; without bits, the four bytes.
     shift: bits below the first code.
-    bits: of a code, 2 or 4; None.
+    bits: bits of a code, 2 or 4; None: there are no codes.
     table: its bytes, four in a word.
   """
   if bits is None:
@@ -233,7 +233,7 @@ def fold(values: Sequence[Any], number: Any) -> tuple[Any, int]:
 
   Args:
     values: values of each thread, n of them, a power of two up to 32.
-    number: index of the thread in its warp.
+    number: index of the thread in its warpgroup.
 
   Returns:
     What a thread holds, the total of value number (lane // w), and w = 32 / n.

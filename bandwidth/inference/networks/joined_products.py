@@ -145,7 +145,7 @@ class Products(NamedTuple):
 
   Attributes:
     reads: names of kernels and what they multiply, in the order of calls.
-    joined: by name of the group: what was multiplied, by what, the product.
+    joined: by name of the group, what was multiplied, by what, and the product.
   """
 
   reads: list[tuple[str, Any]]

@@ -34,8 +34,8 @@ class Layer(NamedTuple):
   Attributes:
     leaf: name of the parameter.
     run: (layer, matrix, inputs, bias or None, multiply) -> outputs.
-    fields: of the layer that may have any value; others have to have that of
-      Flax.
+    fields: names of the layer's fields that may have any value; others must
+      have Flax's default.
   """
 
   leaf: str

@@ -113,8 +113,8 @@ class CompressedNetwork:
 
     Args:
       variables: as of `nn.Module.apply`; leaves may be matrices.
-      *args: of `nn.Module.apply`.
-      **options: of `nn.Module.apply`.
+      *args: positional arguments of `nn.Module.apply`.
+      **options: keyword arguments of `nn.Module.apply`.
 
     Raises:
       ValueError: a matrix has another size than the network asks for.
@@ -230,7 +230,7 @@ class _Plan(NamedTuple):
   """What becomes of compressed parameters, by path.
 
   Attributes:
-    shapes: that the network asks for.
+    shapes: shapes that the network asks for.
     layers: parameters that run from codes.
     decoded: others that are read, and why so.
   """

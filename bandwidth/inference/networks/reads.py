@@ -39,8 +39,8 @@ def layer_call(
 
   Args:
     name: name of the layer, by which it is marked.
-    run: of arrays; marked by its name.
-    kernel: of any shape, which the parameter has to have as well.
+    run: function `(kernel, *rest) -> array`; its name is set to the mark.
+    kernel: array of the shape that the parameter has.
     *rest: nested arrays.
   """
   operands = 1 + len(jax.tree.leaves(rest))
