@@ -76,7 +76,7 @@ def deep_gradient_compression(
     masking: whether momentum is zeroed where an element is sent.
     clip_norm: L2 norm that the average of N gradients is clipped to; 0: off.
     weight_decay: L2 coefficient; 0: off. Needs `params` in `reduce`.
-    values: format of sent values, see `value_format`.
+    values: 'float32', 'float16', 'float8' or 'sign', see `value_format`.
     exchange: 'all_gather', 'owner_sharded' or 'dense', see `sparse_all_reduce`.
     scope: 'layer' selects from each leaf, 'global' from all together.
     dense_rules: pairs (expression, bool): whether matching parameters are sent

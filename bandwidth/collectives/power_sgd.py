@@ -51,7 +51,7 @@ def power_sgd(
 
   Args:
     axis_name: mapped axis, or axes, of the workers. None: one worker.
-    rank: columns of P and Q.
+    rank: number of columns of P and Q, positive.
     seed: seed of the first Q, an int; the same on all workers.
 
   Returns:

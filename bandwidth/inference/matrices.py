@@ -276,7 +276,7 @@ def ternary_matrix(
 
   Args:
     signs: integers [N, K], 1, 0 or -1.
-    positive: what 1 means, W_p.
+    positive: W_p, the value of code 1.
     negative: what -1 means, with its sign: -W_n.
 
   Raises:
@@ -335,7 +335,7 @@ def sparse_matrix(codes: np.ndarray, codebook: np.ndarray) -> SparseMatrix:
 
   Args:
     codes: integers [N, K]; entries of the codebook that are 0 are left out.
-    codebook: finite, [entries], at most 256.
+    codebook: float [entries], finite, at most 256.
 
   Raises:
     ValueError: as `codebook_matrix`.

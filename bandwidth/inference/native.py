@@ -101,7 +101,7 @@ def build(
 
   Args:
     directory: where they are kept; None: the user's cache.
-    flags: further ones, of compiler and linker.
+    flags: further flags of the compiler and linker.
 
   Returns:
     The shared library, whole and no one else's.

@@ -143,7 +143,7 @@ class Packer:
       outputs: number of outputs N of the matrix.
       bits: bits of a code: 2, 4 or 8.
       taps: T: codes come as [T, K / T, N], and input c T + t is (t, c) of them.
-      by_output: they come as [N, K].
+      by_output: whether codes come as [N, K].
     """
     self.bits = bits
     self.packed = np.zeros((outputs, row_bytes(inputs, bits)), np.uint8)

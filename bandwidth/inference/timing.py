@@ -69,7 +69,8 @@ def measure_forms(
   """Times products of square matrices on this device.
 
   Args:
-    sizes: numbers K = N of inputs and outputs, at least two.
+    sizes: numbers K = N of inputs and outputs, positive; two or more, so that
+      `predict` can interpolate.
     batches: numbers of rows of activations, positive.
     kinds: forms to time, of `KINDS`.
     backend: name of the backend, one of `products.BACKENDS`.

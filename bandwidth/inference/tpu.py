@@ -136,7 +136,7 @@ def _kernel(
 
   Args:
     words_ref: uint32 [rows, W], packed rows of the matrix.
-    x_ref: float32 [B, fields, W].
+    x_ref: float32 [B, fields, W], activations by field of a word.
     table_ref: float32 [rows, entries], or [rows, 1] steps.
     y_ref: float32 [B, rows], where the products go.
     bits: bits of a code; None: integers of 8 bits.

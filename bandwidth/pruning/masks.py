@@ -58,8 +58,9 @@ def masks_from_scores(
     weight_scores: tree of scores, the same shapes. The highest are kept.
     sparsity: target in [0, 1], a number or a traced scalar; None where the
       distribution has its own.
-    distribution: shares the target among the parameters.
-    structure: makes one parameter's mask.
+    distribution: function that shares the target among parameters, as in
+      `distributions`.
+    structure: function that makes one parameter's mask, as in `structures`.
     rules: what is prunable, see `distributions.prunable`.
 
   Returns:
@@ -100,8 +101,9 @@ def make_masks(
     sparsity: target in [0, 1], a number or a traced scalar; None where the
       distribution has its own.
     score: function that ranks the weights, as in `scores`.
-    distribution: shares the target among the parameters.
-    structure: makes one parameter's mask.
+    distribution: function that shares the target among parameters, as in
+      `distributions`.
+    structure: function that makes one parameter's mask, as in `structures`.
     rules: what is prunable, see `distributions.prunable`.
     grads: gradients, for scores that need them.
     key: typed key, for scores that need one.

@@ -18,8 +18,8 @@ class SensitivityRow(NamedTuple):
   Attributes:
     name: name of the only parameter that was pruned.
     sparsity: the sparsity that was asked for, in [0, 1].
-    size: weights of the parameter.
-    kept: weights left in it.
+    size: number of weights of the parameter.
+    kept: number of weights that its mask keeps.
     value: the number that `evaluate` returned, as a float.
     change: value minus that of the parameters as given.
   """

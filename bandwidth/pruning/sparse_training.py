@@ -88,17 +88,17 @@ def sparse_training(
   `apply_masks(params, masks)`; after the first update it is so anyway.
 
   Args:
-    inner: the optimizer, any chain.
+    inner: the optimizer, any optax transformation or chain.
     masks: tree of masks, or a function that makes it from the parameters that
       `init` is given. Usually `make_masks` with `scores.random` and
       `distributions.erdos_renyi_kernel`.
-    end: T_end, no exchange from there on.
+    end: T_end, the update from which no weights are exchanged.
     frequency: ΔT, updates from one exchange to the next.
     fraction: exchanged at first and falling to 0 at `end` by
       `schedules.cosine_fraction`, or a schedule of one's own.
     grow: ranks the weights to grow: `scores.gradient_magnitude` is RigL,
       `scores.random` is SET.
-    key: typed key, for random growth.
+    key: typed key, for random growth. None where the score needs none.
 
   Returns:
     An `optax.GradientTransformationExtraArgs`; `init` raises ValueError if

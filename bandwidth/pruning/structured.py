@@ -60,7 +60,7 @@ class ChannelGroup:
 
   Attributes:
     name: name of the group, unique.
-    channels: how many there are, C.
+    channels: number of channels C.
     outputs: what makes a channel: output axes of kernels, biases, scales and
       shifts of normalization. Zeros there silence the channel.
     inputs: what reads it: input axes of the next kernels.
@@ -164,7 +164,7 @@ def remove_channels(
 
   Args:
     tree: arrays, `{'params': …, 'batch_stats': …}` where there are statistics.
-    groups: the groups, see `ChannelGroup`.
+    groups: channels that are kept or removed together, see `ChannelGroup`.
     keep: kept channels by group name; groups that it lacks stay whole.
 
   Returns:

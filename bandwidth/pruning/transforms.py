@@ -29,8 +29,8 @@ def project(updates: Params, params: Params, masks: Masks) -> Params:
 
   Args:
     updates: what would be added to the parameters.
-    params: the parameters, finite where masked.
-    masks: their masks, scalar True where unpruned.
+    params: tree of arrays, the parameters, finite where masked.
+    masks: tree of bool masks of their shapes; scalar True where unpruned.
 
   >>> w, u = jnp.array([0.1, 0.2]), jnp.array([1.0, 1.0])
   >>> (w + project(u, w, jnp.array([True, False]))).tolist()[1]
@@ -149,8 +149,9 @@ def prune(
     score: ranks the weights. A score of gradients needs them as an extra
       argument, `tx.update(grads, state, params, grads=grads)`, because what
       arrives at the end of a chain is no gradient.
-    distribution: shares the target among the parameters.
-    structure: makes one parameter's mask.
+    distribution: function that shares the target among parameters, as in
+      `distributions`.
+    structure: function that makes one parameter's mask, as in `structures`.
     rules: what is prunable, see `distributions.prunable`.
     key: typed key, for a random score.
 

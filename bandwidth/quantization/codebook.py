@@ -188,7 +188,7 @@ class Row(NamedTuple):
   """One group of weights: who survives, and the survivors.
 
   Attributes:
-    survives: bool [weights of the group].
+    survives: bool [weights of the group], True where a weight survives.
     values: float32 [survivors], the weights that survive.
     importance: float [survivors], weights of their squared errors. None: all 1.
   """

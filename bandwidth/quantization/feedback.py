@@ -49,7 +49,8 @@ class RoundingPlan(NamedTuple):
   Attributes:
     order: int [columns]; those that matter most come first, while others can
       still make up for them.
-    cost: float64 [columns], d in that order.
+    cost: float64 [columns], diagonal d of the factorized Hessian, in that
+      order.
     pull: float32 [columns, columns], U_jk / U_jj in that order.
     rows: float [rows], positive: what an error of each output counts.
     level: geometric mean of `rows` by which steps of columns are set.
@@ -220,7 +221,7 @@ def _sweep(
 
   Args:
     weights: float32 [rows, columns], in the order of the plan.
-    steps: [rows, 1] or [1, columns].
+    steps: float32 [rows, 1] or [1, columns], the steps of the levels.
     pull: [columns, columns], what an error of a column does to later ones.
     ratio: [rows, columns], cost of an error of one step.
     penalty: cost of the bits of each level. None: bits cost nothing.

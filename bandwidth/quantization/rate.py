@@ -36,7 +36,7 @@ class RateGroup:
       extreme rates a step and a table cost as much as a small tensor: put all
       biases into one group.
     step: Δ at the start, relative to the root mean square of the group.
-    prior: over the integers of the group.
+    prior: family of distributions of the group's integers.
   """
 
   name: str | None = None

@@ -171,7 +171,7 @@ def optimize_levels(
     axis: the axis of the steps. The levels of all channels share their rates.
     rates: how bits are estimated; None: three times by `geometric_rates`, then
       by `adaptive_rates()`.
-    iterations: at most this many.
+    iterations: largest number of iterations.
 
   Returns:
     The integers with their step, bits and distortion.

@@ -209,8 +209,8 @@ def _as_integers(
   """Rounds codebooks to integers of a scale, entry by entry with feedback.
 
   Args:
-    books: [groups, entries], at the least cost.
-    curvature: [groups, entries, entries], of the cost.
+    books: [groups, entries], entries of least cost.
+    curvature: [groups, entries, entries], second derivatives of the cost.
     largest: largest magnitude of the integers, positive.
   """
   # The largest comes first, and is an integer by the choice of the scale.

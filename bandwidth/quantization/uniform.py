@@ -62,7 +62,7 @@ class UniformLevels:
 
   Attributes:
     levels: int8, int16 or int32, in the shape of the tensor.
-    step: float32 [] or [channels].
+    step: float32 [] or [channels], positive.
     axis: the axis that the steps belong to.
   """
 
@@ -241,8 +241,8 @@ def fake_quantize(
 
   Args:
     values: float array of any shape and float dtype: weights or activations.
-    calibration: step and zero point.
-    grid: bits, sign and axis.
+    calibration: step and zero point of the grid, from a calibrator.
+    grid: gives the bits, the signedness and the axis.
 
   Returns:
     In the shape and dtype of `values`, exactly what the export decodes to.

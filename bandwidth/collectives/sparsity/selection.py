@@ -37,7 +37,7 @@ def top_k_indices(values: jax.Array, k: int) -> jax.Array:
 
   Args:
     values: float32 [n], the vector to select from.
-    k: static, `0 <= k <= n`.
+    k: number of elements to select, static, `0 <= k <= n`.
 
   Returns:
     int32 [k], increasing.
@@ -113,7 +113,7 @@ def striped_top_k(values: jax.Array, layout: Stripes, k: int) -> jax.Array:
 
   Args:
     values: float32 [layout.size], the vector to select from.
-    layout: how they are dealt out.
+    layout: how the vector is dealt out to owners.
     k: elements that each owner selects, `0 <= k <= layout.local_size`; static.
       Padding counts as smaller than zero.
 

@@ -111,7 +111,7 @@ def plan_units(
   """Decides which leaves are selected from together, and which not at all.
 
   Args:
-    params: a tree; leaves may be abstract.
+    params: tree of arrays or abstract shapes.
     scope: 'layer': each leaf is a unit; 'global': all are one.
     dense_rules: pairs (expression, whether the parameter stays dense), the
       first match counts, see `bandwidth.tree.match_rules`. Empty: none does.
@@ -148,7 +148,7 @@ def check_places(size: int, where: str) -> None:
 
   Args:
     size: elements that one selection, or one message, is made of.
-    where: what they are, for the message.
+    where: name of the vector in the error message.
   """
   if size > _MOST_PLACES:
     raise ValueError(

@@ -40,8 +40,8 @@ class Curve(NamedTuple):
   hold. Beyond the last size the last slope goes on.
 
   Attributes:
-    sizes: ascending, at least two.
-    seconds: at each of them.
+    sizes: numbers of bytes or elements, ascending, at least two.
+    seconds: seconds at each of these sizes.
   """
 
   sizes: tuple[float, ...]
@@ -81,7 +81,7 @@ class Choice(NamedTuple):
 
   Attributes:
     exchange: name of the fastest one, one of `CANDIDATES`.
-    seconds: predicted for a step, by candidate.
+    seconds: predicted seconds of a step, by candidate.
   """
 
   exchange: str
@@ -99,7 +99,7 @@ def choose_exchange(
   """Predicts the seconds of each exchange and returns the fastest.
 
   Args:
-    params: a tree; leaves may be abstract.
+    params: tree of arrays or abstract shapes.
     density: fraction of the elements that is sent, in (0, 1].
     workers: number of workers that exchange with each other.
     speeds: seconds as measured on these workers.

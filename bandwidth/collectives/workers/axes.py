@@ -74,7 +74,7 @@ def gather_workers(x: jax.Array, axes: Sequence[str]) -> jax.Array:
   between two hosts once for every pair of their devices.
 
   Args:
-    x: array of one worker.
+    x: array of any shape, one worker's.
     axes: names of the mapped axes, the slowest link first.
   """
   if not axes:

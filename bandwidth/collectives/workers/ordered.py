@@ -22,8 +22,8 @@ def ordered_psum(x: jax.Array, axes: Sequence[str]) -> jax.Array:
   what the all-reduce of XLA:CPU computes along one axis.
 
   Args:
-    x: array of one worker.
-    axes: mapped axes, the slowest link first.
+    x: array of any shape, one worker's.
+    axes: names of the mapped axes, the slowest link first.
 
   >>> x = jax.numpy.array([1.0, 2.0, 4.0])
   >>> jax.vmap(lambda x: ordered_psum(x, ['data']), axis_name='data')(x)

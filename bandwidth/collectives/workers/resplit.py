@@ -59,7 +59,7 @@ def check_momentum(reducer: GradientReducer, opt_state: Any) -> None:
   does, too, because the factor is not in it.
 
   Args:
-    reducer: with or without a `momentum`.
+    reducer: the reducer, whose `momentum` is compared.
     opt_state: state of the optimizer that gets its mean gradients; may be
       abstract.
 

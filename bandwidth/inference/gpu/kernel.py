@@ -104,7 +104,7 @@ def multiply(
   """Multiplies rows of activations by packed rows.
 
   Args:
-    words: uint32 [N, words of a row].
+    words: uint32 [N, words of a row], packed rows of the matrix.
     x: float32 [B, inputs]; of integers uint32 [B, packed groups, words].
     tables: [1 or N, elements], in the form of `decoding.table`.
     decoding: how words become weights, and with what arithmetic.

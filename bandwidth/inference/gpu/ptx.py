@@ -119,7 +119,7 @@ def look_up(word: Any, shift: int, mask: int, base: Any, offset: int) -> Any:
 
   Args:
     word: word that holds the code.
-    shift: bits below the code.
+    shift: number of bits below the code.
     mask: mask of the bits of a code.
     base: address of the table in shared memory.
     offset: bytes added to the address.
@@ -140,7 +140,7 @@ def look_up_pair(word: Any, shift: int, base: Any, lane: Any) -> Any:
 
   Args:
     word: word that holds the codes.
-    shift: bits below the byte.
+    shift: number of bits below the byte.
     base: address of the table, which has an entry in 128 bytes.
     lane: what the lane adds, 4 times its number.
   """
@@ -175,9 +175,9 @@ def pick(word: Any, shift: int, bits: int | None, table: Sequence[Any]) -> Any:
 
   Args:
     word: word that holds the codes; without bits, the four bytes.
-    shift: bits below the first code.
+    shift: number of bits below the first code.
     bits: bits of a code, 2 or 4; None: there are no codes.
-    table: its bytes, four in a word.
+    table: words of the table, each with four of its bytes.
   """
   if bits is None:
     return word

@@ -38,9 +38,9 @@ class Part:
 
   Attributes:
     whole: the joined matrix in the layer that is called first, or None.
-    group: name of that layer.
-    begin: first output of this one.
-    end: one more than its last.
+    group: name of the layer that has the joined matrix.
+    begin: index of the first output of this part.
+    end: index after the last output of this part.
   """
 
   whole: Any

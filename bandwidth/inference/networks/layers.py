@@ -32,7 +32,7 @@ class Layer(NamedTuple):
   """A method of a layer that can run from codes.
 
   Attributes:
-    leaf: name of the parameter.
+    leaf: name of the parameter within the layer.
     run: (layer, matrix, inputs, bias or None, multiply) -> outputs.
     fields: names of the layer's fields that may have any value; others must
       have Flax's default.

@@ -231,8 +231,8 @@ class _Plan(NamedTuple):
 
   Attributes:
     shapes: shapes that the network asks for.
-    layers: parameters that run from codes.
-    decoded: others that are read, and why so.
+    layers: paths of parameters that run from codes.
+    decoded: why each other parameter that is read has to be decoded.
   """
 
   shapes: dict[Path, tuple[int, ...]]

@@ -24,7 +24,7 @@ class Reads(NamedTuple):
   """Names of parameters.
 
   Attributes:
-    layers: what only marked layers read.
+    layers: names of parameters that only marked layers read.
     others: what something else reads, or a layer that a transformation changes.
   """
 
