@@ -276,8 +276,8 @@ def ternary_matrix(
 
   Args:
     signs: integers [N, K], 1, 0 or -1.
-    positive: W_p, the value of code 1.
-    negative: what -1 means, with its sign: -W_n.
+    positive: W_p, the value of sign 1.
+    negative: -W_n, the value of sign -1.
 
   Raises:
     ValueError: a sign is none of these.

@@ -177,7 +177,7 @@ def measure_matrices(
   """Returns a table of the matrices of a network, each in all its forms.
 
   Args:
-    params: nested dictionaries with matrices, as for `plan_inference`.
+    params: pytree with matrices among its leaves, as for `plan_inference`.
     rows: rows of activations by name of the matrix; matrices not named are not
       timed.
     backend: name of the backend, one of `products.BACKENDS`.

@@ -49,8 +49,7 @@ class RoundingPlan(NamedTuple):
   Attributes:
     order: int [columns]; those that matter most come first, while others can
       still make up for them.
-    cost: float64 [columns], diagonal d of the factorized Hessian, in that
-      order.
+    cost: float64 [columns], d, cost of an error of each column in that order.
     pull: float32 [columns, columns], U_jk / U_jj in that order.
     rows: float [rows], positive: what an error of each output counts.
     level: geometric mean of `rows` by which steps of columns are set.

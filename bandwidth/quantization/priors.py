@@ -185,7 +185,7 @@ def empirical_prior(radius: int = 15, *, pseudo_count: float = 0.5) -> Prior:
   the radius as `table_prior`.
 
   Args:
-    radius: the largest integer that is counted, positive.
+    radius: integers −radius to radius are counted; positive.
     pseudo_count: added to each count, as adaptive coders do (Krichevsky,
       Trofimov 1981), so that no level is impossible.
 

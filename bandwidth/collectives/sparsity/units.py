@@ -148,7 +148,7 @@ def check_places(size: int, where: str) -> None:
 
   Args:
     size: elements that one selection, or one message, is made of.
-    where: name of the vector in the error message.
+    where: subject of the error message, in the plural.
   """
   if size > _MOST_PLACES:
     raise ValueError(

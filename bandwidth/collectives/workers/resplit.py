@@ -59,7 +59,7 @@ def check_momentum(reducer: GradientReducer, opt_state: Any) -> None:
   does, too, because the factor is not in it.
 
   Args:
-    reducer: the reducer, whose `momentum` is compared.
+    reducer: the reducer before the optimizer; one without momentum passes.
     opt_state: state of the optimizer that gets its mean gradients; may be
       abstract.
 

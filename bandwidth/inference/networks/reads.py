@@ -87,9 +87,9 @@ class _Found(NamedTuple):
   """What is read, by name.
 
   Attributes:
-    layers: by mark of a layer.
+    layers: names of the parameters that each marked layer reads, by its mark.
     odd: marks of what is no layer of a whole parameter.
-    others: read by something else.
+    others: names of the parameters that something else reads.
   """
 
   layers: dict[str, set[Any]]
