@@ -69,11 +69,11 @@ def random_k(
 
   Args:
     axis_name: mapped axis, or axes, of the workers. None: one worker.
-    density: drawn elements by all, in (0, 1].
-    memory: None: `error_feedback()`.
-    dtype: of the values on the wire: float32, bfloat16 or float16.
-    scope: 'layer' or 'global', see `plan_units`.
-    seed: of the draws; the same on all workers.
+    density: fraction of elements that is drawn, in (0, 1].
+    memory: what keeps elements until drawn. None: `error_feedback()`.
+    dtype: dtype of the values sent: float32, bfloat16 or float16.
+    scope: 'layer' draws from each leaf, 'global' from all together.
+    seed: seed of the draws, an int; the same on all workers.
 
   Returns:
     A reducer with the state `AlignedState`.
@@ -139,10 +139,10 @@ def shared_mask(
 
   Args:
     axis_name: mapped axis, or axes, of the workers. None: one worker.
-    density: selected elements by all, in (0, 1].
-    memory: None: `error_feedback()`.
-    dtype: of the values on the wire: float32, bfloat16 or float16.
-    scope: 'layer' or 'global', see `plan_units`.
+    density: fraction of elements that is selected, in (0, 1].
+    memory: what keeps elements until sent. None: `error_feedback()`.
+    dtype: dtype of the values sent: float32, bfloat16 or float16.
+    scope: 'layer' selects from each leaf, 'global' from all together.
 
   Returns:
     A reducer with the state `AlignedState`.
@@ -221,32 +221,22 @@ def _aligned(
     kept = Leaves.of(state.kept, structure)
     candidates, momenta = accumulate(memory, units, leaves, kept)
     counts = units.counts(density)
-    step = same_on_all(state.step, axes)
-    places = choose(candidates, counts, step)
+    places = choose(candidates, counts, same_on_all(state.step, axes))
     picked = [v[at] for v, at in zip(candidates, places, strict=True)]
     sent = [_on_wire(v, wire) for v in picked]
     means, _ = mean_of.reduce(sent, ())
-    if scaled:
-      means = _by_widths(means, units, counts)
-    mean = [
-      put(jnp.zeros(n, jnp.float32), at, m)
-      for n, at, m in zip(units.sizes, places, means, strict=True)
-    ]
+    update = _as_leaves(means, places, units, leaves, scaled)
     rests = [p - s for p, s in zip(picked, sent, strict=True)]
     new = retain(memory, units, kept, candidates, momenta, places, rests)
-    update = units.leaves(mean, units.dense_vector(leaves))
-    return (
-      cast(jax.tree.unflatten(structure, update), grads),
-      AlignedState(new.as_trees(structure), state.step + 1),
-    )
+    average = cast(jax.tree.unflatten(structure, update), grads)
+    return average, AlignedState(new.as_trees(structure), state.step + 1)
 
   def wire_bytes(params: Params, workers: int | Sequence[int]) -> int:
     units = plan_units(params, scope=scope)
     counts = units.counts(density)
     values = jax.ShapeDtypeStruct((sum(counts),), jnp.float32)
-    return index_bytes(units, counts, count_workers(workers)) + (
-      dense_wire_bytes(values, workers=workers, dtype=wire)
-    )
+    indices = index_bytes(units, counts, count_workers(workers))
+    return indices + dense_wire_bytes(values, workers=workers, dtype=wire)
 
   def flush(state: AlignedState, params: Params) -> tuple[Params, AlignedState]:
     mean, kept = flush_kept(state.kept, params, axes)
@@ -257,14 +247,28 @@ def _aligned(
   )
 
 
-def _by_widths(
-  means: list[jax.Array], units: Units, counts: Sequence[int]
+def _as_leaves(
+  means: list[jax.Array],
+  places: list[jax.Array],
+  units: Units,
+  leaves: list[jax.Array],
+  scaled: bool,
 ) -> list[jax.Array]:
-  """Multiplies what was drawn by the size of its stratum."""
-  return [
-    m * jnp.diff(strata(n, k)).astype(jnp.float32)
-    for m, n, k in zip(means, units.sizes, counts, strict=True)
-  ]
+  """Returns leaves with the means at their places, and zeros elsewhere.
+
+  Args:
+    means: float32, of each unit.
+    places: int32 indices of the means in each unit.
+    units: what is selected from.
+    leaves: gradients, of which the dense ones are returned as they are.
+    scaled: whether each mean is multiplied by the size of its stratum.
+  """
+  dense = []
+  for n, at, m in zip(units.sizes, places, means, strict=True):
+    if scaled:
+      m = m * jnp.diff(strata(n, at.size)).astype(jnp.float32)
+    dense.append(put(jnp.zeros(n, jnp.float32), at, m))
+  return units.leaves(dense, units.dense_vector(leaves))
 
 
 def _on_wire(values: jax.Array, wire: jnp.dtype) -> jax.Array:

@@ -70,17 +70,19 @@ def deep_gradient_compression(
     axis_name: mapped axis of the workers; or two, the slow and the fast one:
       then gradients are averaged densely over the fast axis, and compressed
       between groups, see `hierarchical`.
-    density: of what is sent, in (0, 1].
-    momentum: m, in [0, 1).
-    nesterov: `u = m (u + g); v = v + u + g`.
-    masking: momentum factor masking.
-    clip_norm: of the average of N gradients; 0: off.
+    density: fraction of the elements that is sent, in (0, 1].
+    momentum: momentum factor m, in [0, 1).
+    nesterov: whether momentum is Nesterov's, `u = m (u + g); v = v + u + g`.
+    masking: whether momentum is zeroed where an element is sent.
+    clip_norm: L2 norm that the average of N gradients is clipped to; 0: off.
     weight_decay: L2 coefficient; 0: off. Needs `params` in `reduce`.
-    values: format of sent values, see `value_format`.
-    exchange: see `sparse_all_reduce`.
-    scope: likewise.
-    dense_rules: likewise. The paper's byte counts leave biases and norms dense.
-    forward: likewise.
+    values: 'float32', 'float16', 'float8' or 'sign', see `value_format`.
+    exchange: 'all_gather', 'owner_sharded' or 'dense', see `sparse_all_reduce`.
+    scope: 'layer' selects from each leaf, 'global' from all together.
+    dense_rules: pairs (expression, bool): whether matching parameters are sent
+      in full, as the paper does with biases and norms.
+    forward: for 'owner_sharded': entries that an owner sends to all, as a
+      multiple of those that it gets from one worker.
     workers: number, or sizes of the axes; needed by 'owner_sharded', for two
       axes, and by `resplit`.
 
@@ -201,8 +203,8 @@ def clip_local(grads: Params, limit: float) -> Params:
   The norm is L2 over all leaves, summed in an order that no mapping changes.
 
   Args:
-    grads: floating-point arrays.
-    limit: positive.
+    grads: tree of floating-point arrays, one worker's gradients.
+    limit: largest L2 norm allowed, positive.
   """
   leaves = [leaf.astype(jnp.float32).ravel() for leaf in jax.tree.leaves(grads)]
   if not leaves:

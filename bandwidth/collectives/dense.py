@@ -42,7 +42,7 @@ def dense_all_reduce(
   Args:
     axis_name: mapped axis, or axes, of the workers, the slowest link first.
       None: one worker.
-    dtype: of the elements on the wire: float32, bfloat16 or float16.
+    dtype: dtype of the elements sent: float32, bfloat16 or float16.
 
   Returns:
     A reducer. `mean_grads` has the dtypes of `grads`.

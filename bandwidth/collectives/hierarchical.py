@@ -250,7 +250,7 @@ def hierarchical_wire_bytes(
 
   Args:
     between: the reducer of the slow axis.
-    params: a tree; leaves may be abstract.
+    params: tree of arrays or abstract shapes.
     workers: sizes of the slow and the fast axis.
 
   Raises:

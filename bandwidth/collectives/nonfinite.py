@@ -26,7 +26,7 @@ def skip_nonfinite(
   step out too; the next one goes on as if the bad one had never been.
 
   Args:
-    reducer: of the same axis.
+    reducer: the reducer to guard, on the same axis.
     axis_name: mapped axis, or axes, of the workers. None: one worker.
 
   Returns:

@@ -51,8 +51,8 @@ def power_sgd(
 
   Args:
     axis_name: mapped axis, or axes, of the workers. None: one worker.
-    rank: columns of P and Q.
-    seed: of the first Q, the same on all workers.
+    rank: number of columns of P and Q, positive.
+    seed: seed of the first Q, an int; the same on all workers.
 
   Returns:
     A reducer with the state `PowerSGDState`. `mean_grads` has the dtypes of
@@ -208,7 +208,7 @@ def orthogonalize(matrix: jax.Array) -> jax.Array:
   what is left of it is rounding, orthogonal to nothing.
 
   Args:
-    matrix: float32 [rows, rank].
+    matrix: float32 [rows, rank], whose columns are made orthonormal.
 
   >>> orthogonalize(jnp.array([[3.0, 3.0], [4.0, 4.0]]))
   Array([[0.6, 0. ],

@@ -77,9 +77,9 @@ def qsgd(
 
   Args:
     axis_name: mapped axis, or axes, of the workers. None: one worker.
-    bits: of an element on the wire: 2, 4 or 8, sign included.
+    bits: bits of an element sent: 2, 4 or 8, sign included.
     bucket: elements that share a norm. Few of them add less noise.
-    seed: of the rounding; each worker and step has a key of its own.
+    seed: seed of the rounding; each worker and step has its own key.
 
   Returns:
     A reducer with the state `RandomState`. `mean_grads` has the dtypes of
@@ -144,7 +144,7 @@ def terngrad(
     clip: c. None: no clipping. σ is the root of the mean square in the leaf,
       the paper's gradients having mean zero; so a leaf of one element is not
       clipped.
-    seed: of the rounding; each worker and step has a key of its own.
+    seed: seed of the rounding; each worker and step has its own key.
 
   Returns:
     A reducer with the state `RandomState`. `mean_grads` has the dtypes of

@@ -46,15 +46,17 @@ class SparseOptions(NamedTuple):
   """What is static in a sparse all-reduce.
 
   Attributes:
-    density: selected elements by all, in (0, 1].
-    memory: of what is not sent.
-    values: format, see `value_format`.
+    density: fraction of the elements that is selected, in (0, 1].
+    memory: how unsent gradients accumulate.
+    values: 'float32', 'float16', 'float8' or 'sign', see `value_format`.
     exchange: 'all_gather', 'owner_sharded' or 'dense'.
     scope: 'layer' or 'global', see `plan_units`.
-    dense_rules: which parameters are not sparsified.
-    forward: see `owner_messages`.
-    workers: of the axis; 0: not known, which 'owner_sharded' and `resplit`
-      can't do with.
+    dense_rules: pairs (expression, bool): whether matching parameters are sent
+      in full.
+    forward: for 'owner_sharded': entries that an owner sends to all, as a
+      multiple of those that it gets from one worker.
+    workers: number of workers on the axis; 0: unknown, which 'owner_sharded'
+      and `resplit` do not accept.
   """
 
   density: float
@@ -135,17 +137,17 @@ def sparse_all_reduce(
   Args:
     axis_name: mapped axis of the workers. None: one worker. For a fast and a
       slow axis see `hierarchical`.
-    density: in (0, 1].
-    memory: of what is not sent; None: `error_feedback()`.
+    density: fraction of the elements that is selected, in (0, 1].
+    memory: how unsent gradients accumulate. None: `error_feedback()`.
     values: 'float32', 'float16', 'float8' or 'sign', see `value_format`.
     exchange: 'all_gather', whose traffic grows with the number of workers, or
       'owner_sharded', whose does not; or 'dense'.
     scope: 'layer' selects from each leaf, 'global' from all leaves together.
     dense_rules: pairs (expression, bool): parameters that travel in full in the
       same message, biases and norms, say. Where all do, they are all-reduced.
-    forward: of 'owner_sharded': entries that an owner sends to all, by those
-      that one worker sends to it.
-    workers: their number, which 'owner_sharded' and `resplit` need.
+    forward: for 'owner_sharded': entries that an owner sends to all, as a
+      multiple of those that it gets from one worker.
+    workers: number of workers, which 'owner_sharded' and `resplit` need.
 
   Returns:
     A reducer with the state `SparseState`.

@@ -42,8 +42,8 @@ def settled(backend: str, matrix: Matrix) -> str:
   """Returns the backend that is meant, as far as it is known before lowering.
 
   Args:
-    backend: of `BACKENDS`.
-    matrix: of any form.
+    backend: name of a backend, one of `BACKENDS`.
+    matrix: a compressed matrix of any form.
 
   Raises:
     ValueError: the one that is asked for can't run the matrix here; the
@@ -111,10 +111,11 @@ def product(
   """Returns x W, float32 [..., N].
 
   Args:
-    x: float32 [..., K].
-    matrix: of any form; all parts vary over the same axes of a mesh as x.
-    backend: that `settled` returned.
-    mode: of `rounding.MODES`.
+    x: float32 [..., K], activations.
+    matrix: a compressed matrix of any form; all parts vary over the same axes
+      of a mesh as x.
+    backend: name of the backend that `settled` returned.
+    mode: mode of arithmetic, one of `rounding.MODES`.
   """
   parts, form = jax.tree.flatten(matrix)
   return _product.bind(x, *parts, form=form, backend=backend, mode=mode)

@@ -62,8 +62,8 @@ def find(folder: pathlib.Path, key: str) -> pathlib.Path | None:
   """Returns a library that is whole and this user's; None: there is none.
 
   Args:
-    folder: that `make` has been asked for.
-    key: of what it was built of.
+    folder: folder of built kernels, from `make`.
+    key: hash of what the kernel was built from.
   """
   for path in sorted(folder.glob(f'{key}-*.so')):
     if _why_not_private(path):

@@ -55,10 +55,10 @@ def load_compressed(
   by a warning of one line, which says why; form `dense` asks for it.
 
   Args:
-    path: of a .bwz file.
-    forms: of `FORMS`, by name of a tensor; others are kept as the smallest.
-      With one of `codebook` and `sparse`, a tensor of more than two axes that
-      is no `kernel` is taken for one.
+    path: path of a .bwz file.
+    forms: for tensors by name, one of `FORMS`; others are kept as the smallest.
+      With 'codebook' or 'sparse', a tensor of more than two axes that is not
+      named `kernel` is taken for one.
 
   Returns:
     Nested dictionaries, as `coding.load_tree`. Leaves are matrices where the
@@ -118,9 +118,9 @@ def executable(
   """Returns what runs of one tensor.
 
   Args:
-    name: its name, or the last part of that.
-    tensor: as the file has it.
-    form: of `FORMS`.
+    name: name of the tensor, or the last part of it.
+    tensor: the tensor as the file has it.
+    form: what to keep it as, one of `FORMS`.
 
   Raises:
     ValueError: the tensor can't have that form.
@@ -155,9 +155,9 @@ class _Place(NamedTuple):
   """Where the parts of a tensor are in its matrix.
 
   Attributes:
-    shape: (K, N).
-    taps: positions of a convolution.
-    by_output: whether the first axis are the outputs.
+    shape: (K, N), inputs and outputs of the matrix.
+    taps: number of positions of a convolution.
+    by_output: whether outputs are the first axis of the tensor.
     grid: groups along the axes of the tensor.
   """
 
@@ -297,7 +297,7 @@ class _LevelCodes:
   """Codes of levels, in the order in which these appear.
 
   Attributes:
-    levels: by code.
+    levels: the level that each code stands for.
     counts: [256] how often each was there, by code.
   """
 

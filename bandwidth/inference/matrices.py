@@ -60,10 +60,10 @@ class CodebookMatrix:
   Output n is of group g(n) = n // (N / G), input k of h(k) = k // (K / H).
 
   Attributes:
-    codes: packed, uint8.
-    codebook: float32.
-    shape: (K, N).
-    bits: of a code, one of `WIDTHS`.
+    codes: uint8, packed codes of each output.
+    codebook: float32, the weight of each code by group.
+    shape: (K, N), inputs and outputs of the matrix.
+    bits: bits of a code, one of `WIDTHS`.
   """
 
   codes: Array
@@ -85,8 +85,8 @@ class UniformMatrix:
 
   Attributes:
     levels: int8 [N, 64 ceil(K / 64)], filled up with zeros.
-    step: float32 [G, H].
-    shape: (K, N).
+    step: float32 [G, H], step of each group.
+    shape: (K, N), inputs and outputs of the matrix.
   """
 
   levels: Array
@@ -110,9 +110,9 @@ class SparseMatrix:
   Attributes:
     starts: int32 [N + 1], ascending from 0.
     columns: uint16 or, where K is larger than 65536, int32, [nonzeros].
-    codes: uint8 [nonzeros].
+    codes: uint8 [nonzeros], indices into the codebook.
     codebook: float32 [entries], at most 256.
-    shape: (K, N).
+    shape: (K, N), inputs and outputs of the matrix.
   """
 
   starts: Array
@@ -213,7 +213,7 @@ def codebook_matrix(
   Args:
     codes: integers [N, K]: what output n reads of input k.
     codebook: finite, [entries], or [G, H, entries] as in `CodebookMatrix`.
-    bits: of a code; None: as few as the codebook needs.
+    bits: bits of a code; None: as few as the codebook needs.
 
   Raises:
     ValueError: codes are out of range, the codebook has no entries, too many or
@@ -254,10 +254,10 @@ def packed_matrix(
   """Returns the matrix of packed codes, all of which the codebook has.
 
   Args:
-    packed: of `pack`.
+    packed: uint8 codes of each output, from `pack`.
     codebook: float32 [G, H, entries], at most 2^bits.
-    shape: (K, N).
-    bits: of a code.
+    shape: (K, N), inputs and outputs of the matrix.
+    bits: bits of a code, one of `WIDTHS`.
 
   Raises:
     ValueError: groups do not divide the matrix.
@@ -276,8 +276,8 @@ def ternary_matrix(
 
   Args:
     signs: integers [N, K], 1, 0 or -1.
-    positive: what 1 means, W_p.
-    negative: what -1 means, with its sign: -W_n.
+    positive: W_p, the value of sign 1.
+    negative: -W_n, the value of sign -1.
 
   Raises:
     ValueError: a sign is none of these.
@@ -297,7 +297,7 @@ def uniform_matrix(
   Args:
     levels: integers [N, K] in [-2^(bits-1), 2^(bits-1)).
     step: finite, [] or [G, H]: what a level is to be multiplied by.
-    bits: of a level; 2 and 4 give a `CodebookMatrix` of all levels.
+    bits: bits of a level; 2 and 4 give a `CodebookMatrix` of all levels.
 
   Raises:
     ValueError: a level is out of range, or as `codebook_matrix`.
@@ -335,7 +335,7 @@ def sparse_matrix(codes: np.ndarray, codebook: np.ndarray) -> SparseMatrix:
 
   Args:
     codes: integers [N, K]; entries of the codebook that are 0 are left out.
-    codebook: finite, [entries], at most 256.
+    codebook: float [entries], finite, at most 256.
 
   Raises:
     ValueError: as `codebook_matrix`.
@@ -370,7 +370,7 @@ def sparse_of(
   Args:
     pieces: gives the first output and the codes [n, K] of each.
     codebook: float32 [entries], which has all codes.
-    shape: (K, N).
+    shape: (K, N), inputs and outputs of the matrix.
   """
   starts, columns, codes = packing.kept(pieces, codebook != 0, shape)
   return SparseMatrix(

@@ -101,7 +101,7 @@ def build(
 
   Args:
     directory: where they are kept; None: the user's cache.
-    flags: further ones, of compiler and linker.
+    flags: further flags of the compiler and linker.
 
   Returns:
     The shared library, whole and no one else's.
@@ -204,7 +204,7 @@ def use(instructions: str | None = None) -> str:
   """Chooses kernels; returns the name of those in use then.
 
   Args:
-    instructions: of `INSTRUCTIONS`. Where the machine lacks them, nothing
+    instructions: one of `INSTRUCTIONS`. Where the machine lacks them, nothing
       changes. None: those of BANDWIDTH_KERNELS, or the best.
 
   Raises:
@@ -236,9 +236,9 @@ def product(x: jax.Array, matrix: Matrix, mode: str) -> jax.Array:
   """Returns x W, float32 [..., N].
 
   Args:
-    x: float32 [..., K].
-    matrix: that `why_not` has nothing against.
-    mode: of `MODES`; of a `SparseMatrix` 'exact'.
+    x: float32 [..., K], activations.
+    matrix: a compressed matrix that `why_not` accepts.
+    mode: mode of arithmetic, one of `MODES`; 'exact' for a `SparseMatrix`.
   """
   library()
   result = jax.ShapeDtypeStruct((*x.shape[:-1], matrix.shape[1]), jnp.float32)

@@ -38,7 +38,7 @@ def pack_rows(codes: np.ndarray, bits: int, out: np.ndarray) -> None:
 
   Args:
     codes: integers [N, K], below 2^bits.
-    bits: of a code, a divisor of 8.
+    bits: bits of a code, a divisor of 8.
     out: takes the result, uint8 [N, row_bytes(K, bits)], contiguous.
   """
   inputs, per = codes.shape[1], 8 // bits
@@ -99,7 +99,7 @@ def kept(
   Args:
     pieces: called twice, gives the first output and the codes [n, K] of each.
     keep: bool [entries], which codes stay.
-    shape: (K, N).
+    shape: (K, N), inputs and outputs of the matrix.
   """
   inputs, rows = shape
   starts = np.zeros(rows + 1, np.int32)
@@ -128,8 +128,8 @@ class Packer:
   """Codes of a matrix that come as they lie in a file.
 
   Attributes:
-    packed: uint8 [N, row bytes], of the codes so far.
-    bits: of a code.
+    packed: uint8 [N, row bytes], the codes so far.
+    bits: bits of a code: 2, 4 or 8.
   """
 
   def __init__(
@@ -139,11 +139,11 @@ class Packer:
     """Makes room.
 
     Args:
-      inputs: K.
-      outputs: N.
-      bits: of a code, 2, 4 or 8.
+      inputs: number of inputs K of the matrix.
+      outputs: number of outputs N of the matrix.
+      bits: bits of a code: 2, 4 or 8.
       taps: T: codes come as [T, K / T, N], and input c T + t is (t, c) of them.
-      by_output: they come as [N, K].
+      by_output: whether codes come as [N, K].
     """
     self.bits = bits
     self.packed = np.zeros((outputs, row_bytes(inputs, bits)), np.uint8)
@@ -217,7 +217,7 @@ class Packer:
     """Changes the bits of codes, and what they are.
 
     Args:
-      bits: from now on.
+      bits: bits of a code from now on: 2, 4 or 8.
       place: uint8, the new code of each old one; None: as it is.
     """
     old, before = self.packed, self.bits

@@ -12,7 +12,7 @@ def why_not(matrix: Matrix, device: str | None = None) -> str:
   """Returns why kernels can't run a matrix; empty where they can.
 
   Args:
-    matrix: of any form.
+    matrix: a compressed matrix of any form.
     device: 'gpu' or 'tpu'; None: the default one.
   """
   device = device or jax.default_backend()
@@ -37,9 +37,9 @@ def product(
   """Returns x W, float32 [..., N].
 
   Args:
-    x: float32 [..., K].
-    matrix: that `why_not` has nothing against.
-    mode: of `rounding.MODES`.
+    x: float32 [..., K], activations.
+    matrix: a compressed matrix that `why_not` accepts.
+    mode: mode of arithmetic, one of `rounding.MODES`.
     device: 'gpu' or 'tpu'; None: the default one.
     interpret: whether kernels are run by XLA, on any device.
   """

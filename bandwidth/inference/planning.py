@@ -74,8 +74,8 @@ class Choice:
   """What was chosen for a matrix.
 
   Attributes:
-    kind: of `KINDS`, the one kept.
-    seconds: predicted, by kind of all that it could be.
+    kind: the form that is kept, one of `KINDS`.
+    seconds: predicted seconds of a product, by each kind that it could be.
   """
 
   kind: str
@@ -87,7 +87,7 @@ class Plan(NamedTuple):
 
   Attributes:
     params: as given, with some matrices in other forms.
-    choices: by name of the matrix.
+    choices: the choice for each matrix, by its name.
   """
 
   params: Any
@@ -107,13 +107,13 @@ def plan_inference(
   Args:
     params: a pytree with matrices among its leaves, as `load_compressed` gives.
       Embeddings, which are looked up and not multiplied, stay as they are.
-    table: of `measure_forms` or `measure_matrices`, to predict from. None:
-      products of the matrices themselves are timed, see `measure_matrix`.
+    table: timings of `measure_forms` or `measure_matrices`, to predict from.
+      None: products of the matrices themselves are timed, see `measure_matrix`.
     batch: rows of activations that a product will have, for all or by name of
       the matrix. A matrix that has no name there is multiplied by nothing, and
       decoded.
-    backend: of `products.BACKENDS`, to time with.
-    mode: of `rounding.MODES`, to time with.
+    backend: name of the backend to time, one of `products.BACKENDS`.
+    mode: mode of arithmetic to time, one of `rounding.MODES`.
 
   Raises:
     ValueError: a batch is not positive, the table lacks a kind, or the backend
@@ -177,11 +177,12 @@ def measure_matrices(
   """Returns a table of the matrices of a network, each in all its forms.
 
   Args:
-    params: as `plan_inference` takes them.
-    rows: of activations, by name of the matrix; others are not timed.
-    backend: of `products.BACKENDS`.
-    mode: of `rounding.MODES`.
-    repeats: turns, of which the best one counts.
+    params: pytree with matrices among its leaves, as for `plan_inference`.
+    rows: rows of activations by name of the matrix; matrices not named are not
+      timed.
+    backend: name of the backend, one of `products.BACKENDS`.
+    mode: mode of arithmetic, one of `rounding.MODES`.
+    repeats: number of turns, of which the fastest counts.
 
   Raises:
     ValueError: a number is not positive, or the backend can't run a matrix.
@@ -217,11 +218,11 @@ def measure_matrix(
   in what they hold alone.
 
   Args:
-    matrix: of any form.
-    batch: rows of activations.
-    backend: of `products.BACKENDS`.
-    mode: of `rounding.MODES`.
-    repeats: turns, of which the best one counts.
+    matrix: a compressed matrix of any form.
+    batch: number of rows of activations, positive.
+    backend: name of the backend, one of `products.BACKENDS`.
+    mode: mode of arithmetic, one of `rounding.MODES`.
+    repeats: number of turns, of which the fastest counts.
 
   Returns:
     Seconds by kind, 'dense' among them.
@@ -245,8 +246,8 @@ def signature(matrix: Matrix, kinds: Mapping[str, int]) -> tuple[Any, ...]:
   """Returns what times hang on: form, shape, groups, numbers of non-zeros.
 
   Args:
-    matrix: of any form.
-    kinds: its `candidates`.
+    matrix: a compressed matrix of any form.
+    kinds: kinds that it could have, from `candidates`.
   """
   groups = ()
   if isinstance(matrix, CodebookMatrix):
@@ -300,7 +301,7 @@ def converted(matrix: Matrix, kind: str) -> Any:
   """Returns a matrix in another form, of the same weights.
 
   Args:
-    matrix: of any form.
+    matrix: a compressed matrix of any form.
     kind: what it is; 'dense'; 'sparse' of a codebook; or the codebook that a
       sparse one has.
 

@@ -56,8 +56,8 @@ def matmul(
 
   Args:
     x: float32, bfloat16 or float16 [..., K]; sums are of float32.
-    matrix: [K, N], of any form, or an array.
-    backend: of `BACKENDS`.
+    matrix: a compressed matrix of any form, or an array, [K, N].
+    backend: name of the backend, one of `BACKENDS`.
     mode: 'exact' is the product with the decoded matrix to the tolerance of
       float32; 'int16' and 'int8' round activations, by row, and codebooks to
       integers (`rounding`). A `SparseMatrix` and an array are exact always.

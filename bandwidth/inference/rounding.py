@@ -36,8 +36,8 @@ def to_integers(values: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
   """Rounds along the last axis.
 
   Args:
-    values: float32 [..., n].
-    largest: integer.
+    values: float32 [..., n], rounded with a scale for each row.
+    largest: largest magnitude of the integers, positive.
 
   Returns:
     int32 [..., n], up to the largest, and what they are to be multiplied by,
@@ -64,9 +64,9 @@ def round_operands(
   """Returns what a mode multiplies, as float32.
 
   Args:
-    x: float32 [..., K].
+    x: float32 [..., K], activations.
     matrix: not a `SparseMatrix`, unless the mode is 'exact'.
-    mode: of `MODES`.
+    mode: mode of arithmetic, one of `MODES`.
   """
   if mode == 'exact':
     return x, matrix

@@ -33,10 +33,11 @@ class Timing(NamedTuple):
   """A measured product.
 
   Attributes:
-    kind: of `KINDS`.
-    weights: that are multiplied, of a sparse matrix those that are not zero.
-    batch: rows of activations.
-    seconds: of a product.
+    kind: form of the matrix, one of `KINDS`.
+    weights: number of weights that are multiplied: those that are not zero of a
+      sparse matrix, otherwise all.
+    batch: number of rows of activations.
+    seconds: seconds that one product takes.
     shape: (K, N) of a matrix of a network; None of examples.
   """
 
@@ -68,13 +69,14 @@ def measure_forms(
   """Times products of square matrices on this device.
 
   Args:
-    sizes: K = N of them, at least two.
-    batches: rows of activations.
-    kinds: of `KINDS`.
-    backend: of `products.BACKENDS`.
-    mode: of `rounding.MODES`.
-    repeats: of which the median counts; each is as many products as take a
-      millisecond.
+    sizes: numbers K = N of inputs and outputs, positive; two or more, so that
+      `predict` can interpolate.
+    batches: numbers of rows of activations, positive.
+    kinds: forms to time, of `KINDS`.
+    backend: name of the backend, one of `products.BACKENDS`.
+    mode: mode of arithmetic, one of `rounding.MODES`.
+    repeats: number of turns, of which the median counts; each is as many
+      products as take a millisecond.
 
   Raises:
     ValueError: a kind is unknown, a number not positive.
@@ -148,8 +150,9 @@ def interleaved(
 
   Args:
     programs: without arguments; what they return is waited for.
-    repeats: turns.
-    least_seconds: of a turn: a program runs as often as that takes.
+    repeats: number of turns that each program gets.
+    least_seconds: least seconds of a turn, for which a program is run as often
+      as that takes.
   """
   times = _turns(programs, repeats, least_seconds)
   return [statistics.median(own) for own in times]
@@ -205,11 +208,11 @@ def predict(
   they stay. Where the table has matrices of the very shape, only these count.
 
   Args:
-    table: measured.
-    kind: of `KINDS`.
-    weights: of the matrix, see `Timing`.
-    batch: rows of activations.
-    shape: of the matrix, (K, N).
+    table: timings measured on the device, see `measure_forms`.
+    kind: form of the matrix, one of `KINDS`.
+    weights: number of weights that are multiplied, see `Timing`.
+    batch: number of rows of activations, positive.
+    shape: (K, N) of the matrix. None: judged by the number of weights alone.
 
   Raises:
     ValueError: the table lacks the kind.

@@ -46,9 +46,10 @@ def product(
   """Returns x W, float32 [..., N].
 
   Args:
-    x: float32 [..., K].
-    matrix: that `why_not` has nothing against.
-    mode: of `rounding.MODES`; operands are rounded, then multiplied as floats.
+    x: float32 [..., K], activations.
+    matrix: a compressed matrix that `why_not` accepts.
+    mode: mode of arithmetic, one of `rounding.MODES`; operands are rounded,
+      then multiplied as floats.
     interpret: whether XLA runs it, on any device.
   """
   x, matrix = round_operands(x, matrix, mode)
@@ -134,11 +135,11 @@ def _kernel(
   """Makes the products of some outputs.
 
   Args:
-    words_ref: uint32 [rows, W].
-    x_ref: float32 [B, fields, W].
+    words_ref: uint32 [rows, W], packed rows of the matrix.
+    x_ref: float32 [B, fields, W], activations by field of a word.
     table_ref: float32 [rows, entries], or [rows, 1] steps.
-    y_ref: float32 [B, rows].
-    bits: of a code; None: integers of 8 bits.
+    y_ref: float32 [B, rows], where the products go.
+    bits: bits of a code; None: integers of 8 bits.
   """
   rows, width = words_ref.shape
   batch, fields, _ = x_ref.shape

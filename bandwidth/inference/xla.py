@@ -19,9 +19,10 @@ def product(x: jax.Array, matrix: Matrix, mode: str) -> jax.Array:
   """Returns x W, float32 [..., N].
 
   Args:
-    x: float32 [..., K].
-    matrix: of any form.
-    mode: of `rounding.MODES`; of a `SparseMatrix` 'exact'.
+    x: float32 [..., K], activations.
+    matrix: a compressed matrix of any form.
+    mode: mode of arithmetic, one of `rounding.MODES`; 'exact' for a
+      `SparseMatrix`.
   """
   if isinstance(matrix, SparseMatrix):
     return _sparse(x, matrix)
@@ -40,8 +41,8 @@ def transposed(g: jax.Array, matrix: Matrix) -> jax.Array:
   """Returns g W', float32 [..., K]: what activations get of a gradient.
 
   Args:
-    g: float32 [..., N].
-    matrix: of any form.
+    g: float32 [..., N], gradients of the product's outputs.
+    matrix: a compressed matrix of any form.
   """
   inputs, outputs = matrix.shape
   if isinstance(matrix, SparseMatrix):

@@ -30,7 +30,22 @@ INPUT = 'input'
 
 
 @dataclasses.dataclass(frozen=True)
-class Conv:
+class _Module:
+  """A module that reads one layer; the attributes are its subclasses'."""
+
+  name: str
+  input: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Junction:
+  """A result of several layers; the attributes are its subclasses'."""
+
+  name: str
+  inputs: tuple[str, ...]
+
+
+class Conv(_Module):
   """A convolution, kernel `[..., in, out]`, perhaps a bias `[out]`.
 
   Attributes:
@@ -38,12 +53,9 @@ class Conv:
     input: name of the layer it reads.
   """
 
-  name: str
-  input: str
-
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(_Module):
   """A dense layer, kernel `[in, out]`, perhaps a bias `[out]`.
 
   Where `[height, width, channels]` was flattened before it, its rows are a
@@ -56,13 +68,10 @@ class Dense:
       where `[channels, height, width]` was flattened.
   """
 
-  name: str
-  input: str
   inner: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Depthwise:
+class Depthwise(_Module):
   """A depthwise convolution, kernel `[..., 1, channels * multiplier]`.
 
   It makes no channels of its own: each goes with the one that it reads.
@@ -72,12 +81,8 @@ class Depthwise:
     input: name of the layer it reads.
   """
 
-  name: str
-  input: str
 
-
-@dataclasses.dataclass(frozen=True)
-class Norm:
+class Norm(_Module):
   """Normalization per channel, with scale and bias, perhaps mean and var.
 
   Batch normalization. Layer and group normalization mix channels, and so
@@ -88,34 +93,23 @@ class Norm:
     input: name of the layer it reads.
   """
 
-  name: str
-  input: str
 
-
-@dataclasses.dataclass(frozen=True)
-class Add:
+class Add(_Junction):
   """A sum or product of layers: they share one choice of channels.
 
   Attributes:
-    name: of the result, free to choose.
+    name: name of the result, free to choose.
     inputs: names of the layers.
   """
 
-  name: str
-  inputs: tuple[str, ...]
 
-
-@dataclasses.dataclass(frozen=True)
-class Concat:
+class Concat(_Junction):
   """Layers one after another along the channels.
 
   Attributes:
-    name: of the result, free to choose.
+    name: name of the result, free to choose.
     inputs: names of the layers, in order.
   """
-
-  name: str
-  inputs: tuple[str, ...]
 
 
 Layer = Conv | Dense | Depthwise | Norm | Add | Concat
@@ -147,7 +141,7 @@ def channel_groups(
   Args:
     tree: arrays or abstract shapes, parameters or
       `{'params': …, 'batch_stats': …}`.
-    layers: in the order of computation.
+    layers: the layers in the order of computation.
 
   Returns:
     Groups in that order, each named after the first layer that makes it.

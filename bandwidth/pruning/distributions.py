@@ -64,8 +64,9 @@ def uniform(
 
   Args:
     params: tree of arrays or abstract shapes.
-    sparsity: in [0, 1], a number or a traced scalar.
-    scores: not used.
+    sparsity: sparsity of each parameter, in [0, 1], a number or a traced
+      scalar.
+    scores: ignored; other distributions need them.
     rules: what is prunable, see `prunable`.
 
   Raises:
@@ -132,9 +133,9 @@ def erdos_renyi_kernel(
 
   Args:
     params: tree of arrays or abstract shapes.
-    sparsity: of all prunable parameters together, in [0, 1], a number or a
-      traced scalar.
-    scores: not used.
+    sparsity: sparsity of all prunable parameters together, in [0, 1], a number
+      or a traced scalar.
+    scores: ignored; other distributions need them.
     rules: what is prunable, see `prunable`.
 
   Raises:
@@ -240,19 +241,11 @@ def per_rule(rules: Sequence[tuple[str, float]]) -> Distribution:
 
   sparsities = tuple(rules)
 
-  def distribution(
-    params: Params,
-    sparsity: Any = None,
-    *,
-    scores: Params | None = None,
-    rules: Rules | None = None,
-  ) -> dict[str, Any]:
-    del scores
-    part = 1.0 if sparsity is None else structures.check_sparsity(sparsity)
-    matched = tree.match_rules(sparsities, prunable(params, rules))
+  def at(leaves: dict[str, Any], part: Any) -> dict[str, Any]:
+    matched = tree.match_rules(sparsities, leaves)
     return {name: value * part for name, value in matched.items()}
 
-  return distribution
+  return _partial_way(at)
 
 
 def std_threshold(quality: float | Sequence[tuple[str, float]]) -> Distribution:
@@ -289,6 +282,25 @@ def std_threshold(quality: float | Sequence[tuple[str, float]]) -> Distribution:
     if not (np.isfinite(value) and value >= 0):
       raise ValueError(f'quality: {pattern!r} has {value!r}, not a number >= 0')
 
+  def at(leaves: dict[str, Any], part: Any) -> dict[str, Any]:
+    matched = tree.match_rules(qualities, leaves, argument='quality')
+    return {
+      name: _below_std(leaf, matched[name] * part)
+      for name, leaf in leaves.items()
+    }
+
+  return _partial_way(at)
+
+
+def _partial_way(
+  at: Callable[[dict[str, Any], Any], dict[str, Any]],
+) -> Distribution:
+  """Returns a distribution whose target is a fraction of the way to its end.
+
+  Args:
+    at: `(prunable parameters by name, fraction) -> {name: sparsity}`.
+  """
+
   def distribution(
     params: Params,
     sparsity: Any = None,
@@ -298,12 +310,7 @@ def std_threshold(quality: float | Sequence[tuple[str, float]]) -> Distribution:
   ) -> dict[str, Any]:
     del scores
     part = 1.0 if sparsity is None else structures.check_sparsity(sparsity)
-    leaves = prunable(params, rules)
-    matched = tree.match_rules(qualities, leaves, argument='quality')
-    return {
-      name: _below_std(leaf, matched[name] * part)
-      for name, leaf in leaves.items()
-    }
+    return at(prunable(params, rules), part)
 
   return distribution
 
@@ -332,10 +339,10 @@ def global_threshold(
   is exactly `kept_count`.
 
   Args:
-    params: tree of arrays.
-    sparsity: of all prunable parameters together, in [0, 1], a number or a
-      traced scalar.
-    scores: tree of scores. None: magnitudes.
+    params: tree of arrays, the weights.
+    sparsity: sparsity of all prunable parameters together, in [0, 1], a number
+      or a traced scalar.
+    scores: tree of scores of the same shapes. None: magnitudes.
     rules: what is prunable, see `prunable`.
 
   Raises:

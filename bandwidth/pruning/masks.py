@@ -28,9 +28,9 @@ class SparsityRow(NamedTuple):
   """One parameter's line of a sparsity report.
 
   Attributes:
-    name: of the parameter; 'total' in the last row.
-    shape: of the parameter; () in the last row.
-    size: number of weights.
+    name: name of the parameter; 'total' in the last row.
+    shape: shape of the parameter; () in the last row.
+    size: number of weights, zeros included.
     kept: number of weights that the mask keeps.
     sparsity: 1 - kept / size; 0 if there are no weights.
   """
@@ -54,12 +54,13 @@ def masks_from_scores(
   """Masks a tree whose scores are known. Runs under jit.
 
   Args:
-    params: tree of arrays.
+    params: tree of arrays, the weights to mask.
     weight_scores: tree of scores, the same shapes. The highest are kept.
     sparsity: target in [0, 1], a number or a traced scalar; None where the
       distribution has its own.
-    distribution: shares the target among the parameters.
-    structure: makes one parameter's mask.
+    distribution: function that shares the target among parameters, as in
+      `distributions`.
+    structure: function that makes one parameter's mask, as in `structures`.
     rules: what is prunable, see `distributions.prunable`.
 
   Returns:
@@ -96,12 +97,13 @@ def make_masks(
   """Masks a tree: score × distribution × structure. Runs under jit.
 
   Args:
-    params: tree of arrays.
+    params: tree of arrays, the weights to mask.
     sparsity: target in [0, 1], a number or a traced scalar; None where the
       distribution has its own.
-    score: ranks the weights.
-    distribution: shares the target among the parameters.
-    structure: makes one parameter's mask.
+    score: function that ranks the weights, as in `scores`.
+    distribution: function that shares the target among parameters, as in
+      `distributions`.
+    structure: function that makes one parameter's mask, as in `structures`.
     rules: what is prunable, see `distributions.prunable`.
     grads: gradients, for scores that need them.
     key: typed key, for scores that need one.
@@ -245,7 +247,7 @@ def sparsity_report(params: Params, masks: Masks) -> tuple[SparsityRow, ...]:
 
   Args:
     params: tree of arrays or abstract shapes.
-    masks: their masks, concrete.
+    masks: tree of bool arrays of the parameters' shapes, or scalars, concrete.
 
   Returns:
     A row per parameter, in the order of `jax.tree.leaves`, and a last one for

@@ -21,8 +21,8 @@ def one_shot(sparsity: float, *, step: int = 0) -> Schedule:
   """Prunes all at once.
 
   Args:
-    sparsity: from `step` on, in [0, 1]; 0 before.
-    step: the update that prunes.
+    sparsity: sparsity from `step` on, in [0, 1]; 0 before.
+    step: the update that prunes, counted from 0.
 
   Raises:
     ValueError: an argument is out of range.
@@ -46,10 +46,10 @@ def cubic(
   with t clamped to [t_0, t_1]. Masks need not change every step: see `every`.
 
   Args:
-    final: s_f in [0, 1].
-    begin: t_0.
+    final: s_f, the sparsity from t_1 on, in [0, 1].
+    begin: t_0, the update after which the sparsity rises, not negative.
     end: t_1, after t_0; leave steps after it to recover in.
-    initial: s_i in [0, 1].
+    initial: s_i, the sparsity until t_0, in [0, 1].
 
   Raises:
     ValueError: an argument is out of range.
@@ -90,11 +90,11 @@ def iterative(
   with k = 1 at `begin`, one more every `frequency` steps, and at last n.
 
   Args:
-    final: s_f in [0, 1).
-    steps: n, how many times to prune.
-    frequency: updates from one to the next.
+    final: s_f, the sparsity at last, in [0, 1).
+    steps: n, the number of times to prune, positive.
+    frequency: number of updates from one pruning to the next, positive.
     begin: the update that prunes first; before it the sparsity is `initial`.
-    initial: s_i in [0, 1).
+    initial: s_i, the sparsity before `begin`, in [0, 1).
 
   Raises:
     ValueError: an argument is out of range.
@@ -128,11 +128,11 @@ def iterative_linear(
   .. math:: s_k = s_i + (s_f - s_i) k / n
 
   Args:
-    final: s_f in [0, 1].
-    steps: n, how many times to prune.
-    frequency: updates from one to the next.
+    final: s_f, the sparsity at last, in [0, 1].
+    steps: n, the number of times to prune, positive.
+    frequency: number of updates from one pruning to the next, positive.
     begin: the update that prunes first; before it the sparsity is `initial`.
-    initial: s_i in [0, 1].
+    initial: s_i, the sparsity before `begin`, in [0, 1].
 
   Raises:
     ValueError: an argument is out of range.
@@ -176,8 +176,8 @@ def cosine_fraction(fraction: float, *, end: int) -> Schedule:
   .. math:: f(t) = \frac{\alpha}{2}\bigl(1 + \cos(t \pi / T_{end})\bigr)
 
   Args:
-    fraction: α in [0, 1].
-    end: T_end; 0 from there on.
+    fraction: α, the fraction at step 0, in [0, 1].
+    end: T_end, the step from which the fraction is 0, positive.
 
   Raises:
     ValueError: an argument is out of range.

@@ -26,9 +26,9 @@ def magnitude(
   .. math:: s = |w|
 
   Args:
-    params: tree of arrays.
-    grads: not used.
-    key: not used.
+    params: tree of arrays, the weights.
+    grads: ignored; other scores need them.
+    key: ignored; other scores need one.
 
   Returns:
     Scores in the dtypes of the parameters.
@@ -55,9 +55,9 @@ def gradient(
   .. math:: s = |w \cdot \partial L / \partial w|
 
   Args:
-    params: tree of arrays.
+    params: tree of arrays, the weights.
     grads: gradients of the loss, a tree of the same shapes.
-    key: not used.
+    key: ignored; other scores need one.
 
   Returns:
     Scores in float32, because products of small numbers underflow in bfloat16.
@@ -93,9 +93,9 @@ def gradient_magnitude(
   .. math:: s = |\partial L / \partial w|
 
   Args:
-    params: not used.
+    params: ignored; other scores need them.
     grads: gradients of the loss, dense: also where a weight is pruned.
-    key: not used.
+    key: ignored; other scores need one.
 
   Returns:
     Scores in the dtypes of the gradients.
@@ -122,8 +122,8 @@ def random(
   """Scores a weight by a uniform random number: a control, and SET's growth.
 
   Args:
-    params: tree of arrays.
-    grads: not used.
+    params: tree of arrays, the weights, of which the shapes count.
+    grads: ignored; other scores need them.
     key: a typed key, from `jax.random.key`.
 
   Returns:

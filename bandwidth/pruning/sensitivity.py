@@ -16,11 +16,11 @@ class SensitivityRow(NamedTuple):
   """One measurement of a sensitivity scan.
 
   Attributes:
-    name: of the only parameter that was pruned.
-    sparsity: that was asked for.
-    size: weights of the parameter.
-    kept: weights left in it.
-    value: what `evaluate` returned.
+    name: name of the only parameter that was pruned.
+    sparsity: the sparsity that was asked for, in [0, 1].
+    size: number of weights of the parameter.
+    kept: number of weights that its mask keeps.
+    value: the number that `evaluate` returned, as a float.
     change: value minus that of the parameters as given.
   """
 
@@ -49,10 +49,10 @@ def sensitivity_scan(
 
   Args:
     evaluate: `params -> number`, an accuracy or a loss; jit it.
-    params: tree of arrays.
+    params: tree of arrays, the network's weights.
     sparsities: each tried on each prunable parameter, in [0, 1].
-    score: ranks the weights.
-    structure: makes the mask.
+    score: function that ranks the weights, as in `scores`.
+    structure: function that makes one parameter's mask, as in `structures`.
     rules: what is prunable, see `distributions.prunable`.
     grads: gradients, for scores that need them.
     key: typed key, for scores that need one.

@@ -22,9 +22,9 @@ def drop_and_grow(
   that are inactive now. A weight that was dropped may be grown again.
 
   Args:
-    weight: array.
-    mask: bool array of its shape.
-    growth: scores of its shape.
+    weight: array of any shape, the weights of one parameter.
+    mask: bool array of its shape, True where a weight is active.
+    growth: growth scores of its shape; the highest are grown.
     fraction: f in [0, 1], a number or a traced scalar.
 
   Returns:
@@ -88,17 +88,17 @@ def sparse_training(
   `apply_masks(params, masks)`; after the first update it is so anyway.
 
   Args:
-    inner: the optimizer, any chain.
+    inner: the optimizer, any optax transformation or chain.
     masks: tree of masks, or a function that makes it from the parameters that
       `init` is given. Usually `make_masks` with `scores.random` and
       `distributions.erdos_renyi_kernel`.
-    end: T_end, no exchange from there on.
+    end: T_end, the update from which no weights are exchanged.
     frequency: ΔT, updates from one exchange to the next.
     fraction: exchanged at first and falling to 0 at `end` by
       `schedules.cosine_fraction`, or a schedule of one's own.
     grow: ranks the weights to grow: `scores.gradient_magnitude` is RigL,
       `scores.random` is SET.
-    key: typed key, for random growth.
+    key: typed key, for random growth. None where the score needs none.
 
   Returns:
     An `optax.GradientTransformationExtraArgs`; `init` raises ValueError if
@@ -125,10 +125,7 @@ def sparse_training(
   """
   if frequency < 1:
     raise ValueError(f'frequency={frequency!r} is not positive')
-  if callable(fraction):
-    exchanged = fraction
-  else:
-    exchanged = schedules.cosine_fraction(fraction, end=end)
+  exchanged = _fraction_schedule(fraction, end)
   inner = optax.with_extra_args_support(inner)
 
   def growth(params: Params, grads: Params, count: jax.Array) -> Params:
@@ -151,26 +148,19 @@ def sparse_training(
   ) -> tuple[Params, SparseTrainingState]:
     if params is None:
       raise ValueError(transforms.NO_PARAMS)
-    count, old = state.count, state.masks
-    step, stepped = inner.update(
-      masks_lib.apply_masks(updates, old),
-      state.inner_state,
-      params,
-      **extra_args,
-    )
+    count, old, slots = state.count, state.masks, state.inner_state
+    masked = masks_lib.apply_masks(updates, old)
+    step, stepped = inner.update(masked, slots, params, **extra_args)
 
     def train() -> tuple[Params, Masks, Any]:
       return transforms.project(step, params, old), old, stepped
 
     def exchange() -> tuple[Params, Masks, Any]:
-      new = _exchanged_masks(
-        params, old, growth(params, updates, count), exchanged(count)
-      )
+      grown = growth(params, updates, count)
+      new = _exchanged_masks(params, old, grown, exchanged(count))
       changed = jax.tree.map(jnp.not_equal, old, new)
-      both = jax.tree.map(jnp.logical_and, old, new)
-      still = jax.tree.map(jnp.zeros_like, step)
-      held = _hold_slots(inner, state.inner_state, stepped, changed)
-      return transforms.project(still, params, both), new, held
+      held = _hold_slots(inner, slots, stepped, changed)
+      return _no_step(step, params, old, new), new, held
 
     due = (count % frequency == 0) & (count > 0) & (count < end)
     result, masks_, inner_state = jax.lax.cond(due, exchange, train)
@@ -178,6 +168,22 @@ def sparse_training(
     return result, SparseTrainingState(next_count, masks_, inner_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _fraction_schedule(
+  fraction: float | schedules.Schedule, end: int
+) -> schedules.Schedule:
+  """Returns the schedule that was given, or the cosine from a number to 0."""
+  if callable(fraction):
+    return fraction
+  return schedules.cosine_fraction(fraction, end=end)
+
+
+def _no_step(step: Params, params: Params, old: Masks, new: Masks) -> Params:
+  """Returns updates that only zero the weights that are not in both masks."""
+  both = jax.tree.map(jnp.logical_and, old, new)
+  still = jax.tree.map(jnp.zeros_like, step)
+  return transforms.project(still, params, both)
 
 
 def _exchanged_masks(

@@ -31,7 +31,7 @@ class ChannelAxis:
   and i: `period` channels, each of `inner` entries, repeated to the end.
 
   Attributes:
-    name: of the array, 'params/Conv_0/kernel'.
+    name: name of the array, such as 'params/Conv_0/kernel'.
     axis: the axis of the channels, negative from the end.
     inner: consecutive entries of a channel: 1; the multiplier of a depthwise
       kernel; height * width where `[channels, height, width]` was flattened.
@@ -59,8 +59,8 @@ class ChannelGroup:
   """Channels that stay or go together.
 
   Attributes:
-    name: of the group, unique.
-    channels: how many there are, C.
+    name: name of the group, unique.
+    channels: number of channels C.
     outputs: what makes a channel: output axes of kernels, biases, scales and
       shifts of normalization. Zeros there silence the channel.
     inputs: what reads it: input axes of the next kernels.
@@ -105,8 +105,8 @@ def keep_channels(
   over the arrays of two axes or more that write the group.
 
   Args:
-    tree: arrays.
-    groups: the groups, see `ChannelGroup`.
+    tree: tree of arrays, the network's weights.
+    groups: channels that are kept or removed together, see `ChannelGroup`.
     sparsity: fraction of channels to remove, in [0, 1], one for all groups or
       by group name; groups without one stay whole.
     score: ranks the weights; `scores.magnitude` gives the L1 norm of filters.
@@ -164,7 +164,7 @@ def remove_channels(
 
   Args:
     tree: arrays, `{'params': …, 'batch_stats': …}` where there are statistics.
-    groups: the groups, see `ChannelGroup`.
+    groups: channels that are kept or removed together, see `ChannelGroup`.
     keep: kept channels by group name; groups that it lacks stay whole.
 
   Returns:
@@ -202,8 +202,8 @@ def channel_masks(
   that activations with f(0) other than 0 agree as well.
 
   Args:
-    tree: arrays.
-    groups: the groups.
+    tree: tree of arrays, the network's weights and statistics.
+    groups: channels that are kept or removed together, see `ChannelGroup`.
     keep: kept channels by group name; groups that it lacks stay whole.
 
   Returns:
@@ -288,8 +288,8 @@ def channel_positions(
   """Returns where the channels of a group lie along an axis of an array.
 
   Args:
-    part: the axis.
-    group: of the channels.
+    part: the axis of an array along which they lie.
+    group: the group that the channels belong to.
     leaves: arrays, or their shapes, by name.
 
   Returns:

@@ -167,7 +167,7 @@ def unstructured(scores: jax.Array, sparsity: Any) -> jax.Array:
   """Keeps the weights of highest score, wherever they lie.
 
   Args:
-    scores: array of any shape.
+    scores: array of any shape; the highest scores are kept.
     sparsity: fraction removed, in [0, 1], a number or a traced scalar.
 
   Returns:
@@ -193,7 +193,7 @@ def n_m(n: int, m: int, *, axis: int = -2) -> Structure:
 
   Args:
     n: weights kept in a group, 1 to m.
-    m: size of a group.
+    m: number of weights in a group.
     axis: the axis that is cut in groups.
 
   Returns:
@@ -240,8 +240,8 @@ def block(height: int, width: int) -> Structure:
   block cut short by the edge counts as a block.
 
   Args:
-    height: b0, rows of a block.
-    width: b1, columns of a block.
+    height: b0, number of rows of a block.
+    width: b1, number of columns of a block.
 
   Returns:
     A structure that keeps exactly `kept_count(blocks, sparsity)` blocks. It

@@ -29,8 +29,8 @@ def project(updates: Params, params: Params, masks: Masks) -> Params:
 
   Args:
     updates: what would be added to the parameters.
-    params: the parameters, finite where masked.
-    masks: their masks, scalar True where unpruned.
+    params: tree of arrays, the parameters, finite where masked.
+    masks: tree of bool masks of their shapes; scalar True where unpruned.
 
   >>> w, u = jnp.array([0.1, 0.2]), jnp.array([1.0, 1.0])
   >>> (w + project(u, w, jnp.array([True, False]))).tolist()[1]
@@ -51,7 +51,7 @@ def copied_masks(
 
   Args:
     masks: tree of masks, or a function that makes it from the parameters.
-    params: the parameters.
+    params: tree of arrays that the masks have to fit.
 
   Raises:
     ValueError: the masks do not fit the parameters.
@@ -149,8 +149,9 @@ def prune(
     score: ranks the weights. A score of gradients needs them as an extra
       argument, `tx.update(grads, state, params, grads=grads)`, because what
       arrives at the end of a chain is no gradient.
-    distribution: shares the target among the parameters.
-    structure: makes one parameter's mask.
+    distribution: function that shares the target among parameters, as in
+      `distributions`.
+    structure: function that makes one parameter's mask, as in `structures`.
     rules: what is prunable, see `distributions.prunable`.
     key: typed key, for a random score.
 
@@ -172,7 +173,6 @@ def prune(
   [[0.0, 4.0, 0.0, 3.0]]
   """
   schedule = sparsity if callable(sparsity) else schedules.one_shot(sparsity)
-
   remask = functools.partial(
     _remask,
     score=score,

@@ -188,9 +188,9 @@ class Row(NamedTuple):
   """One group of weights: who survives, and the survivors.
 
   Attributes:
-    survives: bool [weights of the group].
-    values: float32 [survivors].
-    importance: float [survivors], or None.
+    survives: bool [weights of the group], True where a weight survives.
+    values: float32 [survivors], the weights that survive.
+    importance: float [survivors], weights of their squared errors. None: all 1.
   """
 
   survives: np.ndarray
@@ -273,9 +273,9 @@ def assemble(
   """Codes every group by its thresholds, and pads the tables to one length.
 
   Args:
-    shape: of the weights.
+    shape: shape of the weights, and so of the codes.
     sharing: gives the axis of the groups, and whether zero is reserved.
-    rows: the groups.
+    rows: the weights of each group, in the order of the axis.
     tables: ascending float32 centroids of each group, without the zero.
     thresholds: float64, between the centroids of each group.
   """
@@ -338,7 +338,7 @@ def refine_centroids(
   Args:
     weights: float array of any shape and float dtype.
     centroids: float32 [entries], ascending; where to start.
-    iterations: how many. Static.
+    iterations: number of iterations of Lloyd's algorithm, static.
     mask: bool, in the shape of `weights`; False takes no part. None: all do.
 
   Returns:

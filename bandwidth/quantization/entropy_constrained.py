@@ -52,10 +52,12 @@ def fit_entropy_constrained(
     weights: float array of any shape and float dtype.
     sharing: as for `fit_codebook`, but `axis` must be None.
     lagrangian: λ, squared error per bit; 0 is Lloyd's algorithm.
-    mask: as for `fit_codebook`.
-    importance: as for `fit_codebook`.
-    init: where centroids start.
-    iterations: at most this many.
+    mask: bool, in the shape of `weights` or a scalar; True survives. None: what
+      is not zero. Only where zero is reserved.
+    importance: positive float, in the shape of `weights`: the weight of each
+      squared error. None: all 1.
+    init: function that returns the first centroids, as in `kmeans`.
+    iterations: largest number of iterations.
 
   Returns:
     The codebook with its ideal code length and distortion.

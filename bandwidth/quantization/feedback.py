@@ -49,11 +49,11 @@ class RoundingPlan(NamedTuple):
   Attributes:
     order: int [columns]; those that matter most come first, while others can
       still make up for them.
-    cost: float64 [columns], d in that order.
+    cost: float64 [columns], d, cost of an error of each column in that order.
     pull: float32 [columns, columns], U_jk / U_jj in that order.
-    rows: [rows], of the sensitivity.
+    rows: float [rows], positive: what an error of each output counts.
     level: geometric mean of `rows` by which steps of columns are set.
-    by_row: of the sensitivity.
+    by_row: whether each row has its own step, or each column.
   """
 
   order: np.ndarray
@@ -75,7 +75,7 @@ def make_rounding_plan(sensitivity: Sensitivity) -> RoundingPlan:
   of weights is free.
 
   Args:
-    sensitivity: of the matrix.
+    sensitivity: what an error of the matrix costs.
 
   Raises:
     ValueError: the Hessian is not square, finite, symmetric or positive
@@ -134,8 +134,9 @@ def quantize_with_feedback(
 
   Args:
     weights: W, float [rows, columns]: a row for each output of a layer.
-    plan: of the matrix.
-    scale: of the steps, positive, the same for all matrices of a network.
+    plan: plan of this matrix, from `make_rounding_plan`.
+    scale: factor of all steps, positive, the same for all matrices of a
+      network.
     price: λ / scale², not negative; 0 is GPTQ with steps of these columns.
 
   Returns:
@@ -218,11 +219,11 @@ def _sweep(
   """One pass over the columns.
 
   Args:
-    weights: float32 [rows, columns].
-    steps: [rows, 1] or [1, columns].
+    weights: float32 [rows, columns], in the order of the plan.
+    steps: float32 [rows, 1] or [1, columns], the steps of the levels.
     pull: [columns, columns], what an error of a column does to later ones.
     ratio: [rows, columns], cost of an error of one step.
-    penalty: of each level; None: none.
+    penalty: cost of the bits of each level. None: bits cost nothing.
 
   Returns:
     Levels, float32 [rows, columns].
@@ -247,7 +248,7 @@ def feed_back(
 
   Args:
     weights: float32 [rows, columns], in the order of the plan.
-    pull: of the plan.
+    pull: float32 [columns, columns], `RoundingPlan.pull`.
     round_column: (column, what it should be by then [rows]) -> what it is.
   """
   left = weights.copy()

@@ -16,7 +16,7 @@ class Sample(NamedTuple):
   """Sorted points with prefix sums.
 
   Attributes:
-    values: float64 [n], ascending.
+    values: float64 [n], the points in ascending order.
     mass: float64 [n + 1]; `mass[i]` is the importance of the first i points.
     first: float64 [n + 1]; the same sums of importance * value.
     second: float64 [n + 1]; the same sums of importance * value².
@@ -41,7 +41,7 @@ def sort_sample(
   """Sorts points and sums them.
 
   Args:
-    values: float [n], finite.
+    values: float [n], the points, finite.
     importance: float [n], positive; the weight of each point's squared error.
       None weighs all alike.
 
@@ -176,8 +176,8 @@ def nearest_cuts(sample: Sample, centroids: np.ndarray) -> np.ndarray:
   """Returns where in the sorted values each cluster begins, and the end.
 
   Args:
-    sample: the points.
-    centroids: float64 [k], ascending.
+    sample: the points, from `sort_sample`.
+    centroids: float64 [k], in ascending order.
 
   Returns:
     int64 [k + 1]. A point half way between two centroids goes to the lower.
@@ -196,9 +196,9 @@ def cluster_means(
   """Returns the means of clusters, and the values `empty` where one is empty.
 
   Args:
-    sample: the points.
-    cuts: int64 [k + 1].
-    empty: float64 [k].
+    sample: the points, from `sort_sample`.
+    cuts: int64 [k + 1], where each cluster begins, and the end.
+    empty: float64 [k], the mean to give an empty cluster.
 
   Returns:
     float64 [k].
@@ -217,8 +217,8 @@ def lower_envelope(
   weights are an interval.
 
   Args:
-    centroids: float64 [k], c.
-    penalties: float64 [k], such as λ · bits.
+    centroids: float64 [k], c, in any order.
+    penalties: float64 [k], added to squared errors, such as λ · bits.
 
   Returns:
     The indices of the winners, by ascending centroid, and the thresholds

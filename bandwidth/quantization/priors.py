@@ -102,7 +102,7 @@ class Mixture(NamedTuple):
 
   Attributes:
     logits: float32 [components], weights before the softmax.
-    log_scales: float32 [components].
+    log_scales: float32 [components], logarithms of the scales.
   """
 
   logits: jax.Array
@@ -159,7 +159,7 @@ def table_prior(radius: int = 15) -> Prior:
   integers, bits are interpolated.
 
   Args:
-    radius: R.
+    radius: R, the largest integer with a logit of its own, positive.
 
   Raises:
     ValueError: `radius` is not positive.
@@ -185,7 +185,7 @@ def empirical_prior(radius: int = 15, *, pseudo_count: float = 0.5) -> Prior:
   the radius as `table_prior`.
 
   Args:
-    radius: counts are of −radius to radius.
+    radius: integers −radius to radius are counted; positive.
     pseudo_count: added to each count, as adaptive coders do (Krichevsky,
       Trofimov 1981), so that no level is impossible.
 

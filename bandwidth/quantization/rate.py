@@ -32,11 +32,11 @@ class RateGroup:
   """How parameters are rate-coded: those of one name share step and prior.
 
   Attributes:
-    name: of the group; None: the parameter is a group of its own. At extreme
-      rates a step and a table cost as much as a small tensor: put all biases
-      into one group.
+    name: name of the group; None: the parameter is a group of its own. At
+      extreme rates a step and a table cost as much as a small tensor: put all
+      biases into one group.
     step: Δ at the start, relative to the root mean square of the group.
-    prior: over the integers of the group.
+    prior: family of distributions of the group's integers.
   """
 
   name: str | None = None
@@ -147,8 +147,8 @@ def rate_bits(prior: Prior, parameters: Any, latents: jax.Array) -> jax.Array:
   """Returns the bits of each rounded latent, with the gradients of training.
 
   Args:
-    prior: the family.
-    parameters: of the prior.
+    prior: the family of distributions of the latents.
+    parameters: parameters of the prior, as `prior.init` makes them.
     latents: float array [n] of any float dtype.
 
   Returns:

@@ -20,8 +20,8 @@ class RateTable(NamedTuple):
   """Bits of each level: `bits[level - low]`.
 
   Attributes:
-    low: the least level.
-    bits: float64 [levels].
+    low: the least level, whose bits come first.
+    bits: float64 [levels], bits of each level from `low` on.
   """
 
   low: int
@@ -36,7 +36,7 @@ class RateDistortion(NamedTuple):
   """What `optimize_levels` found.
 
   Attributes:
-    tensor: integers and step.
+    tensor: the chosen integers, with their step.
     bits: code length of all integers, by an adaptive coder; see
       `adaptive_bits`.
     distortion: Σ importance * (weight − value)².
@@ -171,7 +171,7 @@ def optimize_levels(
     axis: the axis of the steps. The levels of all channels share their rates.
     rates: how bits are estimated; None: three times by `geometric_rates`, then
       by `adaptive_rates()`.
-    iterations: at most this many.
+    iterations: largest number of iterations.
 
   Returns:
     The integers with their step, bits and distortion.
@@ -234,11 +234,12 @@ def search_step(
   For one λ a coarse step with few zeros and a fine one with many compete.
 
   Args:
-    weights: as for `optimize_levels`.
+    weights: float array of any shape, finite.
     steps: the steps to try, each as for `optimize_levels`.
     lagrangian: λ, the same for all tensors of a network.
-    importance: as for `optimize_levels`.
-    axis: as for `optimize_levels`.
+    importance: nonnegative weights of the squared errors, as for
+      `optimize_levels`.
+    axis: axis of the steps, as for `optimize_levels`. None: one step for all.
 
   Raises:
     ValueError: `steps` is empty; as `optimize_levels`.

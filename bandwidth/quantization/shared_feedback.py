@@ -42,8 +42,9 @@ def share_with_feedback(
 
   Args:
     weights: float [rows, columns]: a row for each output of a layer.
-    sensitivity: of the matrix; its `rows` weigh rows that share a codebook.
-    entries: of a codebook, at most 256.
+    sensitivity: what errors of the matrix cost; its `rows` weigh rows that
+      share a codebook.
+    entries: number of entries of a codebook, at most 256.
     together: neighboring rows that share a codebook; it divides the rows.
     rounds: turns; the best one of each codebook is kept.
     largest: codebooks are integers up to this, which one of them reaches, times
@@ -145,8 +146,8 @@ def _codes(
 
   Args:
     ordered: weights, in the order of the plan.
-    books: [rows, entries], ascending.
-    pull: of the plan.
+    books: [rows, entries], the codebook of each row, ascending.
+    pull: float32 [columns, columns], `RoundingPlan.pull`.
   """
   middles = (books[:, 1:] + books[:, :-1]) / 2
   codes = np.empty(ordered.shape, np.uint8)
@@ -208,9 +209,9 @@ def _as_integers(
   """Rounds codebooks to integers of a scale, entry by entry with feedback.
 
   Args:
-    books: [groups, entries], at the least cost.
-    curvature: [groups, entries, entries], of the cost.
-    largest: integer.
+    books: [groups, entries], entries of least cost.
+    curvature: [groups, entries, entries], second derivatives of the cost.
+    largest: largest magnitude of the integers, positive.
   """
   # The largest comes first, and is an integer by the choice of the scale.
   order = np.argsort(-np.abs(books), axis=1, kind='stable')

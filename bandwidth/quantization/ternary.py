@@ -23,7 +23,7 @@ class Scales(NamedTuple):
   """The two magnitudes of a ternary tensor.
 
   Attributes:
-    positive: float32 [], W_p.
+    positive: float32 [], W_p, the value of positive weights.
     negative: float32 [], W_n; the value itself is −W_n.
   """
 
@@ -64,10 +64,10 @@ def ternarize(
   value −W_n implies. No gradient passes through Δ.
 
   Args:
-    latent: float array of any shape; w̃.
-    positive: float32 []; W_p.
-    negative: float32 []; W_n.
-    threshold: t, in [0, 1).
+    latent: float array of any shape, the trained weights w̃.
+    positive: float32 [], W_p, the value of positive weights.
+    negative: float32 [], W_n; negative weights get −W_n.
+    threshold: t, the threshold Δ as a fraction of max|w̃|, in [0, 1).
 
   Returns:
     The ternary weights, in the shape and dtype of `latent`.

@@ -70,11 +70,12 @@ def share_params(
   """Shares the weights of the parameters that the rules name, on the host.
 
   Args:
-    params: concrete arrays.
+    params: tree of concrete arrays (not under jit).
     rules: bits or `Sharing` for each parameter; the first match wins.
     masks: as `params`: True survives; a scalar True where all do. None: what
       is not zero survives, where zero is reserved.
-    solver: as for `fit_codebook`.
+    solver: `kmeans.lloyd(...)`, which is the default, or
+      `kmeans.exact_kmeans()`.
 
   Returns:
     The parameters with shared weights, and their codebooks.
@@ -139,7 +140,7 @@ def share_gradients(
   error, but under `jax.jit` nothing can be checked.
 
   Args:
-    rules: as `share_params` had them.
+    rules: the rules that were given to `share_params`.
     reduction: `cluster_sum`, the paper's, or `cluster_mean`.
 
   Returns:
@@ -189,7 +190,7 @@ def codes_by_value(weights: jax.Array, sharing: Sharing) -> jax.Array:
 
   Args:
     weights: float array of any shape; may be traced.
-    sharing: entries, axis, reserved zero.
+    sharing: gives the entries, the axis and whether zero is reserved.
 
   Returns:
     uint8 or uint16, in the shape of `weights`: the rank of each value among the
@@ -224,7 +225,7 @@ def read_codebooks(
   Args:
     params: the trained parameters, concrete.
     state: the state of `share_gradients` within the optimizer's state.
-    rules: as `share_gradients` had them.
+    rules: the rules that were given to `share_gradients`.
 
   Returns:
     The codebook of each shared parameter, by name; decoding one gives that

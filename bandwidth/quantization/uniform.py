@@ -29,7 +29,7 @@ class Grid:
 
   Attributes:
     bits: b, 1 to 16; at least 2 where signed.
-    signed: as above.
+    signed: whether integers may be negative; False starts them at 0.
     axis: each index of this axis has its own step; None: one for the tensor.
   """
 
@@ -62,7 +62,7 @@ class UniformLevels:
 
   Attributes:
     levels: int8, int16 or int32, in the shape of the tensor.
-    step: float32 [] or [channels].
+    step: float32 [] or [channels], positive.
     axis: the axis that the steps belong to.
   """
 
@@ -172,8 +172,8 @@ def least_squares(
   bits, cutting off the tails buys a finer grid.
 
   Args:
-    base: fits the range.
-    candidates: how many steps are tried.
+    base: calibrator whose step fits the range of the values.
+    candidates: number of steps to try, positive.
 
   Raises:
     ValueError: `candidates` is not positive.
@@ -241,8 +241,8 @@ def fake_quantize(
 
   Args:
     values: float array of any shape and float dtype: weights or activations.
-    calibration: step and zero point.
-    grid: bits, sign and axis.
+    calibration: step and zero point of the grid, from a calibrator.
+    grid: gives the bits, the signedness and the axis.
 
   Returns:
     In the shape and dtype of `values`, exactly what the export decodes to.
@@ -377,9 +377,10 @@ def quantize_params(
   """Quantizes trained parameters to integers, without training.
 
   Args:
-    params: concrete arrays.
-    rules: as for `uniform_params`.
-    calibrator: None: `least_squares()`.
+    params: tree of concrete arrays (not under jit).
+    rules: pairs (expression, bits, `Grid` or None); None leaves the parameter
+      alone. The first match wins.
+    calibrator: chooses the steps. None: `least_squares()`.
 
   Returns:
     Integers and steps of each quantized parameter, by name.

@@ -66,11 +66,11 @@ def all_gather(
   """Sends a worker's entries to all others.
 
   Args:
-    entries: selected by this worker.
-    dense: float32 [units.dense_size].
-    units: with one owner.
-    message: of `gather_message`.
-    axis: of the workers.
+    entries: entries selected by this worker.
+    dense: float32 [units.dense_size], elements sent in full.
+    units: units of selection, dealt out to a single owner.
+    message: layout of the message, from `gather_message`.
+    axis: name of the mapped axis of the workers. None: one worker.
   """
   data = message.encode(entries, dense)
   gathered = gather_workers(data, axis_names(axis))
@@ -95,9 +95,10 @@ def owner_messages(
 
   Args:
     units: dealt out to as many owners as there are workers.
-    density: of the selection of a worker.
-    values: format.
-    forward: entries that an owner sends, by those that one worker sends it.
+    density: fraction of the elements that a worker selects, in (0, 1].
+    values: name of the format of the values, see `value_format`.
+    forward: entries that an owner sends to all, as a multiple of those that it
+      gets from one worker.
   """
   owners = units.layouts[0].count if units.layouts else 1
   counts, sizes = units.counts(density), units.local_sizes
@@ -126,11 +127,11 @@ def owner_sharded(
 
   Args:
     entries: local indices and values, [owners, count] of each unit.
-    dense: float32 [units.dense_size].
+    dense: float32 [units.dense_size], elements sent in full.
     owned: what this worker kept of its sums, float32 [local_size] of each unit.
     units: dealt out to as many owners as there are workers.
-    messages: of `owner_messages`.
-    axis: of the workers.
+    messages: layouts of the two messages, from `owner_messages`.
+    axis: name of the mapped axis of the workers. None: one worker.
   """
   to_owner, to_all = messages
   owners = units.layouts[0].count if units.layouts else 1

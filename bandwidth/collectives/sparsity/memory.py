@@ -32,7 +32,7 @@ class Memory(NamedTuple):
   """How gradients accumulate until they are sent.
 
   Attributes:
-    name: of the method.
+    name: name of the method, 'none' without a memory.
     init: `params -> Kept` of zeros.
     accumulate: `(gradient, residual, momentum) -> (candidate, momentum)`, for
       one vector: what is selected from. A part that is not kept is None.
@@ -40,7 +40,7 @@ class Memory(NamedTuple):
       workers exchange in full.
     masks_momentum: the momentum is zeroed where it was sent (momentum factor
       masking).
-    momentum: its factor; 0: none.
+    momentum: momentum factor, in [0, 1); 0: none.
   """
 
   name: str
@@ -99,9 +99,9 @@ def momentum_correction(
   momentum of its own.
 
   Args:
-    momentum: m.
-    nesterov: the variant.
-    masking: of the momentum.
+    momentum: momentum factor m, in [0, 1).
+    nesterov: whether momentum is Nesterov's.
+    masking: whether momentum is zeroed where an element is sent.
 
   Raises:
     ValueError: the momentum is not in [0, 1).
@@ -165,10 +165,10 @@ def accumulate(
   """Returns the candidates of each unit, and its momentum.
 
   Args:
-    memory: of the worker.
-    units: of selection.
-    leaves: of the gradients.
-    kept: before the step.
+    memory: how gradients accumulate until sent.
+    units: units of selection of the tree.
+    leaves: gradients, in the order of `jax.tree.leaves`.
+    kept: residual and momentum before the step.
   """
   grads = units.vectors(leaves)
   none = [None] * len(grads)
@@ -195,15 +195,15 @@ def retain(
   """Returns what is kept after a step.
 
   Args:
-    memory: of the worker.
-    units: of selection.
+    memory: how gradients accumulate until sent.
+    units: units of selection of the tree.
     kept: before the step; what is not sparsified stays as it is there.
-    candidates: of `accumulate`.
-    momenta: likewise.
-    places: of what was sent of each unit, int32; those beyond the end are
-      padding.
-    rests: what rounding left of the values at these places.
-    dense_momentum: of what is not sparsified; None: as before.
+    candidates: float32 vector of each unit, from `accumulate`.
+    momenta: momentum of each unit, from `accumulate`. None: no momentum.
+    places: int32 indices of what was sent of each unit; those beyond the end
+      are padding.
+    rests: rounding error of the values sent from these places.
+    dense_momentum: new momentum of what is not sparsified. None: as before.
   """
   residual = momentum = None
   if kept.residual is not None:
@@ -246,9 +246,9 @@ def flush_kept(
   """Averages the residuals densely, and leaves none.
 
   Args:
-    kept: of this worker.
-    params: whose dtypes the mean gets.
-    axes: of the workers.
+    kept: residual and momentum of this worker.
+    params: tree of arrays whose dtypes the mean gets.
+    axes: names of the mapped axes of the workers.
   """
   if _is_absent(kept.residual):
     return jax.tree.map(jnp.zeros_like, params), kept

@@ -36,8 +36,8 @@ def top_k_indices(values: jax.Array, k: int) -> jax.Array:
   infinite.
 
   Args:
-    values: float32 [n].
-    k: static, `0 <= k <= n`.
+    values: float32 [n], the vector to select from.
+    k: number of elements to select, static, `0 <= k <= n`.
 
   Returns:
     int32 [k], increasing.
@@ -63,9 +63,9 @@ class Stripes(NamedTuple):
   the local one.
 
   Attributes:
-    size: elements of the vector.
-    count: owners.
-    block: elements of a block.
+    size: number of elements of the vector.
+    count: number of owners, positive.
+    block: number of elements of a block.
   """
 
   size: int
@@ -112,10 +112,10 @@ def striped_top_k(values: jax.Array, layout: Stripes, k: int) -> jax.Array:
   """Returns the local indices of each owner's k elements of largest magnitude.
 
   Args:
-    values: float32 [layout.size].
-    layout: how they are dealt out.
-    k: for each owner, `0 <= k <= layout.local_size`; static. Padding counts as
-      smaller than zero.
+    values: float32 [layout.size], the vector to select from.
+    layout: how the vector is dealt out to owners.
+    k: elements that each owner selects, `0 <= k <= layout.local_size`; static.
+      Padding counts as smaller than zero.
 
   Returns:
     int32 [layout.count, k], increasing along the last axis.
@@ -160,8 +160,8 @@ def select_each(
 
   Args:
     vectors: float32, of the sizes of their layouts.
-    layouts: of each.
-    counts: k of each.
+    layouts: how each vector is dealt out to its owners.
+    counts: k, elements that each owner selects, for each vector.
 
   >>> layout = Stripes(3, 1, 1)
   >>> select_each([jnp.array([1.0, 2.0, 0.0])] * 2, [layout] * 2, [1, 1])

@@ -26,9 +26,9 @@ class Units(NamedTuple):
   """How a tree becomes vectors, and vectors the tree.
 
   Attributes:
-    shapes: of the leaves, in the order of `jax.tree.leaves`.
-    groups: for each unit, the places of its leaves among them.
-    dense: places of the leaves that are not sparsified.
+    shapes: shapes of the leaves, in the order of `jax.tree.leaves`.
+    groups: indices of the leaves of each unit.
+    dense: indices of the leaves that are not sparsified.
     layouts: how each unit is dealt out to owners.
   """
 
@@ -111,7 +111,7 @@ def plan_units(
   """Decides which leaves are selected from together, and which not at all.
 
   Args:
-    params: a tree; leaves may be abstract.
+    params: tree of arrays or abstract shapes.
     scope: 'layer': each leaf is a unit; 'global': all are one.
     dense_rules: pairs (expression, whether the parameter stays dense), the
       first match counts, see `bandwidth.tree.match_rules`. Empty: none does.
@@ -148,7 +148,7 @@ def check_places(size: int, where: str) -> None:
 
   Args:
     size: elements that one selection, or one message, is made of.
-    where: what they are, for the message.
+    where: subject of the error message, in the plural.
   """
   if size > _MOST_PLACES:
     raise ValueError(

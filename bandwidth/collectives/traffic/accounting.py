@@ -35,9 +35,9 @@ class WireRow(NamedTuple):
   """What a worker sends in arrays of one kind.
 
   Attributes:
-    kind: of the collective: 'all-reduce', 'all-gather', ...
-    dtype: of the elements on the wire, 'float32'.
-    shape: of the array that a worker puts in.
+    kind: kind of collective: 'all-reduce', 'all-gather', ...
+    dtype: dtype of the elements sent, 'float32'.
+    shape: shape of the array that a worker puts in.
     group_size: workers that exchange with each other.
     count: such arrays in one run of the program.
     bytes: sent by one worker in one run, all of them together. 2 (P-1)/P of a

@@ -21,7 +21,7 @@ class Line(NamedTuple):
   """Seconds as a linear function.
 
   Attributes:
-    start: seconds for nothing.
+    start: seconds that nothing takes, the value at 0.
     each: seconds for each byte, or each element.
   """
 
@@ -40,8 +40,8 @@ class Curve(NamedTuple):
   hold. Beyond the last size the last slope goes on.
 
   Attributes:
-    sizes: ascending, at least two.
-    seconds: at each of them.
+    sizes: numbers of bytes or elements, ascending, at least two.
+    seconds: seconds at each of these sizes.
   """
 
   sizes: tuple[float, ...]
@@ -65,10 +65,10 @@ class Speeds(NamedTuple):
   """What was measured on the workers of a run.
 
   Attributes:
-    all_reduce: seconds of the bytes that a worker sends in a dense all-reduce.
-    message: of those that it sends in an all-gather or an all-to-all.
-    work: by candidate, seconds of the elements of a gradient, the link left
-      out: what is accumulated, selected, coded, decoded and put together.
+    all_reduce: `bytes that a worker sends -> seconds` of a dense all-reduce.
+    message: the same for an all-gather or an all-to-all.
+    work: by candidate, `elements -> seconds` without the link: to accumulate,
+      select, encode, decode and combine a gradient.
   """
 
   all_reduce: Callable[[float], float]
@@ -80,8 +80,8 @@ class Choice(NamedTuple):
   """The fastest exchange.
 
   Attributes:
-    exchange: one of `CANDIDATES`.
-    seconds: predicted for a step, by candidate.
+    exchange: name of the fastest one, one of `CANDIDATES`.
+    seconds: predicted seconds of a step, by candidate.
   """
 
   exchange: str
@@ -99,12 +99,12 @@ def choose_exchange(
   """Predicts the seconds of each exchange and returns the fastest.
 
   Args:
-    params: a tree; leaves may be abstract.
-    density: of the stage.
-    workers: that exchange with each other.
-    speeds: measured.
-    **arguments: of `sparse_all_reduce` that bytes depend on: `values`, `scope`,
-      `dense_rules`, `forward`.
+    params: tree of arrays or abstract shapes.
+    density: fraction of the elements that is sent, in (0, 1].
+    workers: number of workers that exchange with each other.
+    speeds: seconds as measured on these workers.
+    **arguments: arguments of `sparse_all_reduce` that bytes depend on:
+      `values`, `scope`, `dense_rules`, `forward`.
 
   >>> import jax
   >>> slow = Line(1e-3, 1e-7)  # 10 MB/s

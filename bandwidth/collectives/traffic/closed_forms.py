@@ -6,7 +6,7 @@ def all_reduce_bytes(payload: int, workers: int) -> int:
 
   Args:
     payload: bytes of the array that each worker has, and of the sum.
-    workers: P.
+    workers: number of workers P, at least 1.
 
   >>> all_reduce_bytes(1000, 4)
   1500
@@ -20,7 +20,7 @@ def reduce_scatter_bytes(payload: int, workers: int) -> int:
   Args:
     payload: bytes of the array that each worker has, and of which it keeps the
       sum of one P-th.
-    workers: P.
+    workers: number of workers P, at least 1.
   """
   return -(-(workers - 1) * payload // workers)
 
@@ -31,7 +31,7 @@ def all_to_all_bytes(payload: int, workers: int) -> int:
   Args:
     payload: bytes of the array that each worker has, one P-th for each worker,
       itself included.
-    workers: P.
+    workers: number of workers P, at least 1.
   """
   return -(-(workers - 1) * payload // workers)
 
@@ -41,7 +41,7 @@ def all_gather_bytes(payload: int, workers: int) -> int:
 
   Args:
     payload: bytes that each worker contributes, a P-th of the result.
-    workers: P.
+    workers: number of workers P, at least 1.
 
   >>> all_gather_bytes(128, 8)
   896

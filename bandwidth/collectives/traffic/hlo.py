@@ -50,7 +50,7 @@ class Collective:
   """A collective operation of a compiled program, as one device sees it.
 
   Attributes:
-    name: of the instruction.
+    name: name of the HLO instruction.
     kind: 'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
       'ragged-all-to-all', 'collective-broadcast', 'collective-permute', 'send'.
     operands: arrays that the device puts in.
@@ -59,7 +59,7 @@ class Collective:
     groups: ids of the devices that exchange with each other.
     pairs: (source, target) of 'collective-permute' and 'send'.
     count: executions in one run of the program.
-    channel: of the instruction, where it has one.
+    channel: channel id of the instruction, where it has one.
     op_name: where in the user's program it comes from.
     between_slices: it leaves a TPU slice for the data-center network. Its ids
       are then those of `jax.Device.id`; others number the devices of the
@@ -173,9 +173,9 @@ def executed(
   """Walks through what one run of a program executes.
 
   Args:
-    program: the program.
+    program: the compiled program, parsed.
     select: `(name of the computation, instruction) -> item`; None skips it.
-    weigh: of an item; the heaviest branch of a conditional is followed.
+    weigh: `item -> weight`; of a conditional, the heaviest branch counts.
     unknown_trips: executions to assume of a loop whose number depends on data.
 
   Returns:

@@ -68,8 +68,8 @@ class Program:
   Attributes:
     entry: name of the computation that is run.
     computations: instructions by name, by name of their computation.
-    replicas: programs that run side by side.
-    partitions: devices that each of them is split over.
+    replicas: number of copies of the program that run side by side.
+    partitions: number of devices that each copy is split over.
   """
 
   entry: str

@@ -11,7 +11,7 @@ def pack_bits(bits: jax.Array) -> jax.Array:
   """Packs booleans into words, the first one into the lowest bit.
 
   Args:
-    bits: bool [n].
+    bits: bool [n], the booleans to pack.
 
   Returns:
     uint32 [ceil(n / 32)]; the bits that are missing are zero.
@@ -38,7 +38,7 @@ def positions_of_ones(words: jax.Array, count: int) -> jax.Array:
 
   Args:
     words: uint32 [w], with at least `count` ones.
-    count: of ones to find; static.
+    count: number of ones to find; static.
 
   Returns:
     int32 [count].

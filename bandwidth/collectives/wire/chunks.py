@@ -24,7 +24,7 @@ class _Format(NamedTuple):
   """How the elements of buckets become codes.
 
   Attributes:
-    bits: of a code.
+    bits: bits of a code: 1, 4 or 8.
     quantize: `(values [..., bucket], shares [...]) -> (codes, scales [...])`,
       where a share is one by the elements that a bucket really has.
     dequantize: `(codes as float32, scales [..., 1]) -> values`.
@@ -77,10 +77,10 @@ class Chunks(NamedTuple):
   """How a vector is dealt out to owners, and a chunk becomes a message.
 
   Attributes:
-    elements: of the vector.
+    elements: number of elements of the vector.
     workers: P, each of which owns a chunk.
     bucket: elements of a chunk that share a scale, at most.
-    format: name.
+    format: name of the format, a key of `FORMATS`.
   """
 
   elements: int
@@ -141,7 +141,7 @@ class Chunks(NamedTuple):
     """Rounds chunks.
 
     Args:
-      chunks: float32 [rows, size].
+      chunks: float32 [rows, size], a chunk in each row.
       shares: float32 [rows, buckets], those of these chunks.
 
     Returns:

@@ -27,7 +27,7 @@ def pack_codes(codes: jax.Array, bits: int) -> jax.Array:
 
   Args:
     codes: uint8 [..., n], below `2^bits`.
-    bits: of a code.
+    bits: bits of a code: 1, 2, 4 or 8.
 
   Returns:
     uint8 [..., packed_size(n, bits)]; codes that are missing are zero.

@@ -24,8 +24,8 @@ class EliasFano(NamedTuple):
   """The code of `count` distinct indices below `size`.
 
   Attributes:
-    size: n, below 2^31.
-    count: k, at most n.
+    size: n, indices are below it; below 2^31 itself.
+    count: k, the number of indices, at most n.
   """
 
   size: int
@@ -55,7 +55,7 @@ class EliasFano(NamedTuple):
     """Codes indices.
 
     Args:
-      indices: int32 [count], increasing.
+      indices: int32 [count], distinct and increasing, below `size`.
 
     Returns:
       uint32 [words].

@@ -23,8 +23,8 @@ class Entries(NamedTuple):
   """Selected elements of several vectors, one for each unit of selection.
 
   Attributes:
-    indices: int32 [count] each, increasing.
-    values: float32 [count] each.
+    indices: int32 [count] for each vector, increasing.
+    values: float32 [count] for each vector, in the order of the indices.
   """
 
   indices: list[jax.Array]
@@ -35,9 +35,9 @@ class SparseMessage(NamedTuple):
   """The layout of a message.
 
   Attributes:
-    sizes: of the vectors.
-    counts: selected elements of each.
-    dense: elements that travel beside them as they are.
+    sizes: number of elements of each vector.
+    counts: number of selected elements of each vector.
+    dense: number of elements that are sent in full beside them.
     values: name of the format of the values, see `value_format`.
   """
 
@@ -64,8 +64,8 @@ class SparseMessage(NamedTuple):
     """Packs entries and dense elements: uint8 [nbytes].
 
     Args:
-      entries: `counts` of each vector.
-      dense: float32 [dense].
+      entries: indices and values, `counts[i]` of vector i.
+      dense: float32 [dense], elements sent in full.
     """
     indices = [
       index + start

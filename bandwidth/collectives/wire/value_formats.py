@@ -27,7 +27,7 @@ class ValueFormat(NamedTuple):
   """How float32 values become bytes.
 
   Attributes:
-    nbytes: `segments -> int`.
+    nbytes: `segments -> int`, bytes of values in segments of these lengths.
     encode: `(values, segments) -> uint8 [nbytes]`, of float32 [sum(segments)].
     decode: `(bytes, segments) -> values`.
   """

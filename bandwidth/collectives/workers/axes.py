@@ -74,8 +74,8 @@ def gather_workers(x: jax.Array, axes: Sequence[str]) -> jax.Array:
   between two hosts once for every pair of their devices.
 
   Args:
-    x: array of one worker.
-    axes: of the workers, the slowest link first.
+    x: array of any shape, one worker's.
+    axes: names of the mapped axes, the slowest link first.
   """
   if not axes:
     return x[None]

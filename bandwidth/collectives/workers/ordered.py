@@ -22,8 +22,8 @@ def ordered_psum(x: jax.Array, axes: Sequence[str]) -> jax.Array:
   what the all-reduce of XLA:CPU computes along one axis.
 
   Args:
-    x: array of one worker.
-    axes: mapped axes, the slowest link first.
+    x: array of any shape, one worker's.
+    axes: names of the mapped axes, the slowest link first.
 
   >>> x = jax.numpy.array([1.0, 2.0, 4.0])
   >>> jax.vmap(lambda x: ordered_psum(x, ['data']), axis_name='data')(x)
@@ -89,8 +89,8 @@ def same_on_all(x: jax.Array, axis: AxisName) -> jax.Array:
   stand for all, so that what follows is computed once.
 
   Args:
-    x: equal on all workers.
-    axis: mapped axes.
+    x: array that is equal on all workers.
+    axis: name, or names, of the mapped axes of the workers.
   """
   axes = (axis,) if isinstance(axis, str) else tuple(axis or ())
   if not axes:
@@ -203,9 +203,9 @@ def in_turns(fn: Callable[..., Any]) -> Callable[..., Any]:
   rounding too.
 
   Args:
-    fn: from trees of arrays to a tree of floating-point arrays. If the first
-      element of its first floating-point argument is NaN, so is all of the
-      result.
+    fn: function from trees of arrays to a tree of floating-point arrays. If the
+      first element of its first floating-point argument is NaN, so is all of
+      the result.
 
   >>> total = in_turns(lambda x: jax.numpy.sum(x))
   >>> jax.vmap(total)(jax.numpy.ones((2, 3)))

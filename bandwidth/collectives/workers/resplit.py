@@ -59,8 +59,9 @@ def check_momentum(reducer: GradientReducer, opt_state: Any) -> None:
   does, too, because the factor is not in it.
 
   Args:
-    reducer: with or without a `momentum`.
-    opt_state: of the optimizer that gets its mean gradients; may be abstract.
+    reducer: the reducer before the optimizer; one without momentum passes.
+    opt_state: state of the optimizer that gets its mean gradients; may be
+      abstract.
 
   >>> import optax
   >>> from bandwidth.collectives import dense_all_reduce
@@ -100,7 +101,7 @@ def resplit_of(reducer: GradientReducer, workers: int) -> Resplit:
 
   Args:
     reducer: made for the workers that the state is dealt out to.
-    workers: their number.
+    workers: number of workers that the reducer was made for.
   """
 
   def resplit(
@@ -131,7 +132,7 @@ def resplit_workers(state: Any, workers: int) -> Any:
   Args:
     state: a tree of arrays with the N workers along the first axis. Fetched to
       the host.
-    workers: M.
+    workers: number of workers M after the resplit, positive.
 
   Returns:
     The tree as NumPy arrays with M workers along the first axis, dtypes kept.

@@ -27,9 +27,10 @@ class Decoding:
   """How words are read.
 
   Attributes:
-    bits: of a code; None: words are four signed bytes.
+    bits: bits of a code; None: words are four signed bytes.
     shared: whether all outputs have one table.
-    arithmetic: of `ARITHMETIC`; pairs want 4 bits and one table.
+    arithmetic: how words are multiplied, one of `ARITHMETIC`; pairs need 4 bits
+      and one table.
   """
 
   bits: int | None

@@ -31,7 +31,7 @@ def is_known(device: Any = None) -> bool:
   """Whether a GPU is of the kind that kernels were measured on, or newer.
 
   Args:
-    device: of JAX; None: the default one.
+    device: a JAX device. None: the default one.
   """
   device = device or jax.devices()[0]
   # Of NVIDIA's it is a number; others have names there, or none.
@@ -49,8 +49,8 @@ class Launch:
   """How work is dealt out.
 
   Attributes:
-    outputs: of a warpgroup, a power of two up to 32.
-    warpgroups: of a block.
+    outputs: outputs that a warpgroup makes, a power of two up to 32.
+    warpgroups: number of warpgroups of a block.
     vector: words that a thread loads at once, 1, 2 or 4.
     ahead: steps that words are loaded before they are used.
   """
@@ -75,10 +75,10 @@ class _Plan:
   """What is static in a kernel.
 
   Attributes:
-    decoding: of words.
-    launch: fitted to the shape.
-    rows: of activations, multiplied at once.
-    steps: over a row.
+    decoding: how words become weights.
+    launch: how work is dealt out, fitted to the shape.
+    rows: rows of activations that are multiplied at once.
+    steps: number of steps that cover a row of words.
   """
 
   decoding: Decoding
@@ -104,12 +104,12 @@ def multiply(
   """Multiplies rows of activations by packed rows.
 
   Args:
-    words: uint32 [N, words of a row].
+    words: uint32 [N, words of a row], packed rows of the matrix.
     x: float32 [B, inputs]; of integers uint32 [B, packed groups, words].
-    tables: [1 or N, elements], of `decoding.table`.
-    decoding: of words.
-    launch: None: of `LAUNCHES`.
-    interpret: whether XLA runs it, on any device.
+    tables: [1 or N, elements], in the form of `decoding.table`.
+    decoding: how words become weights, and with what arithmetic.
+    launch: how work is dealt out. None: the fastest of `LAUNCHES`.
+    interpret: whether XLA runs the kernel, on any device.
 
   Returns:
     [B, N], of `decoding.totals`.
@@ -214,15 +214,16 @@ def _kernel(
   """Makes the products of some outputs and rows of activations.
 
   Args:
-    steps: that it is made of.
-    plan: of it.
+    steps: what loads, decodes and adds, here or interpreted.
+    plan: what is static in the kernel.
     place: number of its outputs' block, of its rows, and of the warpgroup.
-    words_ref: [N, words].
-    x_ref: [B, …].
-    table_ref: [1 or N, elements].
-    y_ref: [B, N].
+    words_ref: uint32 [N, words], packed rows of the matrix.
+    x_ref: [B, …], rows of activations, as `multiply` takes them.
+    table_ref: [1 or N, elements], tables of the codes.
+    y_ref: [B, N], where the products go.
     shared_ref: tables of a block, in shared memory; None: interpreted.
-    scratch_ref: [warpgroups, rows, warps, outputs], there too.
+    scratch_ref: [warpgroups, rows, warps, outputs], shared memory for partial
+      sums; None: interpreted.
   """
   block, part, warpgroup = place
   decoding, launch = plan.decoding, plan.launch

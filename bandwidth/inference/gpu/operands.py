@@ -22,11 +22,11 @@ class Operands(NamedTuple):
   """What `kernel.multiply` takes, and what its products are to be scaled by.
 
   Attributes:
-    words: uint32 [N, words].
-    x: as the decoding has it.
-    tables: as the decoding has it.
-    decoding: of the words.
-    scale: float32, [1 or B, 1 or N].
+    words: uint32 [N, words], packed rows of the matrix.
+    x: activations, as `kernel.multiply` takes them.
+    tables: tables of the codes, in the form of `decoding.table`.
+    decoding: how words become weights, and with what arithmetic.
+    scale: float32 [1 or B, 1 or N], factor of the products.
   """
 
   words: jax.Array
@@ -47,9 +47,9 @@ def operands(x: jax.Array, matrix: Any, mode: str) -> Operands:
   """Rounds and packs.
 
   Args:
-    x: float32 [B, K].
+    x: float32 [B, K], rows of activations.
     matrix: a `CodebookMatrix` or `UniformMatrix`, without runs of inputs.
-    mode: of `rounding.MODES`.
+    mode: mode of arithmetic, one of `rounding.MODES`.
   """
   book = isinstance(matrix, CodebookMatrix)
   packed = jnp.asarray(matrix.codes if book else matrix.levels)

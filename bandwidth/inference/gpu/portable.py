@@ -37,9 +37,9 @@ class Portable:
     """Loads what multiplies words from the first on, by `packed` group.
 
     Args:
-      ref: of floats [inputs], in their own order; of integers words [groups,
-        words of a row].
-      first: word.
+      ref: floats [inputs], in their own order; where arithmetic is of integers,
+        words [groups, words of a row].
+      first: index of the first word.
     """
     decoding = self._decoding
     count = len(decoding.packed)
@@ -69,11 +69,11 @@ class Portable:
     """Adds products of a group of fields.
 
     Args:
-      sums: [rows of activations][outputs].
-      words: of each output.
-      group: number of it.
-      xs: of each row of activations, what multiplies the group.
-      tables: what `fill` returned.
+      sums: sums so far, by row of activations and by output.
+      words: packed words of each output.
+      group: index of the group in `decoding.groups`.
+      xs: for each row of activations, what multiplies the group.
+      tables: tables of the codes that `fill` returned.
     """
     fields = self._decoding.groups[group]
     weights = [
@@ -124,9 +124,9 @@ class Portable:
     """Writes the totals of some outputs.
 
     Args:
-      sums: of each output.
+      sums: sums by thread, of each output.
       scratch_ref: shared memory, [warps, outputs].
-      y_ref: [outputs].
+      y_ref: [outputs], where the totals go.
     """
     del scratch_ref
     dtype = self._decoding.totals

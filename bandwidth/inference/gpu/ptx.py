@@ -24,10 +24,10 @@ def asm(
   """Emits PTX.
 
   Args:
-    result: its type; None: the text has effects instead.
-    text: instructions.
+    result: type of the result; None: the text has effects instead.
+    text: PTX instructions, with operands as $0, $1, …
     constraints: letters of result and operands: r, f or l.
-    operands: values.
+    operands: MLIR values, in the order of the constraints.
   """
   effects = result is None
   return llvm.inline_asm(
@@ -91,11 +91,11 @@ def load(
   """Loads neighboring elements of 32 bits that nobody writes.
 
   Args:
-    base: global address.
-    first: number of the first element.
-    count: of elements, 1, 2 or 4.
-    kind: their type.
-    options: of the instruction.
+    base: address in global memory, of 64 bits.
+    first: index of the first element, of 32 bits.
+    count: number of elements: 1, 2 or 4.
+    kind: MLIR type of the elements, `float_type()` or `word_type()`.
+    options: modifiers appended to the load instruction.
   """
   letter = 'f' if kind == float_type() else 'r'
   results = ','.join([f'={letter}'] * count)
@@ -118,11 +118,11 @@ def look_up(word: Any, shift: int, mask: int, base: Any, offset: int) -> Any:
   """A float of a table in shared memory.
 
   Args:
-    word: that holds the code.
-    shift: bits below the code.
-    mask: of a code.
-    base: address of the table.
-    offset: bytes to add.
+    word: word that holds the code.
+    shift: number of bits below the code.
+    mask: mask of the bits of a code.
+    base: address of the table in shared memory.
+    offset: bytes added to the address.
   """
   shift -= 2
   return asm(
@@ -139,8 +139,8 @@ def look_up_pair(word: Any, shift: int, base: Any, lane: Any) -> Any:
   """Two weights of 16 bits by a byte of codes, from the bank of a lane.
 
   Args:
-    word: that holds the codes.
-    shift: bits below the byte.
+    word: word that holds the codes.
+    shift: number of bits below the byte.
     base: address of the table, which has an entry in 128 bytes.
     lane: what the lane adds, 4 times its number.
   """
@@ -174,10 +174,10 @@ def pick(word: Any, shift: int, bits: int | None, table: Sequence[Any]) -> Any:
   """Four signed bytes of a table by four codes.
 
   Args:
-    word: that holds the codes; without bits it is the four bytes.
-    shift: bits below the first code.
-    bits: of a code, 2 or 4; None.
-    table: its bytes, four in a word.
+    word: word that holds the codes; without bits, the four bytes.
+    shift: number of bits below the first code.
+    bits: bits of a code, 2 or 4; None: there are no codes.
+    table: words of the table, each with four of its bytes.
   """
   if bits is None:
     return word
@@ -232,8 +232,8 @@ def fold(values: Sequence[Any], number: Any) -> tuple[Any, int]:
   others for the half that it keeps.
 
   Args:
-    values: of each thread, n of them, a power of two up to 32.
-    number: of the thread.
+    values: values of each thread, n of them, a power of two up to 32.
+    number: index of the thread in its warpgroup.
 
   Returns:
     What a thread holds, the total of value number (lane // w), and w = 32 / n.

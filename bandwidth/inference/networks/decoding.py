@@ -40,10 +40,10 @@ def array_of(
   """Decodes a parameter, on the device and inside jit.
 
   Args:
-    name: of the parameter.
-    matrix: of any form, or [K, N].
-    shape: of the parameter.
-    outputs: of the matrix that are the parameter's.
+    name: name of the parameter, which says what its axes are.
+    matrix: a compressed matrix of any form, or an array [K, N].
+    shape: shape that the parameter has in the network.
+    outputs: outputs of the matrix that belong to the parameter.
 
   Returns:
     float32, or of the array's dtype.

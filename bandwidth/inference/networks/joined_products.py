@@ -38,9 +38,9 @@ class Part:
 
   Attributes:
     whole: the joined matrix in the layer that is called first, or None.
-    group: name of that layer.
-    begin: first output of this one.
-    end: one more than its last.
+    group: name of the layer that has the joined matrix.
+    begin: index of the first output of this part.
+    end: index after the last output of this part.
   """
 
   whole: Any
@@ -61,9 +61,9 @@ class Codes:
   Who multiplies is part of its type: Flax keeps what `nn.jit` has traced.
 
   Attributes:
-    leaf: a matrix, or a `Part`.
-    backend: of `inference.BACKENDS`.
-    mode: of `inference.MODES`.
+    leaf: a compressed matrix, or a `Part` of one.
+    backend: name of the backend, one of `inference.BACKENDS`.
+    mode: mode of arithmetic, one of `inference.MODES`.
   """
 
   leaf: Any
@@ -145,7 +145,7 @@ class Products(NamedTuple):
 
   Attributes:
     reads: names of kernels and what they multiply, in the order of calls.
-    joined: by name of the group: what was multiplied, by what, the product.
+    joined: by name of the group, what was multiplied, by what, and the product.
   """
 
   reads: list[tuple[str, Any]]
@@ -157,10 +157,10 @@ class Products(NamedTuple):
     """Multiplies by a matrix, or by its `Part` of one.
 
     Args:
-      name: of the kernel.
-      codes: who multiplies.
+      name: name of the kernel parameter.
+      codes: the parameter's backend and mode of arithmetic.
       x: [..., K], of a dtype that weights are rounded to as well.
-      kernel: a matrix, or a `Part`.
+      kernel: a compressed matrix, or a `Part` of one.
 
     Raises:
       ValueError: the layer that has the joined matrix was not called before.

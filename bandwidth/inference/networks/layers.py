@@ -32,10 +32,10 @@ class Layer(NamedTuple):
   """A method of a layer that can run from codes.
 
   Attributes:
-    leaf: name of the parameter.
+    leaf: name of the parameter within the layer.
     run: (layer, matrix, inputs, bias or None, multiply) -> outputs.
-    fields: of the layer that may have any value; others have to have that of
-      Flax.
+    fields: names of the layer's fields that may have any value; others must
+      have Flax's default.
   """
 
   leaf: str

@@ -78,7 +78,7 @@ class CompressedNetwork:
   [0.0, 1.5]
 
   Attributes:
-    model: the network.
+    model: the Linen module whose `apply` is wrapped.
   """
 
   def __init__(
@@ -87,9 +87,9 @@ class CompressedNetwork:
     """Chooses who multiplies.
 
     Args:
-      model: of Linen.
-      backend: of `inference.BACKENDS`.
-      mode: of `inference.MODES`.
+      model: the network, a Linen module.
+      backend: name of the backend, one of `inference.BACKENDS`.
+      mode: mode of arithmetic, one of `inference.MODES`.
 
     Raises:
       ValueError: the model is none of Linen, or a name is unknown.
@@ -113,8 +113,8 @@ class CompressedNetwork:
 
     Args:
       variables: as of `nn.Module.apply`; leaves may be matrices.
-      *args: of `nn.Module.apply`.
-      **options: of `nn.Module.apply`.
+      *args: positional arguments of `nn.Module.apply`.
+      **options: keyword arguments of `nn.Module.apply`.
 
     Raises:
       ValueError: a matrix has another size than the network asks for.
@@ -125,9 +125,9 @@ class CompressedNetwork:
     """Joins kernels that read the same activations, see `joined_products`.
 
     Args:
-      variables: of `apply`.
+      variables: the variables that `apply` takes, compressed.
       *args: inputs of the network, or their shapes.
-      **options: of `apply`.
+      **options: keyword arguments that `apply` takes.
 
     Returns:
       Variables for `apply`.
@@ -143,9 +143,9 @@ class CompressedNetwork:
     Kernels that are decoded are not among them.
 
     Args:
-      variables: of `apply`.
+      variables: the variables that `apply` takes, compressed.
       *args: inputs of the network, or their shapes.
-      **options: of `apply`.
+      **options: keyword arguments that `apply` takes.
     """
     return {
       name: math.prod(x.shape[:-1])
@@ -230,9 +230,9 @@ class _Plan(NamedTuple):
   """What becomes of compressed parameters, by path.
 
   Attributes:
-    shapes: that the network asks for.
-    layers: parameters that run from codes.
-    decoded: others that are read, and why so.
+    shapes: shapes that the network asks for.
+    layers: paths of parameters that run from codes.
+    decoded: why each other parameter that is read has to be decoded.
   """
 
   shapes: dict[Path, tuple[int, ...]]

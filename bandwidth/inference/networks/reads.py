@@ -24,7 +24,7 @@ class Reads(NamedTuple):
   """Names of parameters.
 
   Attributes:
-    layers: what only marked layers read.
+    layers: names of parameters that only marked layers read.
     others: what something else reads, or a layer that a transformation changes.
   """
 
@@ -38,9 +38,9 @@ def layer_call(
   """Returns `run(kernel, *rest)`, marked as a layer that reads the kernel.
 
   Args:
-    name: of the layer.
-    run: of arrays; marked by its name.
-    kernel: of any shape, which the parameter has to have as well.
+    name: name of the layer, by which it is marked.
+    run: function `(kernel, *rest) -> array`; its name is set to the mark.
+    kernel: array of the shape that the parameter has.
     *rest: nested arrays.
   """
   operands = 1 + len(jax.tree.leaves(rest))
@@ -64,7 +64,7 @@ def reads_of(
 
   Args:
     program: (arrays by name, *rest) -> nested arrays.
-    parameters: shapes by name.
+    parameters: abstract shapes of the parameters by name.
     *rest: nested arrays, or their shapes.
   """
   names = list(parameters)
@@ -87,9 +87,9 @@ class _Found(NamedTuple):
   """What is read, by name.
 
   Attributes:
-    layers: by mark of a layer.
+    layers: names of the parameters that each marked layer reads, by its mark.
     odd: marks of what is no layer of a whole parameter.
-    others: read by something else.
+    others: names of the parameters that something else reads.
   """
 
   layers: dict[str, set[Any]]

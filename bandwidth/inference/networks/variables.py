@@ -18,9 +18,9 @@ class Packed(NamedTuple):
   """A compressed parameter of the caller's.
 
   Attributes:
-    leaf: a matrix, or a `Part`.
-    matrix: of which, a matrix or an array.
-    outputs: of it.
+    leaf: a compressed matrix, or a `Part` of one.
+    matrix: the matrix or array that holds the parameter.
+    outputs: outputs of the matrix that belong to the parameter.
   """
 
   leaf: Any
@@ -38,9 +38,9 @@ class Given(NamedTuple):
   """Arguments of a call, their arrays apart.
 
   Attributes:
-    arrays: or shapes.
-    others: what else there is, None in place of an array.
-    structure: of all.
+    arrays: the arrays among the leaves, or their shapes.
+    others: the other leaves, None in place of an array.
+    structure: tree structure of all arguments.
   """
 
   arrays: list[Any]
