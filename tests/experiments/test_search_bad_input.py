@@ -307,6 +307,7 @@ def test_types_of_plain_dictionaries(name, tmp_path):
   refused(config, tmp_path, message)
 
 
+@pytest.mark.slow
 def test_the_program_prints_one_line(tmp_path):
   command = [sys.executable, '-m', 'experiments.search']
   config = ROOT / 'configs' / 'quickstart_search.py'

@@ -173,6 +173,7 @@ def test_no_violations(name, tmp_path):
     assert candidates.shape == (COUNT, SPACE.decisions)
     assert (candidates >= 0).all()
     assert (candidates < COUNTS[None]).all()
+    assert (costs_in_numpy(costs, candidates) <= budgets).all()
     exact = exact_costs(model, candidates)
     violations = sum(x > y for x, y in zip(exact, amounts, strict=True))
     assert violations == 0
