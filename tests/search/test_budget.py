@@ -208,6 +208,25 @@ def test_wall_against_all_levels():
     assert found == (fits[-1] if fits.size else candidate[decision])
 
 
+def test_fill_step_by_step():
+  """Costs of few integers: what is one unit too dear is met often."""
+  space = chain(32, 32, 32, divisor=4)
+  counts, rng = space.counts(), np.random.default_rng(0)
+  filled = jax.jit(fill)
+  for seed in range(60):
+    costs = random_costs(space, seed % 3, highest=6)
+    expected = rng.integers(0, counts)
+    start = expected.copy()
+    budget = costs_in_numpy(costs, expected[None])[0] + rng.integers(0, 4)
+    for decision in range(len(counts)):
+      higher = expected.copy()
+      higher[decision] = min(higher[decision] + 1, counts[decision] - 1)
+      if costs_in_numpy(costs, higher[None])[0] <= budget:
+        expected = higher
+    found = filled(costs, counts, start, np.int32(budget))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_levels_of():
   widths = jnp.array([[8, 16, 24, 32], [16, 20, 20, 20]])
   rounded = jax.jit(levels_of)
