@@ -25,7 +25,7 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 _CACHE = pathlib.Path(__file__).parent / '.pytest_cache' / 'jax'
-_CACHE_BYTES = 2**30
+_CACHE_BYTES = 2**29
 _MEMORY_BYTES = 3 * 2**29
 _FAST = 'not slow'
 _STARTED = pytest.StashKey[float]()

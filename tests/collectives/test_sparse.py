@@ -224,6 +224,7 @@ def test_without_memory_the_rest_is_lost():
   np.testing.assert_array_equal(mean, [0.0, -3.0])
 
 
+@pytest.mark.slow
 def test_global_scope_lets_layers_compete():
   grads = {'a': jnp.array([1.0, 2.0]), 'b': jnp.array([10.0, 20.0])}
   for scope, expected in (

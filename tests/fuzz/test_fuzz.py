@@ -75,6 +75,7 @@ def test_a_worker_counts_and_writes_what_it_finds(tmp_path, monkeypatch):
   assert findings[0]['what'].startswith('KeyError at broken')
 
 
+@pytest.mark.slow
 def test_engine_by_structure():
   row = __main__.measure('structure', inputs=40, seconds=60.0)
   assert row['inputs'] == row['decoded'] + row['refused'] == 40

@@ -101,7 +101,7 @@ def test_each_arithmetic(name, mode):
   ('launch', 'name', 'mode'),
   [
     pytest.param(WIDE, 'codebook4', 'int16', marks=pytest.mark.slow),
-    (FAR, 'by_output4', 'int8'),
+    pytest.param(FAR, 'by_output4', 'int8', marks=pytest.mark.slow),
     (gpu.Launch(outputs=2), 'int8', 'exact'),
   ],
 )  # fmt: skip

@@ -162,6 +162,7 @@ def test_it_starts_at_the_dynamic_program():
   assert len(np.unique(np.asarray(history.candidates[:16]), axis=0)) > 4
 
 
+@pytest.mark.slow
 def test_searches_map_over_keys_and_budgets():
   search = make_cma_es(Toy().problem, evaluations=EVALUATIONS)
   keys = jax.random.split(jax.random.key(0), 2)

@@ -41,6 +41,7 @@ def test_the_best_is_found():
     assert scores[-POPULATION:].mean() > scores[:POPULATION].mean()
 
 
+@pytest.mark.slow
 def test_a_shorter_search_begins_alike_and_maps_over_keys_and_budgets():
   keys = jax.random.split(jax.random.key(0), 2)
   budgets = jnp.stack([TOY.budget(0.3), TOY.budget(0.6)])

@@ -52,6 +52,7 @@ def test_it_begins_at_the_dynamic_program_and_leaves_it_behind():
     assert gaps.min() < 0.35 * gaps[0]
 
 
+@pytest.mark.slow
 def test_searches_map_over_keys_and_budgets():
   keys = jax.random.split(jax.random.key(0), 2)
   budgets = jnp.stack([TOY.budget(0.3), TOY.budget(0.6)])

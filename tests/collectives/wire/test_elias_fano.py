@@ -51,6 +51,7 @@ def test_code_is_the_published_one():
   np.testing.assert_array_equal(words, transcribed(indices, 64))
 
 
+@pytest.mark.slow
 def test_largest_places_of_a_long_vector():
   size = 2**30 + 17
   indices = np.array([0, 5, 2**29, size - 2, size - 1], np.int32)

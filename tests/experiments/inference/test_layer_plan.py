@@ -65,6 +65,7 @@ def check_outputs(written, plan):
   np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_layers_are_timed_with_their_inputs(written):
   model, path, images, _ = written
   calls = layer_plan.layer_calls(model, coding.load_tree(path), images)

@@ -65,6 +65,7 @@ def transcription(p, words, heads):
   return mean / np.linalg.norm(mean)
 
 
+@pytest.mark.slow
 def test_minilm_against_a_transcription_whatever_is_in_the_padding():
   model = MiniLM(
     vocabulary=20, positions=9, width=12, heads=3, features=(16, 8)

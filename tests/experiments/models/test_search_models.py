@@ -115,6 +115,7 @@ def test_macs_of_mobilenet_v1(count):
   assert macs(layer_shapes(model, images(IMAGENET))) == count
 
 
+@pytest.mark.slow
 def test_macs_of_mobilenet_v2():
   full, _, shapes = network('mobilenet_v2', IMAGENET, 1000)
   assert macs(shapes) == 300_774_272

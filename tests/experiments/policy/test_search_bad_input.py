@@ -300,6 +300,7 @@ def test_types(name, tmp_path):
   refused(make_config(**fields), tmp_path, message)
 
 
+@pytest.mark.slow
 def test_the_program_prints_one_line(tmp_path):
   command = [sys.executable, '-m', 'experiments.search']
   config = ROOT / 'configs' / 'quickstart_search.py'

@@ -179,6 +179,7 @@ def test_no_violations(name, tmp_path):
     assert candidates.shape == (COUNT, SPACE.decisions)
     assert (candidates >= 0).all()
     assert (candidates < COUNTS[None]).all()
+    assert (costs_in_numpy(costs, candidates) <= budgets).all()
     exact = exact_costs(model, candidates)
     violations = sum(x > y for x, y in zip(exact, amounts, strict=True))
     assert violations == 0
@@ -211,6 +212,25 @@ def test_wall_against_all_levels():
     tried[:, decision] = np.arange(level + 1)
     fits = np.flatnonzero(costs_in_numpy(costs, tried) <= budget)
     assert found == (fits[-1] if fits.size else candidate[decision])
+
+
+def test_fill_step_by_step():
+  """Costs of few integers: what is one unit too dear is met often."""
+  space = chain(32, 32, 32, divisor=4)
+  counts, rng = space.counts(), np.random.default_rng(0)
+  filled = jax.jit(fill)
+  for seed in range(60):
+    costs = random_costs(space, seed % 3, highest=6)
+    expected = rng.integers(0, counts)
+    start = expected.copy()
+    budget = costs_in_numpy(costs, expected[None])[0] + rng.integers(0, 4)
+    for decision in range(len(counts)):
+      higher = expected.copy()
+      higher[decision] = min(higher[decision] + 1, counts[decision] - 1)
+      if costs_in_numpy(costs, higher[None])[0] <= budget:
+        expected = higher
+    found = filled(costs, counts, start, np.int32(budget))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_levels_of():

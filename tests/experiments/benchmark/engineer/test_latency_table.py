@@ -58,6 +58,7 @@ def _rates(monkeypatch):
   monkeypatch.setattr(repeated, '_SPAN', 1e-4)
 
 
+@pytest.mark.slow
 def test_each_operation_is_timed_at_its_widths(tmp_path):
   example = jax.ShapeDtypeStruct((2, 7, 7, 3), jnp.float32)
   measured = latency_table.measure(

@@ -493,6 +493,7 @@ def test_convolutions_round_what_they_read():
   assert abs(statistics['loss'] - plain['loss']) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_network_of_matrix_products_has_plain_layers():
   model = LeNet5(channels=(2, 3), features=4, convolution='matrix')
   images = jnp.ones((1, 2, 28, 28, 1))
