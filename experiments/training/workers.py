@@ -26,19 +26,15 @@ MAPPINGS = ('pmap', 'shard_map', 'vmap')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-  """Workers of data-parallel training, and the devices that they are.
+  """Workers of data-parallel training, and the devices that they are."""
 
-  Attributes:
-    mapping: 'pmap', 'shard_map' or 'vmap'. With 'vmap' all workers are
-      simulated on one device.
-    axes: axis names and sizes, the slowest link first. The number of workers is
-      the product of the sizes.
-    mesh: of the devices; one device along each axis where workers are
-      simulated.
-  """
-
+  # 'pmap', 'shard_map' or 'vmap'. With 'vmap' all workers are simulated on one
+  # device.
   mapping: str
+  # axis names and sizes, the slowest link first. The number of workers is the
+  # product of the sizes.
   axes: dict[str, int]
+  # of the devices; one device along each axis where workers are simulated
   mesh: Mesh
 
   @property
