@@ -17,31 +17,26 @@ _PATIENCE = 10.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-  """A benchmark, by what it measures.
+  """A benchmark, by what it measures."""
 
-  Attributes:
-    name: of the command, and of the file's `name` unless `title` says another.
-    about: what `--help` says.
-    options: by name, beside `--output`, and `--plot` where there is a plot.
-    measure: options -> parts of the rows, as they are measured. What else is to
-      be in the file goes to the dictionary `facts` of the options.
-    parts: options -> how many parts; None: that is not known.
-    finish: (rows, options) -> the rows to show and write, of all so far.
-    show: (rows, options), prints them.
-    plot: (rows, options, path), draws them.
-    title: options -> `name` of the file.
-    seed: of what is random where no option says so; None: nothing is.
-  """
-
+  # of the command, and of the file's `name` unless `title` says another
   name: str
-  about: str | None
+  about: str | None  # what `--help` says
+  # by name, beside `--output`, and `--plot` where there is a plot
   options: Mapping[str, options.Option]
+  # options -> parts of the rows, as they are measured. What else is to be in
+  # the file goes to the dictionary `facts` of the options.
   measure: Callable[[Any], Iterable[Sequence[Mapping[str, Any]]]]
+  # options -> how many parts; None: that is not known
   parts: Callable[[Any], int] | None = None
+  # (rows, options) -> the rows to show and write, of all so far
   finish: Callable[[Rows, Any], Rows] = lambda rows, given: rows
+  # (rows, options), prints them
   show: Callable[[Rows, Any], None] = lambda rows, given: table.show(rows)
+  # (rows, options, path), draws them
   plot: Callable[[Rows, Any, pathlib.Path], None] | None = None
-  title: Callable[[Any], str] | None = None
+  title: Callable[[Any], str] | None = None  # options -> `name` of the file
+  # of what is random where no option says so; None: nothing is
   seed: int | None = None
 
   def main(self, argv: Sequence[str]) -> int:

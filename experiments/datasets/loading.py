@@ -23,9 +23,9 @@ class Dataset:
   image_shape: ImageShape  # height, width and channels of every image
   # What is trained on, without the examples held out.
   train: Split | StreamedSplit
-  # The training examples held out, or None.
-  validation: Split | StreamedSplit | None
   test: Split | StreamedSplit  # the whole test set
+  # The training examples held out, or None.
+  validation: Split | StreamedSplit | None = None
 
 
 def load(
@@ -64,12 +64,15 @@ def load(
       message tells how to get it) or no image classification set; a file is
       truncated or altered (the message names it).
   """
-  _check(
-    source=source,
-    validation=validation,
-    image_size=image_size,
-    memory_limit=memory_limit,
-  )
+  if source not in SOURCES:
+    raise ValueError(base.unknown_name('dataset.source', source, SOURCES))
+  for argument, value in {
+    'validation': validation,
+    'image_size': image_size,
+    'memory_limit': memory_limit,
+  }.items():
+    if value < 0:
+      raise ValueError(f'dataset.{argument}={value} is negative')
   if is_text(name=name, source=source):
     raise ValueError(
       f'dataset.name={name!r} is text, no image classification set'
@@ -88,21 +91,6 @@ def bundle(name: str) -> Path:
   return Path(__file__).parent / name
 
 
-def _check(
-  *, source: str, validation: int, image_size: int, memory_limit: int
-) -> None:
-  if source not in SOURCES:
-    raise ValueError(base.unknown_name('dataset.source', source, SOURCES))
-  sizes = {
-    'validation': validation,
-    'image_size': image_size,
-    'memory_limit': memory_limit,
-  }
-  for argument, value in sizes.items():
-    if value < 0:
-      raise ValueError(f'dataset.{argument}={value} is negative')
-
-
 def _load_bundled(name: str, image_size: int) -> Dataset:
   if name not in BUNDLED:
     raise ValueError(
@@ -117,7 +105,6 @@ def _load_bundled(name: str, image_size: int) -> Dataset:
     num_classes=ORIGINALS[name].num_classes,
     image_shape=splits['train'].image_shape,
     train=splits['train'],
-    validation=None,
     test=splits['test'],
   )
 
@@ -141,7 +128,6 @@ def _load_tfds(
     num_classes=opened.num_classes,
     image_shape=opened.image_shape,
     train=read(opened.split('train')),
-    validation=None,
     test=read(opened.test_split()),
   )
 

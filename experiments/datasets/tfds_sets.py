@@ -19,7 +19,7 @@ from experiments.datasets.splits import ImageShape
 from experiments.datasets.tfds_split import TfdsSplit
 
 _NAME = re.compile(r'(\w+)(?:/([\w.-]+))?(?::([\d.*]+))?')
-_VERSION = re.compile(r'(\d+)\.(\d+)\.(\d+)')
+_VERSION = re.compile(r'\d+\.\d+\.\d+')
 
 
 class SetName(NamedTuple):
@@ -182,7 +182,7 @@ def _find(name: str, data_dir: Path) -> Path:
   folder = data_dir / wanted.name / wanted.config
   versions = _versions(folder)
   if not versions and not wanted.config:
-    configs = [d for d in _folders(folder) if _versions(d)]
+    configs = [d for d in sorted(folder.glob('*')) if _versions(d)]
     if len(configs) > 1:
       names = ', '.join(f'{wanted.name}/{config.name}' for config in configs)
       raise ValueError(
@@ -199,18 +199,11 @@ def _find(name: str, data_dir: Path) -> Path:
 
 def _versions(folder: Path) -> list[Path]:
   """Returns the folders of versions, the highest last."""
-  found = []
-  for directory in _folders(folder):
-    match = _VERSION.fullmatch(directory.name)
-    if match and (directory / 'features.json').exists():
-      found.append((tuple(map(int, match.groups())), directory))
-  return [directory for _, directory in sorted(found)]
-
-
-def _folders(folder: Path) -> list[Path]:
-  if not folder.is_dir():
-    return []
-  return sorted(path for path in folder.iterdir() if path.is_dir())
+  found = [path.parent for path in folder.glob('*/features.json')]
+  return sorted(
+    (path for path in found if _VERSION.fullmatch(path.name)),
+    key=lambda path: [int(number) for number in path.name.split('.')],
+  )
 
 
 def _missing(name: str, data_dir: Path, versions: list[str]) -> str:

@@ -46,15 +46,10 @@ class BlockShape(NamedTuple):
 
 
 class InvertedResidual(nn.Module):
-  """Expands channels, convolves each alone, and projects them back.
+  """Expands channels, convolves each alone, and projects them back."""
 
-  Attributes:
-    shape: channels, kernel and stride.
-    norm_momentum: of the running statistics of batch norm.
-  """
-
-  shape: BlockShape
-  norm_momentum: float
+  shape: BlockShape  # channels, kernel and stride
+  norm_momentum: float  # of the running statistics of batch norm
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -103,24 +98,17 @@ class InvertedResidualNetwork(nn.Module):
   """A convolution, inverted residual blocks, a convolution, a classifier.
 
   Blocks are in stages of equal width; those of the first do not expand.
-
-  Attributes:
-    num_classes: number of classes, a logit each.
-    stem: channels of the first convolution.
-    channels: that come out of the blocks of each stage.
-    inner_channels: of the depthwise convolution of each block, in order; None:
-      six times what comes in. The first block does not expand, so its inner
-      channels are those of the stem.
-    head: channels of the last convolution, the pooled features.
-    norm_momentum: of the running statistics of batch norm.
   """
 
-  num_classes: int = 1000
-  stem: int = 32
-  channels: Sequence[int] = ()
+  num_classes: int = 1000  # number of classes, a logit each
+  stem: int = 32  # channels of the first convolution
+  channels: Sequence[int] = ()  # that come out of the blocks of each stage
+  # of the depthwise convolution of each block, in order; None: six times what
+  # comes in. The first block does not expand, so its inner channels are those
+  # of the stem.
   inner_channels: Sequence[int] | None = None
-  head: int = 1280
-  norm_momentum: float = 0.9
+  head: int = 1280  # channels of the last convolution, the pooled features
+  norm_momentum: float = 0.9  # of the running statistics of batch norm
 
   def __post_init__(self) -> None:
     stages, inner = self.stages(), self.inner_channels

@@ -21,14 +21,10 @@ class LeNet300(nn.Module):
 
   LeCun et al., "Gradient-based learning applied to document recognition", 1998;
   Han et al., arXiv 1510.00149, table 2.
-
-  Attributes:
-    num_classes: number of classes, a logit each.
-    features: units of the hidden layers.
   """
 
-  num_classes: int = 10
-  features: Sequence[int] = (300, 100)
+  num_classes: int = 10  # number of classes, a logit each
+  features: Sequence[int] = (300, 100)  # units of the hidden layers
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -56,17 +52,12 @@ class LeNet5(nn.Module):
 
   Two convolutions of 5x5, each followed by 2x2 max pooling and by no other
   nonlinearity, then 500 rectified units. Han et al., arXiv 1510.00149, table 3.
-
-  Attributes:
-    num_classes: number of classes, a logit each.
-    channels: filters of the convolutions.
-    features: units of the hidden layer.
-    convolution: 'xla', or 'matrix': the same on matrix products, for CPUs.
   """
 
-  num_classes: int = 10
-  channels: Sequence[int] = (20, 50)
-  features: int = 500
+  num_classes: int = 10  # number of classes, a logit each
+  channels: Sequence[int] = (20, 50)  # filters of the convolutions
+  features: int = 500  # units of the hidden layer
+  # 'xla', or 'matrix': the same on matrix products, for CPUs
   convolution: str = 'xla'
 
   def __post_init__(self) -> None:

@@ -19,21 +19,16 @@ class LSTM(nn.Module):
 
   Vocabulary 10,000, two layers of 1,500 and a tied softmax make the 51,034,000
   parameters of the Penn Treebank model of Lin et al., arXiv 1712.01887.
-
-  Attributes:
-    vocabulary: number of different tokens.
-    hidden: units of each layer, and of the embedding.
-    layers: number of LSTM layers.
-    tied: whether the softmax has the embedding's matrix (Press & Wolf, arXiv
-      1608.05859) or one of its own.
-    dropout: probability that an input or output of a layer is zeroed in
-      training; connections in time are left alone (Zaremba et al., equation 4).
   """
 
-  vocabulary: int = 10_000
-  hidden: int = 200
-  layers: int = 2
+  vocabulary: int = 10_000  # number of different tokens
+  hidden: int = 200  # units of each layer, and of the embedding
+  layers: int = 2  # number of LSTM layers
+  # whether the softmax has the embedding's matrix (Press & Wolf, arXiv
+  # 1608.05859) or one of its own
   tied: bool = True
+  # probability that an input or output of a layer is zeroed in training;
+  # connections in time are left alone (Zaremba et al., equation 4)
   dropout: float = 0.0
 
   def __post_init__(self) -> None:
@@ -75,12 +70,9 @@ class LSTMLayer(nn.Module):
 
   Equations 3 of Zaremba et al., with the gates in the order i, f, g, o of the
   columns. As in their code, and in cuDNN's, both products have a bias.
-
-  Attributes:
-    hidden: number of units, H.
   """
 
-  hidden: int
+  hidden: int  # number of units, H
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

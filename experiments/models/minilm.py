@@ -35,15 +35,10 @@ _MODULES = {
 
 
 class BertLayer(nn.Module):
-  """Attention, then two dense layers, each added to its input and normalized.
+  """Attention and two dense layers, each added to its input and normalized."""
 
-  Attributes:
-    heads: of the attention; they divide the width.
-    features: units of the hidden layer.
-  """
-
-  heads: int
-  features: int
+  heads: int  # of the attention; they divide the width
+  features: int  # units of the hidden layer
 
   @nn.compact
   def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -67,20 +62,13 @@ class MiniLM(nn.Module):
   """all-MiniLM-L6-v2 without its pooler, which sentence embeddings don't use.
 
   22,565,376 parameters, more than half of them the embeddings of word pieces.
-
-  Attributes:
-    vocabulary: number of word pieces.
-    positions: word pieces of the longest text.
-    width: of embeddings and layers.
-    heads: of each layer's attention.
-    features: hidden units of each layer, in order.
   """
 
-  vocabulary: int = 30_522
-  positions: int = 512
-  width: int = 384
-  heads: int = 12
-  features: Sequence[int] = (1536,) * 6
+  vocabulary: int = 30_522  # number of word pieces
+  positions: int = 512  # word pieces of the longest text
+  width: int = 384  # of embeddings and layers
+  heads: int = 12  # of each layer's attention
+  features: Sequence[int] = (1536,) * 6  # hidden units of each layer, in order
 
   @nn.compact
   def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:

@@ -46,19 +46,14 @@ class MobileNetV1(nn.Module):
 
   Howard et al., arXiv 1704.04861, table 1, where the last depthwise convolution
   is printed with a stride of 2 but keeps its 7x7 pixels.
-
-  Attributes:
-    num_classes: number of classes, a logit each.
-    channels: of the first convolution and of the 1x1 convolution of each block,
-      in order: 14 numbers.
-    variant: 'imagenet', or 'cifar' for images of 32x32.
-    norm_momentum: of the running statistics of batch norm.
   """
 
-  num_classes: int = 1000
+  num_classes: int = 1000  # number of classes, a logit each
+  # of the first convolution and of the 1x1 convolution of each block, in order:
+  # 14 numbers
   channels: Sequence[int] = _V1_CHANNELS
-  variant: str = 'imagenet'
-  norm_momentum: float = 0.9
+  variant: str = 'imagenet'  # 'imagenet', or 'cifar' for images of 32x32
+  norm_momentum: float = 0.9  # of the running statistics of batch norm
 
   def __post_init__(self) -> None:
     check_known('model.variant', self.variant, _V1_STRIDES)
@@ -118,13 +113,10 @@ class MobileNetV2(InvertedResidualNetwork):
   ten classes, and 26,324,224 at half the width.
 
   Sandler et al., arXiv 1801.04381, table 2.
-
-  Attributes:
-    variant: 'imagenet', or 'cifar' for images of 32x32.
   """
 
   channels: Sequence[int] = (16, 24, 32, 64, 96, 160, 320)
-  variant: str = 'imagenet'
+  variant: str = 'imagenet'  # 'imagenet', or 'cifar' for images of 32x32
 
   def __post_init__(self) -> None:
     check_known('model.variant', self.variant, _V2_STAGES)

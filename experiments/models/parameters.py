@@ -12,14 +12,10 @@ from bandwidth import tree
 
 
 class KernelAndBias(nn.Module):
-  """The parameters of an `nn.Dense` or `nn.Conv`, without its product.
+  """The parameters of an `nn.Dense` or `nn.Conv`, without its product."""
 
-  Attributes:
-    shape: of the kernel, its outputs last.
-    initializer: of the kernel; the bias begins at 0.
-  """
-
-  shape: Sequence[int]
+  shape: Sequence[int]  # of the kernel, its outputs last
+  # of the kernel; the bias begins at 0
   initializer: Callable[..., jax.Array] = nn.initializers.lecun_normal()
 
   @nn.compact

@@ -20,19 +20,14 @@ class PlainCifar(nn.Module):
   A residual network without its shortcuts. The first convolutions of the second
   and third group halve the image. Plain-20 has 269,722 parameters and
   40,551,040 multiply-adds at 32x32.
-
-  Attributes:
-    depth: number of layers with weights, 6n+2.
-    num_classes: number of classes, a logit each.
-    channels: of each of the 6n+1 convolutions, in order; None: 16, 32 and 64 in
-      the three groups.
-    norm_momentum: of the running statistics of batch norm.
   """
 
-  depth: int = 20
-  num_classes: int = 10
+  depth: int = 20  # number of layers with weights, 6n+2
+  num_classes: int = 10  # number of classes, a logit each
+  # of each of the 6n+1 convolutions, in order; None: 16, 32 and 64 in the three
+  # groups
   channels: Sequence[int] | None = None
-  norm_momentum: float = 0.9
+  norm_momentum: float = 0.9  # of the running statistics of batch norm
 
   def __post_init__(self) -> None:
     if self.depth < 8 or (self.depth - 2) % 6:

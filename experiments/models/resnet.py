@@ -21,21 +21,16 @@ class ResNetCifar(nn.Module):
   Shortcuts have no parameters (option A): where a block changes shape they take
   every second pixel and pad channels with zeros. ResNet-20, 56 and 110 have
   269,722, 853,018 and 1,727,962 parameters.
-
-  Attributes:
-    depth: number of layers with weights, 6n+2.
-    num_classes: number of classes, a logit each.
-    channels: of each group; the first convolution has those of the first group.
-    inner_channels: of the first convolution in each of the 3n blocks, in order;
-      None: the channels of the block's group.
-    norm_momentum: of the running statistics of batch norm.
   """
 
-  depth: int = 20
-  num_classes: int = 10
+  depth: int = 20  # number of layers with weights, 6n+2
+  num_classes: int = 10  # number of classes, a logit each
+  # of each group; the first convolution has those of the first group
   channels: Sequence[int] = (16, 32, 64)
+  # of the first convolution in each of the 3n blocks, in order; None: the
+  # channels of the block's group
   inner_channels: Sequence[int] | None = None
-  norm_momentum: float = 0.9
+  norm_momentum: float = 0.9  # of the running statistics of batch norm
 
   def __post_init__(self) -> None:
     if self.depth < 8 or (self.depth - 2) % 6:

@@ -16,21 +16,15 @@ class ResNetImagenet(nn.Module):
   A block that halves the image does so in its convolution of 3x3, as most
   implementations since the paper do. ResNet-50 has 25,557,032 parameters for a
   thousand classes.
-
-  Attributes:
-    num_classes: number of classes, a logit each.
-    blocks: number of blocks of each group.
-    width: channels of the first convolution, and of the 3x3 ones of the first
-      group.
-    norm_momentum: of the running statistics of batch norm.
-    dtype: of activations and products, 'bfloat16' on accelerators. Parameters
-      and statistics are float32.
   """
 
-  num_classes: int = 1000
-  blocks: Sequence[int] = (3, 4, 6, 3)
+  num_classes: int = 1000  # number of classes, a logit each
+  blocks: Sequence[int] = (3, 4, 6, 3)  # number of blocks of each group
+  # channels of the first convolution, and of the 3x3 ones of the first group
   width: int = 64
-  norm_momentum: float = 0.9
+  norm_momentum: float = 0.9  # of the running statistics of batch norm
+  # of activations and products, 'bfloat16' on accelerators. Parameters and
+  # statistics are float32.
   dtype: str = 'float32'
 
   @nn.compact

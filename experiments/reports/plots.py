@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
 from bandwidth.files import replace_bytes
 from bandwidth.pruning import SensitivityRow
@@ -275,9 +275,9 @@ def _draw_published(axes: Axes, points: Sequence[PublishedPoint]) -> list[Any]:
         label=f'published, {accounting.value}',
       )  # fmt: skip
   return [
-    axes.annotate(
+    axes.text(
+      p.file_bytes, p.error_percent,
       f'{p.method}\n{p.ratio:g}x, {_short_bytes(p.file_bytes)}',
-      (p.file_bytes, p.error_percent), (0, 0), textcoords='offset points',
       fontsize=8, color=_PUBLISHED, zorder=4,
     )
     for p in points
@@ -314,39 +314,15 @@ def _left_out(published: Sequence[PublishedPoint]) -> str:
   return '\n'.join(['Not drawn, for they count something else:', *lines])
 
 
-def _spread_labels(figure: Figure, axes: Axes, labels: Sequence[Any]) -> None:
-  """Puts each label on the side of its point where it covers least."""
+def _spread_labels(figure: Figure, axes: Axes, labels: list[Any]) -> None:
+  """Moves labels off points, the legend and each other."""
+  # It imports pyplot, which looks for a display.
+  from adjustText import adjust_text
+
   figure.draw_without_rendering()
   # The first line is that of the dense network and crosses the whole plot.
-  boxes = [box for line in axes.lines[1:] for box in _around(axes, line)]
-  legend = axes.get_legend()
-  if legend is not None:
-    boxes.append(legend.get_window_extent())
-  frame = axes.get_window_extent()
-  for label in labels:
-    covered = {}
-    for side in itertools.product((6, -6), (4, -4)):
-      box = _moved(label, side)
-      outside = box.width * box.height - _overlap(box, frame)
-      covered[side] = outside + sum(_overlap(box, other) for other in boxes)
-    boxes.append(_moved(label, min(covered, key=lambda side: covered[side])))
-
-
-def _moved(label: Any, side: tuple[int, int]) -> Bbox:
-  """Moves a label to a side of its point; returns its box in pixels."""
-  x, y = side
-  label.set_position(side)
-  label.set_horizontalalignment('left' if x > 0 else 'right')
-  label.set_verticalalignment('bottom' if y > 0 else 'top')
-  return label.get_window_extent()
-
-
-def _around(axes: Axes, line: Any) -> list[Bbox]:
-  """Returns a small box around each point of a line, in pixels."""
-  places = axes.transData.transform(line.get_xydata())
-  return [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in places]
-
-
-def _overlap(box: Bbox, other: Bbox) -> float:
-  shared = Bbox.intersection(box, other)
-  return 0.0 if shared is None else shared.width * shared.height
+  points = np.concatenate([line.get_xydata() for line in axes.lines[1:]])
+  # Not limited in time, so that the same data give the same bytes.
+  adjust_text(
+    labels, *points.T, ax=axes, objects=[axes.get_legend()], iter_lim=1000
+  )

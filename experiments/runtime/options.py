@@ -24,23 +24,15 @@ REQUIRED = object()
 
 
 class Option(NamedTuple):
-  """An option.
+  """An option."""
 
-  Attributes:
-    read: `(name, text) -> value`, ValueError naming both; None: a flag.
-    default: where it is not given.
-    help: what it is.
-    many: whether it is a list of values.
-    fewest: of them.
-    positional: whether it is given without its name.
-  """
-
+  # `(name, text) -> value`, ValueError naming both; None: a flag
   read: Callable[[str, str], Any] | None
-  default: Any = None
-  help: str = ''
-  many: bool = False
-  fewest: int = 1
-  positional: bool = False
+  default: Any = None  # where it is not given
+  help: str = ''  # what it is
+  many: bool = False  # whether it is a list of values
+  fewest: int = 1  # of them
+  positional: bool = False  # whether it is given without its name
 
 
 def flag(help: str = '') -> Option:

@@ -1,6 +1,5 @@
 """`exchange: auto`: what is fastest on these workers, by measurement."""
 
-import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -72,31 +71,23 @@ def settle_exchanges(
   settled = {**config, 'stages': dict(config['stages'])}
   known = saved_exchanges(directory, workers.count)
   lines: list[str] = []
-  settle = functools.partial(_settle, workers, params, known, lines)
+
+  def settle(name: str, reducer: Mapping[str, Any]) -> Mapping[str, Any]:
+    if reducer.get('exchange') != AUTO:
+      return reducer
+    if name not in known:
+      choice = choose(reducer, workers, params)
+      known[name] = choice.exchange
+      predicted = ', '.join(f'{k} {v:.3g} s' for k, v in choice.seconds.items())
+      lines.append(f'exchange of {name}: {choice.exchange} ({predicted})')
+    return {**reducer, 'exchange': known[name]}
+
   settled['reducer'] = settle('run', config['reducer'])
   for name, stage in config['stages'].items():
     if 'reducer' in stage:
       reducer = settle(name, stage['reducer'])
       settled['stages'][name] = {**stage, 'reducer': reducer}
   return ExchangeChoices(settled, known, lines)
-
-
-def _settle(
-  workers: Workers,
-  params: Params,
-  known: dict[str, str],
-  lines: list[str],
-  name: str,
-  reducer: Mapping[str, Any],
-) -> Mapping[str, Any]:
-  if reducer.get('exchange') != AUTO:
-    return reducer
-  if name not in known:
-    choice = choose(reducer, workers, params)
-    known[name] = choice.exchange
-    predicted = ', '.join(f'{k} {v:.3g} s' for k, v in choice.seconds.items())
-    lines.append(f'exchange of {name}: {choice.exchange} ({predicted})')
-  return {**reducer, 'exchange': known[name]}
 
 
 def choose(

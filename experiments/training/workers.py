@@ -26,19 +26,15 @@ MAPPINGS = ('pmap', 'shard_map', 'vmap')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-  """Workers of data-parallel training, and the devices that they are.
+  """Workers of data-parallel training, and the devices that they are."""
 
-  Attributes:
-    mapping: 'pmap', 'shard_map' or 'vmap'. With 'vmap' all workers are
-      simulated on one device.
-    axes: axis names and sizes, the slowest link first. The number of workers is
-      the product of the sizes.
-    mesh: of the devices; one device along each axis where workers are
-      simulated.
-  """
-
+  # 'pmap', 'shard_map' or 'vmap'. With 'vmap' all workers are simulated on one
+  # device.
   mapping: str
+  # axis names and sizes, the slowest link first. The number of workers is the
+  # product of the sizes.
   axes: dict[str, int]
+  # of the devices; one device along each axis where workers are simulated
   mesh: Mesh
 
   @property
@@ -69,10 +65,7 @@ class Workers:
 
   def sharding(self, kind: str) -> NamedSharding:
     """Where arrays of a kind lie outside of mapped functions."""
-    names = PartitionSpec(tuple(self.axes))
-    return NamedSharding(
-      self.mesh, PartitionSpec() if kind == REPLICATED else names
-    )
+    return NamedSharding(self.mesh, _specs(kind, self.axes))
 
   @property
   def local_rows(self) -> slice:
@@ -175,8 +168,17 @@ class Workers:
         devices=list(self.mesh.devices.flat),
         donate_argnums=donate,
       )
+    for name, size in reversed(self.axes.items()):
+      fn = jax.vmap(
+        fn,
+        axis_name=name,
+        axis_size=size,
+        in_axes=axes_in,
+        out_axes=axes_out,
+      )
     return jax.jit(
-      _nested_vmap(fn, self.axes, kinds, out_kinds), donate_argnums=donate
+      _axis_by_axis(fn, tuple(self.axes.values()), kinds, out_kinds),
+      donate_argnums=donate,
     )
 
 
@@ -276,22 +278,13 @@ def _without_worker_axis(
   return wrapped
 
 
-def _nested_vmap(
-  fn: Callable[..., Any],
-  axes: dict[str, int],
+def _axis_by_axis(
+  mapped: Callable[..., Any],
+  shape: tuple[int, ...],
   kinds: tuple[Any, ...],
   out_kinds: Any,
 ) -> Callable[..., Any]:
-  mapped = fn
-  for name, size in reversed(axes.items()):
-    mapped = jax.vmap(
-      mapped,
-      axis_name=name,
-      axis_size=size,
-      in_axes=jax.tree.map(_mapped_axis, kinds),
-      out_axes=jax.tree.map(_mapped_axis, out_kinds),
-    )
-  shape = tuple(axes.values())
+  """Gives arguments an axis for each of the workers' axes, not one for all."""
 
   def split(leaf: jax.Array) -> jax.Array:
     return leaf.reshape(shape + leaf.shape[1:])

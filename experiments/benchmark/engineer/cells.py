@@ -60,19 +60,12 @@ def network_arrays(name: str, runs: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 class Searched(NamedTuple):
-  """What a search found.
+  """What a search found."""
 
-  Attributes:
-    candidate: the best one, int32 [G].
-    score: its.
-    evaluations: how many there were.
-    seconds: that they took.
-  """
-
-  candidate: np.ndarray
-  score: float
-  evaluations: int
-  seconds: float
+  candidate: np.ndarray  # the best one, int32 [G]
+  score: float  # its
+  evaluations: int  # how many there were
+  seconds: float  # that they took
 
 
 def search_once(

@@ -59,12 +59,7 @@ def _of_file(evaluations: int, **options: Any) -> dict[str, Any]:
 
 
 def _pruned_first(
-  config: Config,
-  arrays: Arrays,
-  name: str,
-  *,
-  part: float,
-  evaluations: int,
+  config: Config, arrays: Arrays, name: str, *, part: float, evaluations: int
 ) -> SearchSetup:
   """Chooses channels; steps of what is left are then to be searched."""
   prepared = _prepared_as(

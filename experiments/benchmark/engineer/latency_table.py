@@ -50,21 +50,14 @@ Point = tuple[Operation, int, int]
 
 
 class Grid(NamedTuple):
-  """A distinct operation of a network.
+  """A distinct operation of a network."""
 
-  Attributes:
-    layer: the first that does it.
-    names: of all layers that do it, with these widths.
-    operation: of theirs.
-    inputs: widths to measure, see `bandwidth.search.problem.latency.Entry`.
-    outputs: likewise.
-  """
-
-  layer: LayerShape
-  names: tuple[str, ...]
-  operation: Operation
+  layer: LayerShape  # the first that does it
+  names: tuple[str, ...]  # of all layers that do it, with these widths
+  operation: Operation  # of theirs
+  # widths to measure, see `bandwidth.search.problem.latency.Entry`
   inputs: tuple[int, ...]
-  outputs: tuple[int, ...]
+  outputs: tuple[int, ...]  # likewise
 
   def points(self) -> Iterator[Point]:
     """Yields what is to be measured."""
@@ -74,15 +67,11 @@ class Grid(NamedTuple):
 
 
 class Table(NamedTuple):
-  """What was measured.
+  """What was measured."""
 
-  Attributes:
-    rows: one for each distinct operation, as they are written.
-    network: the whole network beside the sum of its layers.
-  """
-
+  # one for each distinct operation, as they are written
   rows: list[dict[str, Any]]
-  network: dict[str, Any]
+  network: dict[str, Any]  # the whole network beside the sum of its layers
 
 
 def find_grids(space: Space, widths: int) -> tuple[Grid, ...]:

@@ -20,37 +20,25 @@ _SAMPLED = 256
 
 
 class Weights(NamedTuple):
-  """Weights in their forms.
+  """Weights in their forms."""
 
-  Attributes:
-    dense: float32 [K, N].
-    matrices: compressed ones of other values, by name, on the device.
-    sampled: some outputs' weights of each, and of the dense one, [K, S].
-    foreign: products of other libraries with the dense ones, by name.
-  """
-
-  dense: np.ndarray
+  dense: np.ndarray  # float32 [K, N]
+  # compressed ones of other values, by name, on the device
   matrices: Mapping[str, Any]
+  # some outputs' weights of each, and of the dense one, [K, S]
   sampled: Mapping[str, np.ndarray]
+  # products of other libraries with the dense ones, by name
   foreign: Mapping[str, Callable[[np.ndarray], np.ndarray]]
 
 
 class Form(NamedTuple):
-  """A product to time.
+  """A product to time."""
 
-  Attributes:
-    name: of the form and its mode of arithmetic.
-    run: the product, ready.
-    product: the same, where it is XLA's or ours.
-    nbytes: that it reads of the matrix.
-    wanted: its first outputs, of its own weights, float64 [B, S].
-  """
-
-  name: str
-  run: Callable[[], Any]
-  product: Product | None
-  nbytes: int
-  wanted: np.ndarray
+  name: str  # of the form and its mode of arithmetic
+  run: Callable[[], Any]  # the product, ready
+  product: Product | None  # the same, where it is XLA's or ours
+  nbytes: int  # that it reads of the matrix
+  wanted: np.ndarray  # its first outputs, of its own weights, float64 [B, S]
 
   def error(self, y: np.ndarray) -> float | None:
     """Relative error of its first outputs; None where it has other weights."""

@@ -33,45 +33,31 @@ DENSE = 'dense float32'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-  """A network to time.
-
-  Attributes:
-    name: of it.
-    model: that runs.
-    variables: dense, float32.
-    file: .bwz, of the same names.
-    inputs: of batch 1, by what is said of them: a length, a size.
-    examples: batches of inputs on which forms are compared.
-    score: (outputs on the examples, those of the dense network) -> columns.
-    graph: (variables, inputs) -> operations for onnxruntime; None: there is no
-      such graph.
-  """
+  """A network to time."""
 
   name: str
-  model: nn.Module
-  variables: Any
-  file: pathlib.Path
+  model: nn.Module  # that runs
+  variables: Any  # dense, float32
+  file: pathlib.Path  # .bwz, of the same names
+  # of batch 1, by what is said of them: a length, a size
   inputs: Mapping[str, tuple[Any, ...]]
+  # batches of inputs on which forms are compared
   examples: Sequence[tuple[Any, ...]]
+  # (outputs on the examples, those of the dense network) -> columns
   score: Callable[[Outputs, Outputs], dict[str, float]]
+  # (variables, inputs) -> operations for onnxruntime; None: there is no such
+  # graph
   graph: onnx_networks.Graph | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Form:
-  """A way to run a network.
-
-  Attributes:
-    name: of it.
-    run: with one input, ready.
-    nbytes: of parameters that it holds.
-    columns: how true it is.
-  """
+  """A way to run a network."""
 
   name: str
-  run: Callable[[], Any]
-  nbytes: int
-  columns: Mapping[str, float]
+  run: Callable[[], Any]  # with one input, ready
+  nbytes: int  # of parameters that it holds
+  columns: Mapping[str, float]  # how true it is
 
 
 def network_rows(

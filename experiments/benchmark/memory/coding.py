@@ -41,18 +41,12 @@ Tensors = dict[str, Any]
 
 
 class Recipe(NamedTuple):
-  """How a network is made small.
+  """How a network is made small."""
 
-  Attributes:
-    conv: density of convolution kernels.
-    dense: density of the last layer.
-    bits: of a code, or of an integer level.
-    integers: levels with a step for each output channel, and no codebook.
-  """
-
-  conv: float
-  dense: float
-  bits: int
+  conv: float  # density of convolution kernels
+  dense: float  # density of the last layer
+  bits: int  # of a code, or of an integer level
+  # levels with a step for each output channel, and no codebook
   integers: bool = False
 
 
@@ -130,14 +124,10 @@ def _shared(
 
 
 class Method(NamedTuple):
-  """An encoder and its decoder.
+  """An encoder and its decoder."""
 
-  Attributes:
-    encode: from tensors to bytes.
-    decode: from these bytes to the arrays, in the order of the tensors.
-  """
-
-  encode: Callable[[], bytes]
+  encode: Callable[[], bytes]  # from tensors to bytes
+  # from these bytes to the arrays, in the order of the tensors
   decode: Callable[[bytes], list[np.ndarray]]
 
 

@@ -33,19 +33,13 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Subject(NamedTuple):
-  """A network to compress.
+  """A network to compress."""
 
-  Attributes:
-    arrays: as published.
-    measure: arrays -> columns of a row.
-    ways: of compressing it to a rate, by name: rate -> tensors.
-    rates: bits a weight.
-  """
-
-  arrays: dict[str, np.ndarray]
-  measure: Callable[[Arrays], dict[str, float]]
+  arrays: dict[str, np.ndarray]  # as published
+  measure: Callable[[Arrays], dict[str, float]]  # arrays -> columns of a row
+  # of compressing it to a rate, by name: rate -> tensors
   ways: dict[str, Callable[[float], Tensors]]
-  rates: Sequence[float]
+  rates: Sequence[float]  # bits a weight
 
 
 class File(NamedTuple):

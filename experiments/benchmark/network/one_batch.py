@@ -8,13 +8,9 @@ from experiments.training.workers import PER_WORKER
 
 
 class OneBatch(NamedTuple):
-  """One batch for every step.
+  """One batch for every step."""
 
-  Attributes:
-    batch: arrays of all workers, on their devices; or shapes, to compile.
-  """
-
-  batch: Any
+  batch: Any  # arrays of all workers, on their devices; or shapes, to compile
   kinds: str = PER_WORKER
   steps_per_epoch: int = 1
 

@@ -17,17 +17,11 @@ from experiments.training.workers import Workers
 
 
 class Pod(NamedTuple):
-  """Chips to compile for.
+  """Chips to compile for."""
 
-  Attributes:
-    topology: of a slice, 'v5e:16x16'.
-    slices: joined by the data-center network.
-    workers: one chip each.
-  """
-
-  topology: str
-  slices: int
-  workers: Workers
+  topology: str  # of a slice, 'v5e:16x16'
+  slices: int  # joined by the data-center network
+  workers: Workers  # one chip each
 
 
 def make_pod(topology: str, *, slices: int = 1) -> Pod:

@@ -18,10 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from bandwidth import tree
-from bandwidth.collectives import (
-  deep_gradient_compression,
-  dense_all_reduce,
-)
+from bandwidth.collectives import deep_gradient_compression, dense_all_reduce
 from experiments.benchmark.harness import Benchmark
 from experiments.measuring.limits import matmul_rate
 from experiments.measuring.turns import in_place, take_turns
