@@ -115,11 +115,7 @@ def _check_rate(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Compresses or restores; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog='compress',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.make_parser('compress', __doc__)
   add = parser.add_argument
   path = pathlib.Path
   readable = f'one of {", ".join(READABLE)}, or a directory written by Orbax'

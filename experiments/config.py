@@ -179,20 +179,15 @@ def keep_config(directory: pathlib.Path, config: Mapping[str, Any]) -> None:
       names the fields that differ. Where a run may go on with another value
       (`ELASTIC`), the new one is written.
   """
-  path = directory / 'config.json'
-  if path.exists():
-    _check_same(path, config)
-  replace_text(path, to_json(config))
+  check_config(directory, config)
+  replace_text(directory / 'config.json', to_json(config))
 
 
 def check_config(directory: pathlib.Path, config: Mapping[str, Any]) -> None:
   """Does what `keep_config` does, without writing."""
   path = directory / 'config.json'
-  if path.exists():
-    _check_same(path, config)
-
-
-def _check_same(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+  if not path.exists():
+    return
   try:
     old = flatten(json.loads(path.read_text('utf-8')))
   except json.JSONDecodeError as error:

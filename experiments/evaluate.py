@@ -82,11 +82,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Evaluates; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog='evaluate',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.make_parser('evaluate', __doc__)
   add = parser.add_argument
   add('--model', type=pathlib.Path, required=True, help='.bwz or .safetensors')
   add('--config', type=pathlib.Path, help='config.json of the run')

@@ -203,11 +203,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Compresses a network; returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog='compress',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.make_parser('compress', __doc__)
   add = parser.add_argument
   path = pathlib.Path
   add('--network', required=True, help=', '.join(NETWORKS))

@@ -64,8 +64,7 @@ def load(
       message tells how to get it) or no image classification set; a file is
       truncated or altered (the message names it).
   """
-  if source not in SOURCES:
-    raise ValueError(base.unknown_name('dataset.source', source, SOURCES))
+  base.check_known('dataset.source', source, SOURCES)
   for argument, value in {
     'validation': validation,
     'image_size': image_size,

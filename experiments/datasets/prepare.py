@@ -47,8 +47,7 @@ def prepare(name: str, *, source: Path | None, data_dir: Path) -> Path:
     ValueError: the name is unknown, or an original file missing or altered.
     OSError: the set cannot be written.
   """
-  if name not in ORIGINALS:
-    raise ValueError(base.unknown_name('NAME', name, ORIGINALS))
+  base.check_known('NAME', name, ORIGINALS)
   originals = ORIGINALS[name]
   splits = read_originals(originals, _original_folder(name, originals, source))
   with _new_folders(data_dir / name), _locked(data_dir / name):

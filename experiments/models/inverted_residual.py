@@ -15,7 +15,7 @@ from bandwidth import pruning
 from bandwidth.base import check_known
 from bandwidth.pruning.connections import INPUT
 from experiments.models.depthwise import convolve_depthwise
-from experiments.models.prunable import kept_widths
+from experiments.models.prunable import kept_widths, normed
 from experiments.models.resnet import he_normal
 
 RESIDUALS = ('fixed', 'group')
@@ -234,17 +234,12 @@ class InvertedResidualNetwork(nn.Module):
 
 
 def _block_layers(name: str, shape: BlockShape, x: str) -> list[pruning.Layer]:
-  described: list[pruning.Layer] = []
+  expand = []
   if shape.expands:
-    described = [
-      pruning.Conv(f'{name}/expand', x),
-      pruning.Norm(f'{name}/expand_norm', f'{name}/expand'),
-    ]
+    expand = normed(pruning.Conv(f'{name}/expand', x))
     x = f'{name}/expand_norm'
   return [
-    *described,
-    pruning.Depthwise(f'{name}/depthwise', x),
-    pruning.Norm(f'{name}/depthwise_norm', f'{name}/depthwise'),
-    pruning.Conv(f'{name}/project', f'{name}/depthwise_norm'),
-    pruning.Norm(f'{name}/project_norm', f'{name}/project'),
+    *expand,
+    *normed(pruning.Depthwise(f'{name}/depthwise', x)),
+    *normed(pruning.Conv(f'{name}/project', f'{name}/depthwise_norm')),
   ]

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from bandwidth import pruning
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from bandwidth.pruning.connections import INPUT
 from experiments.models.matrix_convolution import convolve_and_pool
 from experiments.models.parameters import KernelAndBias
@@ -61,10 +61,7 @@ class LeNet5(nn.Module):
   convolution: str = 'xla'
 
   def __post_init__(self) -> None:
-    if self.convolution not in CONVOLUTIONS:
-      raise ValueError(
-        unknown_name('model.convolution', self.convolution, CONVOLUTIONS)
-      )
+    check_known('model.convolution', self.convolution, CONVOLUTIONS)
     super().__post_init__()
 
   @nn.compact

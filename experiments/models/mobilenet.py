@@ -15,7 +15,7 @@ from experiments.models.inverted_residual import (
   Stage,
   conv,
 )
-from experiments.models.prunable import kept_widths
+from experiments.models.prunable import kept_widths, normed
 
 # Of the stem, then of the depthwise convolution of each block.
 _V1_STRIDES = {
@@ -83,18 +83,12 @@ class MobileNetV1(nn.Module):
 
   def layers(self) -> tuple[pruning.Layer, ...]:
     """Returns who reads whose channels; see `prunable.Prunable`."""
-    described: list[pruning.Layer] = [
-      pruning.Conv('stem', INPUT),
-      pruning.Norm('stem_norm', 'stem'),
-    ]
+    described = normed(pruning.Conv('stem', INPUT))
     for i in range(len(self.channels) - 1):
-      depthwise, pointwise = f'depthwise_{i}', f'pointwise_{i}'
-      described += [
-        pruning.Depthwise(depthwise, described[-1].name),
-        pruning.Norm(f'{depthwise}_norm', depthwise),
-        pruning.Conv(pointwise, f'{depthwise}_norm'),
-        pruning.Norm(f'{pointwise}_norm', pointwise),
-      ]
+      x = described[-1].name
+      described += normed(pruning.Depthwise(f'depthwise_{i}', x))
+      x = described[-1].name
+      described += normed(pruning.Conv(f'pointwise_{i}', x))
     return (*described, pruning.Dense('classifier', described[-1].name))
 
   def with_channels(self, kept: Mapping[str, int]) -> Self:

@@ -34,6 +34,11 @@ class Prunable(Protocol):
     ...
 
 
+def normed(layer: pruning.Layer) -> list[pruning.Layer]:
+  """Returns a layer and the normalization that follows, by their names."""
+  return [layer, pruning.Norm(f'{layer.name}_norm', layer.name)]
+
+
 def kept_widths(
   widths: Mapping[str, int], kept: Mapping[str, int]
 ) -> dict[str, int]:

@@ -126,11 +126,10 @@ def tables(results: pathlib.Path) -> str:
   parts = ['# Gradient compression: accuracy']
   for pair in PAIRS:
     dense = read_reports(results / pair.directory('dense'))
-    rows = [
-      row
-      for mode, way in _WAYS
-      if (row := _row(way, read_reports(results / pair.directory(mode)), dense))
-    ]
+    found = {
+      way: read_reports(results / pair.directory(mode)) for mode, way in _WAYS
+    }
+    rows = [_row(way, own, dense) for way, own in found.items() if own]
     if not rows:
       continue
     header = [
@@ -145,11 +144,7 @@ def tables(results: pathlib.Path) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def _row(
-  way: str, reports: dict[int, Any], dense: dict[int, Any]
-) -> list[str] | None:
-  if not reports:
-    return None
+def _row(way: str, reports: dict[int, Any], dense: dict[int, Any]) -> list[str]:
   scores = [_score(r) for r in reports.values()]
   differences = [
     _score(r) - _score(dense[seed])
@@ -159,15 +154,13 @@ def _row(
   first = next(iter(reports.values()))
   network = first['network']
   minutes = statistics.median(r['seconds'] / 60 for r in reports.values())
-  paired = ''
-  if way != 'dense' and differences:
-    paired = _with_error(differences, '+.3f')
+  has_pairs = way != 'dense' and differences
   return [
     way,
     ' '.join(map(str, reports)),
     _with_error(scores, '.3f'),
     f'{min(scores):.2f} to {max(scores):.2f}',
-    paired,
+    _with_error(differences, '+.3f') if has_pairs else '',
     f'{network["sent_bytes_per_step"]:,}',
     f'{network["ratio_steady"]:.0f}x',
     f'{network["ratio_run"]:.1f}x',

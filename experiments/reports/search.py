@@ -19,6 +19,7 @@ from experiments.reports.search_comparison import (
   MEASURES,
   Measure,
   Row,
+  measures_in,
   origin,
   plot_searchers,
   plus_minus,
@@ -96,7 +97,7 @@ def _timed(column: str, value: Any) -> str:
   return f'{value:,}' if isinstance(value, int) else value or ''
 
 
-def _percent(row: Row, field: str) -> float:
+def _percent(row: Row, field: str = 'accuracy') -> float:
   """An accuracy of a row in per cent."""
   if not 0 <= row[field] <= 1:
     raise ValueError(f'{field}={row[field]} is not in [0, 1]')
@@ -152,7 +153,7 @@ def _joint(results: pathlib.Path) -> list[str]:
 
 def _joint_table(ways: Mapping[str, Mapping[int, Row]]) -> str:
   every = [row for seeds in ways.values() for row in seeds.values()]
-  measures = [m for m in _JOINT_MEASURES if any(m.field in r for r in every)]
+  measures = measures_in(every, _JOINT_MEASURES)
   header = ['way', 'seeds', 'evaluations', 'file bytes']
   for measure in measures:
     header += [measure.title, f'minus {_JOINT}']
@@ -228,11 +229,8 @@ def _kept_row(name: str, outcome: Row) -> list[str]:
     f'{100 * outcome["budget"]:g} %)',
     outcome['searcher']['name'],
     f'{outcome["evaluations"]:,}',
-    f'{found["loss"]:.4f}',
-    f'{whole["loss"]:.4f}',
-    f'{_percent(found, "accuracy"):.2f}',
-    f'{_percent(whole, "accuracy"):.2f}',
-    f'{_percent(test, "accuracy"):.2f}',
+    *(f'{each["loss"]:.4f}' for each in (found, whole)),
+    *(f'{_percent(each):.2f}' for each in (found, whole, test)),
     f'{test["file_bytes"]:,}',
     f'{outcome["seconds"]["total"] / 60:.1f}',
     outcome['device'],

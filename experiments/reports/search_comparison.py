@@ -51,6 +51,14 @@ MEASURES = (
 """Of `benchmark search`, whose accuracies are in per cent."""
 
 
+def measures_in(
+  rows: Iterable[Row], measures: Iterable[Measure] = MEASURES
+) -> list[Measure]:
+  """Returns those that some row has."""
+  fields = {field for row in rows for field in row}
+  return [measure for measure in measures if measure.field in fields]
+
+
 class Comparison(NamedTuple):
   """The default searcher beside another one, over networks and budgets.
 
@@ -215,9 +223,7 @@ def searcher_sections(results: pathlib.Path) -> list[str]:
 
 
 def _cell_table(cell: Mapping[str, Row]) -> str:
-  measures = [
-    m for m in MEASURES if any(m.field in row for row in cell.values())
-  ]
+  measures = measures_in(cell.values())
   header = ['searcher', 'evaluations', 'seeds', 'cost']
   for measure in measures:
     header += [measure.title, 'minus default']
@@ -251,28 +257,29 @@ def _summary(comparisons: Sequence[Comparison], cells: int) -> str:
   header = [f'{DEFAULT} beside']
   for measure in measures:
     header += [f'{measure.name}: as good', 'better', 'worse']
-  rows: dict[str, list[str]] = {}
+  rows = []
   by_place = {(c.other, c.measure): c for c in comparisons}
   for other in dict.fromkeys(c.other for c in comparisons):
-    rows[other] = [other]
+    row = [other]
     for measure in measures:
       found = by_place.get((other, measure.field))
-      rows[other] += _counts(found) if found else ['', '', '']
+      row += (
+        [
+          f'{found.as_good} of {found.cells}',
+          f'{found.better} of {found.tested}',
+          f'{found.worse} of {found.tested}',
+        ]
+        if found
+        else ['', '', '']
+      )
+    rows.append(row)
   return (
     f'Of {cells} cells, a network and a budget each, those in which the mean '
     f'of {DEFAULT} is at least as good as that of another searcher; then '
     'those in which it is better, and worse, by more than two standard '
     'errors of the paired difference. In the last row: than all others, '
-    'and worse than any.\n\n' + markdown_table(header, list(rows.values()))
+    'and worse than any.\n\n' + markdown_table(header, rows)
   )
-
-
-def _counts(found: Comparison) -> list[str]:
-  return [
-    f'{found.as_good} of {found.cells}',
-    f'{found.better} of {found.tested}',
-    f'{found.worse} of {found.tested}',
-  ]
 
 
 def plot_searchers(results: pathlib.Path, path: pathlib.Path) -> bool:
@@ -294,7 +301,7 @@ def plot_searchers(results: pathlib.Path, path: pathlib.Path) -> bool:
   networks = list(dict.fromkeys(network for network, _ in cells))
   names = list(dict.fromkeys(name for cell in cells.values() for name in cell))
   every = [row for cell in cells.values() for row in cell.values()]
-  measures = [m for m in MEASURES if any(m.field in row for row in every)]
+  measures = measures_in(every)
   size = (3.8 * len(networks) + 1.8, 3.2 * len(measures) + 0.4)
   with figure_at(path, size) as figure:
     grid = figure.subplots(len(measures), len(networks), squeeze=False)

@@ -19,6 +19,17 @@ class Parser(argparse.ArgumentParser):
     raise ValueError(message)
 
 
+def make_parser(
+  program: str, description: str | None
+) -> argparse.ArgumentParser:
+  """Returns a parser whose help shows the description as it is."""
+  return argparse.ArgumentParser(
+    prog=program,
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+
+
 class Terminated(KeyboardInterrupt):
   """SIGTERM, so that what cleans up after Ctrl-C does after it too."""
 

@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bandwidth.base import unknown_name
+from bandwidth.base import check_known
 from experiments.runtime.command import Parser
 
 REQUIRED = object()
@@ -58,13 +58,11 @@ def text(
 
 def path(default: Any = None, help: str = '', **more: Any) -> Option:
   """A path of a file or folder, ~ expanded."""
-
-  def read(_: str, given: str) -> pathlib.Path:
-    return pathlib.Path(given).expanduser()
-
   if isinstance(default, pathlib.Path):
     default = str(default)
-  return _option(read, default, help, **more)
+  return _option(
+    lambda _, given: pathlib.Path(given).expanduser(), default, help, **more
+  )
 
 
 def choice(
@@ -73,8 +71,7 @@ def choice(
   """One of some names, or several where the default is a list."""
 
   def read(name: str, given: str) -> str:
-    if given not in known:
-      raise ValueError(unknown_name(name, given, known))
+    check_known(name, given, known)
     return given
 
   return _option(read, default, f'{help} ({", ".join(known)})', **more)
@@ -148,13 +145,8 @@ def _reader(
 
 def fraction(default: Any = None, help: str = '', **more: Any) -> Option:
   """A float in (0, 1]; several where the default is a list."""
-  return number(
-    default,
-    help,
-    fits=lambda value: 0 < value <= 1,
-    otherwise='not in (0, 1]',
-    **more,
-  )
+  read = _reader(float, 'number', lambda x: 0 < x <= 1, 'not in (0, 1]')
+  return _option(read, default, help, **more)
 
 
 def shape_of(given: str, name: str = 'shapes') -> tuple[int, int]:
@@ -182,8 +174,8 @@ def shape(default: Any = None, help: str = '', **more: Any) -> Option:
 
 
 def _option(read: Any, default: Any, help: str, **more: Any) -> Option:
-  many = more.pop('many', isinstance(default, list | tuple))
-  return Option(read, default, help, many, **more)
+  more.setdefault('many', isinstance(default, list | tuple))
+  return Option(read, default, help, **more)
 
 
 def parse(

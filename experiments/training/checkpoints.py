@@ -147,14 +147,7 @@ def _saved_shapes(
   target = jax.tree.map(shapes, STATE_KINDS, state)
   if reducer_state is None:
     return target
-  everywhere = workers.sharding(REPLICATED)
-  placed = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=everywhere
-    ),
-    reducer_state,
-  )
-  return target._replace(reducer_state=placed)
+  return target._replace(reducer_state=shapes(REPLICATED, reducer_state))
 
 
 def _dealt_out(
@@ -164,22 +157,19 @@ def _dealt_out(
   resplit: Callable[..., Any] | None,
 ) -> TrainState:
   """A state of other workers, dealt out to these."""
-  reducer_state: Any = None
-  if resplit is not None:
-    found = resplit(
-      jax.device_get(restored.reducer_state),
-      jax.device_get(restored.params),
-      workers=tuple(saved_axes.values()),
-    )
-    reducer_state = workers.place(jax.device_get(found), PER_WORKER)
-    restored = restored._replace(reducer_state=())
 
   def deal_out(kind: str, subtree: Any) -> Any:
     if kind == PER_WORKER:
       subtree = resplit_workers(jax.device_get(subtree), workers.count)
     return workers.place(subtree, kind)
 
-  out = jax.tree.map(deal_out, STATE_KINDS, restored)
   if resplit is None:
-    return out
+    return jax.tree.map(deal_out, STATE_KINDS, restored)
+  found = resplit(
+    jax.device_get(restored.reducer_state),
+    jax.device_get(restored.params),
+    workers=tuple(saved_axes.values()),
+  )
+  reducer_state = workers.place(jax.device_get(found), PER_WORKER)
+  out = jax.tree.map(deal_out, STATE_KINDS, restored._replace(reducer_state=()))
   return out._replace(reducer_state=reducer_state)

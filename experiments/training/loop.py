@@ -234,12 +234,13 @@ class _Between:
     return self._evaluates(step) or self._saves(step)
 
   def _evaluates(self, step: int) -> bool:
-    return step == self._stage.last or _divides(self._job.eval_every, step)
+    return self._is_turn(self._job.eval_every, step)
 
   def _saves(self, step: int) -> bool:
-    return step == self._stage.last or _divides(
-      self._job.checkpoint_every, step
-    )
+    return self._is_turn(self._job.checkpoint_every, step)
+
+  def _is_turn(self, every: int, step: int) -> bool:
+    return step == self._stage.last or (every > 0 and step % every == 0)
 
   def steps(self, step: int, window: Window) -> None:
     """Waits for a step, and logs it if it is its turn."""
@@ -276,10 +277,6 @@ class _Between:
     if self._sinks.writer is not None:
       self._sinks.writer.write(step, self._stage.name, metrics)
     self._sinks.progress.update(step, self._stage.name, metrics)
-
-
-def _divides(every: int, step: int) -> bool:
-  return every > 0 and step % every == 0
 
 
 def _all_finite(params: Any) -> jax.Array:

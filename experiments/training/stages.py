@@ -278,18 +278,8 @@ def next_state(
 
 
 def _carry_over(new: Any, old: Any) -> Any:
-  known = dict(tree.named_leaves(old))
-
-  def choose(name: str, leaf: Any) -> Any:
-    other = known.get(name)
-    same = (
-      other is not None
-      and other.shape == leaf.shape
-      and other.dtype == leaf.dtype
-    )
-    return other if same else leaf
-
-  return tree.map_named(choose, new)
+  known = {(n, x.shape, x.dtype): x for n, x in tree.named_leaves(old)}
+  return tree.map_named(lambda n, x: known.get((n, x.shape, x.dtype), x), new)
 
 
 def _is_schedule(node: Any) -> bool:

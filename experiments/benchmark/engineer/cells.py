@@ -104,11 +104,7 @@ def search_once(
 
 
 class KeptRows:
-  """Rows in a file, one a line, which a stopped benchmark left or will leave.
-
-  Attributes:
-    rows: all of them.
-  """
+  """Rows in a file, one a line, which a stopped benchmark has left or will."""
 
   def __init__(self, path: pathlib.Path):
     path.parent.mkdir(parents=True, exist_ok=True)

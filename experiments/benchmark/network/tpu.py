@@ -36,8 +36,8 @@ from experiments.training.loop import CompiledStage, Job, compile_stage
 from experiments.training.optimizers import make_optimizer
 from experiments.training.reducers import make_reducer
 from experiments.training.stages import Stage
-from experiments.training.step import TrainState, empty_window
-from experiments.training.workers import PER_WORKER, REPLICATED, Workers
+from experiments.training.step import STATE_KINDS, TrainState, empty_window
+from experiments.training.workers import PER_WORKER, Workers
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OPTIMIZER = {'name': 'sgd', 'learning_rate': 0.1, 'momentum': 0.9}
@@ -100,19 +100,16 @@ def _network(model: str) -> tuple[Any, tuple[int, ...], dict[str, Any]]:
 def _state(
   stage: Stage, params: Any, model_state: Any, workers: Workers
 ) -> TrainState:
-  def everywhere(tree: Any) -> Any:
-    return abstract_state(tree, workers, REPLICATED)
-
-  def each(tree: Any) -> Any:
-    return abstract_state(tree, workers, PER_WORKER)
-
-  return TrainState(
-    step=everywhere(jax.ShapeDtypeStruct((), jnp.int32)),
-    params=everywhere(params),
-    opt_state=everywhere(jax.eval_shape(stage.optimizer.init, params)),
-    reducer_state=each(jax.eval_shape(stage.reducer.init, params)),
-    model_state=each(model_state),
-    window=each(jax.eval_shape(lambda: empty_window(['loss', 'accuracy']))),
+  state = TrainState(
+    step=jax.ShapeDtypeStruct((), jnp.int32),
+    params=params,
+    opt_state=jax.eval_shape(stage.optimizer.init, params),
+    reducer_state=jax.eval_shape(stage.reducer.init, params),
+    model_state=model_state,
+    window=jax.eval_shape(lambda: empty_window(['loss', 'accuracy'])),
+  )
+  return jax.tree.map(
+    lambda kind, part: abstract_state(part, workers, kind), STATE_KINDS, state
   )
 
 
