@@ -16,6 +16,8 @@ import resource
 import shutil
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Several processes may compile for TPUs at a time.
+os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
 
 import jax
 import jaxlib
