@@ -86,6 +86,7 @@ def test_requirements_agree_with_the_package():
 
 
 HEADLINES = (
+  'compress_to_rate',
   'deep_gradient_compression',
   'load_compressed',
   'matmul',
@@ -101,10 +102,12 @@ PACKAGES = (
   'inference',
   'pruning',
   'quantization',
+  'rate_allocation',
   'report',
   'search',
   'tree',
 )
+MODULES = ('rate_allocation', 'report', 'tree')
 
 
 def test_the_package_offers_its_parts_when_they_are_asked_for():
@@ -121,7 +124,8 @@ def test_the_package_offers_its_parts_when_they_are_asked_for():
 
 
 def test_what_a_package_exports_is_there_and_in_order():
-  for name in ('', *(f'.{package}' for package in PACKAGES[:-3])):
-    module = importlib.import_module(f'bandwidth{name}')
+  packages = [name for name in PACKAGES if name not in MODULES]
+  for name in ('bandwidth', *(f'bandwidth.{package}' for package in packages)):
+    module = importlib.import_module(name)
     assert len({*module.__all__}) == len(module.__all__)
     assert all(hasattr(module, export) for export in module.__all__)
