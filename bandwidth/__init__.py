@@ -2,10 +2,11 @@
 
 `bandwidth.pruning`, `bandwidth.quantization` and `bandwidth.coding` make models
 small, down to the file, and `bandwidth.inference` runs them from there;
-`bandwidth.search` chooses how small; `bandwidth.collectives` averages gradients
-over workers; `bandwidth.tree` names parameters; `bandwidth.report` says what
-was measured. They, and the functions that are used most, are attributes of the
-package, imported when they are first asked for.
+`bandwidth.rate_allocation` gives a file so many bits a weight, and
+`bandwidth.search` chooses how small each layer is; `bandwidth.collectives`
+averages gradients over workers; `bandwidth.tree` names parameters;
+`bandwidth.report` says what was measured. They, and the functions that are used
+most, are attributes of the package, imported when they are first asked for.
 
 >>> import bandwidth
 >>> import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     inference,
     pruning,
     quantization,
+    rate_allocation,
     report,
     search,
     tree,
@@ -36,11 +38,13 @@ if TYPE_CHECKING:
   from bandwidth.inference import load_compressed, matmul, plan_inference
   from bandwidth.pruning import prune
   from bandwidth.quantization import share_params
+  from bandwidth.rate_allocation import compress_to_rate
 
 __all__ = [
   '__version__',
   'coding',
   'collectives',
+  'compress_to_rate',
   'deep_gradient_compression',
   'inference',
   'load_compressed',
@@ -50,6 +54,7 @@ __all__ = [
   'prune',
   'pruning',
   'quantization',
+  'rate_allocation',
   'report',
   'search',
   'share_params',
@@ -58,6 +63,7 @@ __all__ = [
 ]
 
 _HOMES = {
+  'compress_to_rate': 'rate_allocation',
   'deep_gradient_compression': 'collectives',
   'load_compressed': 'inference',
   'matmul': 'inference',

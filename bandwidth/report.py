@@ -7,9 +7,13 @@ same for people.
 
 import dataclasses
 import importlib.metadata
+import os
+import pathlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import jax
 
 _NO_HEADER = ('', '')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')
@@ -24,6 +28,28 @@ def versions() -> dict[str, str | None]:
     except importlib.metadata.PackageNotFoundError:
       found[package] = None
   return found
+
+
+def device() -> str:
+  """Returns the devices of this process in words: number and kind."""
+  devices = jax.devices()
+  kind = devices[0].device_kind
+  if devices[0].platform == 'cpu':
+    kind = f'virtual CPU devices on {_processor()}'
+  return f'{len(devices)} x {kind}'
+
+
+def _processor() -> str:
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text('utf-8')
+  except OSError:
+    return platform.processor() or platform.machine()
+  models = [line for line in text.splitlines() if line.startswith('model name')]
+  if not models:
+    return platform.machine()
+  cores = len(os.sched_getaffinity(0))
+  plural = 's' if cores > 1 else ''
+  return f'{cores} core{plural} of {models[0].split(":", 1)[1].strip()}'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +142,7 @@ class Report:
     config: as resolved.
     command: that made the run.
     commit: of this code; None outside of a checkout.
-    device: in words.
+    device: in words, see `device`.
     seconds: wall clock, from the start of the program, all resumptions added.
     seed: of the run.
     accuracy: `baseline` (the dense network of the run) and `final`, as

@@ -26,13 +26,13 @@ from typing import Any
 
 from bandwidth import coding
 from bandwidth.files import replace_text
+from bandwidth.rate_allocation import compress_to_rate
 from experiments.compression.pretrained import (
   BITS,
   compress_weights,
   report,
   writing,
 )
-from experiments.compression.rate import compress_to_rate
 from experiments.compression.tables import run_tables
 from experiments.compression.weights import (
   READABLE,

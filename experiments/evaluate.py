@@ -8,7 +8,8 @@ Network and data set are those of the file's metadata or, where it was written
 without, of `--config` or of the `config.json` beside it. With `--backend` it
 runs from the compressed form, without its weights ever being decoded. With
 `--plan` each layer runs in the form that is the fastest one on this device for
-`--batch_size` examples at a time, be it the dense one (`layer_plan`).
+`--batch_size` examples at a time, be it the dense one
+(`bandwidth.inference.plan_layers`).
 """
 
 import argparse
@@ -20,8 +21,7 @@ from collections.abc import Sequence
 from bandwidth import inference
 from bandwidth.files import replace_text
 from bandwidth.inference import native
-from experiments.inference import layer_plan
-from experiments.inference.evaluation import config_of, evaluate
+from experiments.inference.evaluation import config_of, evaluate, plan_lines
 from experiments.runtime import command
 
 
@@ -61,13 +61,13 @@ def _run(options: argparse.Namespace) -> None:
     batch_size=options.batch_size,
     backend=options.backend,
     mode=options.mode,
-    plan_cache=layer_plan.cache_path(
+    plan_cache=inference.plan_cache_path(
       backend=options.backend, mode=options.mode, kernels=options.kernels
     )
     if options.plan
     else None,
   )
-  for line in layer_plan.lines_of(
+  for line in plan_lines(
     {name: inference.Choice(**each) for name, each in result['plan'].items()}
   ):
     print(line)

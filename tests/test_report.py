@@ -1,11 +1,14 @@
 import json
 
+import jax
+
 from bandwidth.report import (
   MemoryReport,
   MemoryStage,
   MemoryTensor,
   NetworkReport,
   Report,
+  device,
 )
 
 NETWORK = NetworkReport(
@@ -78,3 +81,9 @@ def test_markdown_shows_every_row():
   assert '| dense bytes per step | 6,000 |' in text
   assert '| P | 100 | 10 | 0.98 |' in text
   assert 'Dense_0/kernel' in text
+
+
+def test_devices_in_words():
+  count, kind = device().split(' x ')
+  assert int(count) == jax.device_count()
+  assert kind.startswith('virtual CPU devices on ')

@@ -24,6 +24,8 @@ LIBRARY = {
   'collectives': set(),
   'inference': {'coding', 'quantization'},
   'search': {'pruning', 'quantization'},
+  # It gives levels their bits by the files that they make.
+  'rate_allocation': {'coding', 'quantization'},
 }
 SHARED = {'base', 'files', 'report', 'tree', 'version'}
 MODULES = 15

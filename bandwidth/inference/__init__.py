@@ -5,7 +5,8 @@
 kin pack arrays. `matmul` multiplies activations by one, exactly or in the
 rounding of a mode, under `jit`, `vmap` and `grad`; `plan_inference` times the
 forms here and keeps each matrix in the fastest. `CompressedNetwork` runs
-networks of Flax, which it alone imports.
+networks of Flax, and `plan_layers` keeps each of their layers in the fastest
+form; they alone import it.
 
 >>> import jax.numpy as jnp
 >>> import numpy as np
@@ -19,6 +20,7 @@ networks of Flax, which it alone imports.
 True
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from bandwidth.inference.backends import BACKENDS
@@ -49,6 +51,24 @@ from bandwidth.inference.products import matmul
 from bandwidth.inference.rounding import MODES
 
 if TYPE_CHECKING:
+  from bandwidth.inference.networks.layer_plan import (
+    LayerCall as LayerCall,
+  )
+  from bandwidth.inference.networks.layer_plan import (
+    flax_forms as flax_forms,
+  )
+  from bandwidth.inference.networks.layer_plan import (
+    layer_calls as layer_calls,
+  )
+  from bandwidth.inference.networks.layer_plan import (
+    measure_layer as measure_layer,
+  )
+  from bandwidth.inference.networks.layer_plan import (
+    plan_cache_path as plan_cache_path,
+  )
+  from bandwidth.inference.networks.layer_plan import (
+    plan_layers as plan_layers,
+  )
   from bandwidth.inference.networks.linen import (
     CompressedNetwork as CompressedNetwork,
   )
@@ -78,10 +98,27 @@ __all__ = [
   'uniform_matrix',
 ]
 
+_OF_FLAX = {
+  'CompressedNetwork': 'linen',
+  'LayerCall': 'layer_plan',
+  'flax_forms': 'layer_plan',
+  'layer_calls': 'layer_plan',
+  'measure_layer': 'layer_plan',
+  'plan_cache_path': 'layer_plan',
+  'plan_layers': 'layer_plan',
+}
+
 
 def __getattr__(name: str) -> Any:
-  if name == 'CompressedNetwork':
-    from bandwidth.inference.networks.linen import CompressedNetwork
-
-    return CompressedNetwork
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  """Imports what runs networks of Flax, which is not needed for the rest."""
+  if name not in _OF_FLAX:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  try:
+    home = importlib.import_module(f'{__name__}.networks.{_OF_FLAX[name]}')
+  except ModuleNotFoundError as error:
+    if not error.name or error.name.split('.')[0] != 'flax':
+      raise
+    raise ImportError(
+      f'{__name__}.{name} is of networks of Flax: pip install flax'
+    ) from error
+  return getattr(home, name)

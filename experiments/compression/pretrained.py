@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bandwidth import coding, pruning, quantization
-from experiments.compression.rate import is_large
+from bandwidth.rate_allocation import is_large
 from experiments.runtime import table
 
 BITS = range(1, 9)

@@ -16,7 +16,6 @@ from experiments import datasets
 from experiments.compression.files import as_variables, check_shapes
 from experiments.compression.weights import read_weights
 from experiments.config import resolve
-from experiments.inference import layer_plan
 from experiments.models import make_model
 from experiments.models.geometry import in_plain_layers
 from experiments.training.evaluation import Evaluator
@@ -64,7 +63,7 @@ def load(
     backend: of `inference.BACKENDS`: a .bwz file is run from its compressed
       form. Empty: its weights are decoded.
     mode: of `inference.MODES`, with a backend.
-    plan_cache: of `layer_plan.plan_layers`, with a backend: layers are kept in
+    plan_cache: of `inference.plan_layers`, with a backend: layers are kept in
       the forms that are fastest. None: in those of the file.
 
   Raises:
@@ -89,9 +88,9 @@ def load(
     )
     if plan_cache:
       images = jax.ShapeDtypeStruct((batch_size, *image.shape[1:]), image.dtype)
-      calls = layer_plan.layer_calls(network, wanted, images)
+      calls = inference.layer_calls(network, wanted, images)
       with coding.open_file(model) as reader:
-        planned, choices = layer_plan.plan_layers(
+        planned, choices = inference.plan_layers(
           calls, {'params': params}, reader.array, backend=backend, mode=mode,
           cache=plan_cache,
         )  # fmt: skip
@@ -131,7 +130,7 @@ def _compressed(model: pathlib.Path, wanted: Any) -> tuple[Any, Any]:
     }
   params, model_state = as_variables(shapes, str(model))
   check_shapes({'params': params, **model_state}, wanted, str(model))
-  forms = layer_plan.flax_forms(shapes)
+  forms = inference.flax_forms(shapes)
   nested = inference.load_compressed(model, forms=forms)
   return nested.pop('params'), nested
 
@@ -197,3 +196,25 @@ def config_of(
   except ValueError as error:
     raise ValueError(f'config={str(path)!r} is no JSON: {error}') from None
   return {name: found[name] for name in ('model', 'dataset') if name in found}
+
+
+def plan_lines(choices: Mapping[str, inference.Choice]) -> list[str]:
+  """Returns a line for each layer: its form, and what each form takes.
+
+  >>> for line in plan_lines({'a': inference.Choice(kind='dense', seconds={
+  ...     'dense': 2e-6, 'codebook4': 3e-6})}): print(line)
+  a  dense, nothing is gained  dense 2.0 µs, codebook4 3.0 µs
+  """
+  name_width = max(map(len, choices), default=0)
+  lines = []
+  for name, choice in choices.items():
+    gain = choice.seconds['dense'] / choice.seconds[choice.kind]
+    said = f'{choice.kind}, {gain:.2f}x'
+    if choice.kind == 'dense':
+      said = 'dense, nothing is gained'
+    times = ', '.join(
+      f'{kind} {1e6 * seconds:.1f} µs'
+      for kind, seconds in choice.seconds.items()
+    )
+    lines.append(f'{name:{name_width}}  {said}  {times}')
+  return lines

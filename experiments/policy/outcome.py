@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bandwidth.files import replace_text
-from bandwidth.report import markdown_table
+from bandwidth.report import device, markdown_table
 from experiments.compression.files import MODEL
 from experiments.policy.choice import SearchResult
 from experiments.policy.export import ExportResult
@@ -35,7 +35,7 @@ def make_outcome(
     'config': json.loads(json.dumps(plan.config, default=list)),
     'command': provenance.command(),
     'commit': provenance.commit(),
-    'device': provenance.device(),
+    'device': device(),
     'searcher': dict(given['searcher']),
     'evaluations': int(found.histories.scores.size),
     'seeds': given['seeds'],

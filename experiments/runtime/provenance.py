@@ -1,14 +1,11 @@
-"""Where a number comes from: command, commit, device."""
+"""Where a number comes from: command and commit."""
 
 import os
 import pathlib
-import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-
-import jax
 
 _LAUNCHED_BY = 'BANDWIDTH_COMMAND'
 
@@ -52,25 +49,3 @@ def as_child(environment: Mapping[str, str]) -> dict[str, str]:
   with the port of a coordinator that is gone, can't be typed again.
   """
   return {**environment, _LAUNCHED_BY: command()}
-
-
-def device() -> str:
-  """Returns the devices of this run in words."""
-  devices = jax.devices()
-  kind = devices[0].device_kind
-  if devices[0].platform == 'cpu':
-    kind = f'virtual CPU devices on {_processor()}'
-  return f'{len(devices)} x {kind}'
-
-
-def _processor() -> str:
-  try:
-    text = pathlib.Path('/proc/cpuinfo').read_text('utf-8')
-  except OSError:
-    return platform.processor() or platform.machine()
-  models = [line for line in text.splitlines() if line.startswith('model name')]
-  if not models:
-    return platform.machine()
-  cores = len(os.sched_getaffinity(0))
-  plural = 's' if cores > 1 else ''
-  return f'{cores} core{plural} of {models[0].split(":", 1)[1].strip()}'

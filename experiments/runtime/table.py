@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bandwidth.files import local_path, replace_text
-from bandwidth.report import versions
+from bandwidth.report import device, versions
 from experiments.runtime import provenance
 
 Row = Mapping[str, Any]
@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 def environment() -> dict[str, Any]:
   """Returns what numbers hang on: `device`, `versions` and `commit`."""
   return {
-    'device': provenance.device(),
+    'device': device(),
     'versions': versions(),
     'commit': provenance.commit(),
   }

@@ -10,7 +10,7 @@ import jax
 from bandwidth.collectives import stack_states
 from bandwidth.collectives.traffic import accounting
 from bandwidth.files import replace_text
-from bandwidth.report import MemoryReport, NetworkReport, Report
+from bandwidth.report import MemoryReport, NetworkReport, Report, device
 from experiments.compression.files import (
   check_shapes,
   memory_report,
@@ -61,7 +61,7 @@ def make_report(
     config=json.loads((directory / 'config.json').read_text('utf-8')),
     command=provenance.command(),
     commit=provenance.commit(),
-    device=provenance.device(),
+    device=device(),
     seconds=seconds(),
     seed=config['seed'],
     accuracy={

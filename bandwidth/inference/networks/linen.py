@@ -1,6 +1,6 @@
 """Flax Linen networks that run from compressed parameters.
 
-The one module of the library that imports Flax, when it is imported itself.
+This module and `layer_plan` alone import Flax, when they are imported.
 """
 
 import functools
@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -32,14 +33,6 @@ from bandwidth.inference.networks.variables import (
   without,
 )
 from bandwidth.inference.rounding import MODES
-
-try:
-  import flax.linen as nn
-except ImportError as error:
-  raise ImportError(
-    'bandwidth.inference.CompressedNetwork runs networks of Flax: '
-    'pip install flax'
-  ) from error
 
 
 class CompressedNetwork:

@@ -32,12 +32,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bandwidth.inference import LayerCall, layer_calls
 from bandwidth.search.problem import latency
 from bandwidth.search.problem.counts import activations, macs, parameters
 from bandwidth.search.problem.latency import Operation
 from bandwidth.search.problem.space import FIXED, LayerShape, Space
 from experiments.benchmark.harness import Benchmark
-from experiments.inference.layer_plan import LayerCall, layer_calls
 from experiments.measuring import repeated
 from experiments.measuring.limits import matmul_rate, stream_rate
 from experiments.models import MODELS, make_model

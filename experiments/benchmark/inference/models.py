@@ -18,11 +18,6 @@ import numpy as np
 
 from bandwidth import coding, inference, tree
 from experiments.inference import onnx_networks
-from experiments.inference.layer_plan import (
-  flax_forms,
-  layer_calls,
-  plan_layers,
-)
 from experiments.measuring.device_time import apart
 
 Outputs = Sequence[np.ndarray]
@@ -76,7 +71,7 @@ def network_rows(
     modes: of `inference.MODES`.
   """
   with coding.open_file(network.file) as reader:
-    forms = flax_forms(reader.names)
+    forms = inference.flax_forms(reader.names)
   loaded = inference.load_compressed(network.file, forms=forms)
   loaded = jax.tree.map(jnp.asarray, loaded)
   wanted = _outputs(network, network.model.apply, network.variables)
@@ -191,8 +186,8 @@ def _compressed_forms(
 ) -> list[Form]:
   """From the file as it is, with kernels joined, and as planned."""
   made = _compressed(network, backend, mode)
-  plan = plan_layers(
-    layer_calls(network.model, network.variables, *inputs),
+  plan = inference.plan_layers(
+    inference.layer_calls(network.model, network.variables, *inputs),
     loaded,
     dict(tree.named_leaves(coding.load_tree(network.file))).__getitem__,
     backend=backend,

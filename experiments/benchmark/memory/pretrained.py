@@ -20,12 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bandwidth import coding
+from bandwidth.rate_allocation import (
+  Tensors,
+  compress_calibrated,
+  compress_to_rate,
+)
 from experiments.benchmark.harness import Benchmark
 from experiments.compression import packages, pictures
 from experiments.compression.baselines import baselines
-from experiments.compression.calibrated import compress_calibrated
 from experiments.compression.packages import packaged
-from experiments.compression.rate import Tensors, compress_to_rate
 from experiments.compression.weights import read_weights
 from experiments.runtime import options
 

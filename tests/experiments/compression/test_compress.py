@@ -138,3 +138,20 @@ def test_bad_files(weights, tmp_path, capsys):
   truncated.write_bytes(truncated.read_bytes()[:-9])
   assert run(truncated, tmp_path / 'out.safetensors') == 2
   assert not (tmp_path / 'out.safetensors').exists()
+
+
+def test_files_of_a_rate(weights, tmp_path, capsys):
+  arrays, path = weights
+  packed = tmp_path / 'm.bwz'
+  assert run(path, packed, '--rate=3') == 0
+  count = sum(a.size for a in arrays.values() if a.dtype.kind == 'f')
+  assert 8 * packed.stat().st_size / count <= 3
+  capsys.readouterr()
+  for extra, message in (
+    (['--rate=-1'], 'rate=-1.0 is not positive'),
+    (['--rate=3', '--bits=4'], 'rate=3.0 goes with none of bits'),
+    (['--rate=0.001'], 'rate=0.001: what is kept'),
+    (['--rate=3', '--smallest=999999'], 'smallest=999999: no array'),
+  ):
+    assert run(path, packed, *extra) == 2
+    assert message in capsys.readouterr().err

@@ -440,16 +440,18 @@ def test_bad_input():
     inference.CompressedNetwork(nn.Dense(4)).apply(packed, ROWS)
 
 
-def test_without_flax():
+@pytest.mark.parametrize('name', ['CompressedNetwork', 'plan_layers'])
+def test_without_flax(name):
   code = (
     'import sys; sys.modules["flax"] = None\n'
     'from bandwidth import inference\n'
-    'try: inference.CompressedNetwork\n'
+    f'try: inference.{name}\n'
     'except ImportError as error: print(error)'
   )
   said = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, check=True,
     cwd=pathlib.Path(__file__).parents[2],
   ).stdout  # fmt: skip
+  assert said.startswith(f'bandwidth.inference.{name} ')
   assert said.strip().endswith('pip install flax')
   assert said.count('\n') == 1

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from bandwidth import pruning
+from bandwidth.inference import LayerCall
 from bandwidth.search.problem.cost import exact_cost, tabulate
 from bandwidth.search.problem.latency import FORMAT
 from bandwidth.search.problem.latency import latency_table as read
 from bandwidth.search.problem.space import LayerShape
 from experiments.benchmark.engineer import latency_table
-from experiments.inference.layer_plan import LayerCall
 from experiments.measuring import repeated
 from experiments.measuring.repeated import compile_repeated
 from experiments.models import make_model

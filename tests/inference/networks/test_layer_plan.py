@@ -10,9 +10,13 @@ import pytest
 
 from bandwidth import coding, inference, tree
 from bandwidth.inference import planning
-from experiments.evaluate import main
-from experiments.inference import layer_plan
-from experiments.inference.layer_plan import plan_layers, read_cache
+from bandwidth.inference.networks import layer_plan
+from bandwidth.inference.networks.layer_plan import (
+  layer_calls,
+  plan_cache_path,
+  plan_layers,
+  read_cache,
+)
 
 RNG = np.random.default_rng(5)
 KINDS = {'dense', 'codebook4', 'sparse'}
@@ -50,7 +54,7 @@ def written(tmp_path_factory):
 def plan_of(written, cache=None, **options):
   model, path, images, _ = written
   dense = coding.load_tree(path)
-  calls = layer_plan.layer_calls(model, dense, images)
+  calls = layer_calls(model, dense, images)
   with coding.open_file(path) as reader:
     return plan_layers(
       calls, inference.load_compressed(path), reader.array, cache=cache,
@@ -68,7 +72,7 @@ def check_outputs(written, plan):
 @pytest.mark.slow
 def test_layers_are_timed_with_their_inputs(written):
   model, path, images, _ = written
-  calls = layer_plan.layer_calls(model, coding.load_tree(path), images)
+  calls = layer_calls(model, coding.load_tree(path), images)
   assert {name: call.shape for name, call in calls.items()} == {
     'params/conv/kernel': (2, 8, 8, 3),
     'params/first/kernel': (2, 64),
@@ -123,45 +127,11 @@ def test_measured_once_for_a_device(written, tmp_path, monkeypatch):
 def test_files_of_what_was_measured(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   paths = {
-    layer_plan.cache_path(backend=backend, mode=mode)
+    plan_cache_path(backend=backend, mode=mode)
     for backend in ('xla', 'native')
     for mode in inference.MODES
   }
   assert len(paths) == 6
   assert {path.parent for path in paths} == {tmp_path / 'bandwidth' / 'plans'}
-  monkeypatch.setattr(layer_plan.provenance, 'device', lambda: 'another')
-  assert layer_plan.cache_path(backend='xla', mode='exact') not in paths
-
-
-def test_a_line_for_each_layer(tmp_path, monkeypatch, capsys):
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  shapes = {'Dense_0': (784, 300), 'Dense_1': (300, 100), 'Dense_2': (100, 10)}
-  arrays = {}
-  for layer, shape in shapes.items():
-    levels = RNG.integers(-7, 8, shape)
-    arrays[f'params/{layer}/kernel'] = coding.UniformTensor(levels, 0.01)
-    arrays[f'params/{layer}/bias'] = np.zeros(shape[1:], np.float32)
-  path = tmp_path / 'model.bwz'
-  metadata = {
-    'model': {'name': 'lenet300'},
-    'dataset': {'name': 'mnist', 'validation': 0, 'mean': 0.0, 'std': 0.3081},
-  }
-  coding.write(path, arrays, metadata=metadata)
-  output = tmp_path / 'out.json'
-  arguments = ['--model', str(path), '--output', str(output)]
-  planned = [*arguments, '--backend', 'xla', '--plan']
-  assert main(planned) == 0
-  lines = capsys.readouterr().out.splitlines()
-  found = json.loads(output.read_text())
-  assert [line.split()[0] for line in lines[:3]] == [
-    f'params/{layer}/kernel' for layer in shapes
-  ]
-  for line, choice in zip(lines, found['plan'].values(), strict=False):
-    assert choice['kind'] in line
-    assert ('nothing is gained' in line) == (choice['kind'] == 'dense')
-  assert main(arguments) == 0
-  decoded = json.loads(output.read_text())
-  assert found['accuracy'] == pytest.approx(decoded['accuracy'], abs=2e-4)
-  assert found['dense_bytes'] == decoded['dense_bytes']
-  assert main([*arguments, '--plan']) == 2
-  assert 'plan: it needs a --backend' in capsys.readouterr().err
+  monkeypatch.setattr(layer_plan.report, 'device', lambda: 'another')
+  assert plan_cache_path(backend='xla', mode='exact') not in paths

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import bandwidth
-from bandwidth import inference, tree
+from bandwidth import report, tree
 from bandwidth.files import replace_text
 from bandwidth.inference import backends, native, planning
-from experiments.runtime import provenance
+from bandwidth.inference.matrices import is_matrix
+from bandwidth.inference.networks.linen import CompressedNetwork
 
 _MOST_COPIES = 16
 
@@ -49,7 +49,7 @@ class LayerCall(NamedTuple):
   dtype: Any  # of its input
 
 
-def cache_path(
+def plan_cache_path(
   *,
   backend: str,
   mode: str,
@@ -73,10 +73,10 @@ def cache_path(
   chosen = os.environ.get(backends.VARIABLE, '')
   kernels = kernels or os.environ.get(native.VARIABLE, '')
   for fact in (
-    provenance.device(), backend, mode, jax.__version__, chosen, kernels,
+    report.device(), backend, mode, jax.__version__, chosen, kernels,
   ):  # fmt: skip
     told.update(f'{fact}\0'.encode())
-  sources = pathlib.Path(bandwidth.__file__).parent / 'inference'
+  sources = pathlib.Path(__file__).parent.parent
   for path in sorted(sources.rglob('*')):
     if path.suffix in ('.py', '.cc', '.h'):
       told.update(path.read_bytes())
@@ -110,6 +110,11 @@ def layer_calls(
     model: the network; nothing is computed.
     variables: of the network, abstract and dense.
     *inputs: abstract.
+
+  >>> model, x = nn.Dense(2), jax.ShapeDtypeStruct((1, 3), jnp.float32)
+  >>> variables = jax.eval_shape(model.init, jax.random.key(0), x)
+  >>> layer_calls(model, variables, x)['params/kernel'].shape
+  (1, 3)
   """
   calls: dict[str, LayerCall] = {}
 
@@ -151,7 +156,7 @@ def measure_layer(
   Raises:
     ValueError: the backend can't run it.
   """
-  network = inference.CompressedNetwork(call.module, backend=backend, mode=mode)
+  network = CompressedNetwork(call.module, backend=backend, mode=mode)
   x = jnp.ones(call.shape, call.dtype)
   features = getattr(call.module, 'features', 1)
   bias = {'bias': jnp.zeros(features)}
@@ -206,9 +211,9 @@ def plan_layers(
   weights = {
     tree.path_name(path): math.prod(leaf.shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(
-      variables, is_leaf=inference.is_matrix
+      variables, is_leaf=is_matrix
     )
-    if inference.is_matrix(leaf) and tree.path_name(path) in calls
+    if is_matrix(leaf) and tree.path_name(path) in calls
   }
   known = read_cache(cache) if cache else {}
   before = len(known)
@@ -216,7 +221,7 @@ def plan_layers(
 
   def choose(path: Any, leaf: Any) -> Any:
     name = tree.path_name(path)
-    if not inference.is_matrix(leaf) or name not in calls:
+    if not is_matrix(leaf) or name not in calls:
       return leaf
     call, kinds = calls[name], planning.candidates(leaf)
     copies = -(-sum(weights.values()) // max(weights[name], 1))
@@ -232,9 +237,7 @@ def plan_layers(
     choices[name] = planning.choose_form(known[key])
     return forms[choices[name].kind]()
 
-  made = jax.tree_util.tree_map_with_path(
-    choose, variables, is_leaf=inference.is_matrix
-  )
+  made = jax.tree_util.tree_map_with_path(choose, variables, is_leaf=is_matrix)
   if cache and len(known) != before:
     cache.parent.mkdir(parents=True, exist_ok=True)
     replace_text(cache, json.dumps(known, indent=1) + '\n')
@@ -246,25 +249,3 @@ def _key(call: LayerCall, matrix: tuple[Any, ...], copies: int) -> str:
   module = ' '.join(repr(call.module).split())
   dtype = jnp.dtype(call.dtype).name
   return f'{module} of {dtype} {list(call.shape)}: {matrix}, {copies}'
-
-
-def lines_of(choices: Mapping[str, planning.Choice]) -> list[str]:
-  """Returns a line for each layer: its form, and what each form takes.
-
-  >>> for line in lines_of({'a': planning.Choice(kind='dense', seconds={
-  ...     'dense': 2e-6, 'codebook4': 3e-6})}): print(line)
-  a  dense, nothing is gained  dense 2.0 µs, codebook4 3.0 µs
-  """
-  name_width = max(map(len, choices), default=0)
-  lines = []
-  for name, choice in choices.items():
-    gain = choice.seconds['dense'] / choice.seconds[choice.kind]
-    said = f'{choice.kind}, {gain:.2f}x'
-    if choice.kind == 'dense':
-      said = 'dense, nothing is gained'
-    times = ', '.join(
-      f'{kind} {1e6 * seconds:.1f} µs'
-      for kind, seconds in choice.seconds.items()
-    )
-    lines.append(f'{name:{name_width}}  {said}  {times}')
-  return lines

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from bandwidth import coding
-from experiments import compress
-from experiments.compression import pretrained
-from experiments.compression.rate import compress_to_rate, entropy
+from bandwidth.quantization import Sensitivity
+from bandwidth.rate_allocation import (
+  compress_calibrated,
+  compress_to_rate,
+  entropy,
+)
 
 
 @pytest.fixture
@@ -26,6 +28,10 @@ def file_bits(tensors, arrays):
   return 8 * len(coding.encode(tensors)) / weights
 
 
+def relative_error(array, decoded):
+  return np.linalg.norm(array - decoded) / np.linalg.norm(array)
+
+
 @pytest.mark.parametrize('rate', [6.0, 3.0])
 def test_the_file_has_the_rate_and_no_more(arrays, rate):
   bits = file_bits(compress_to_rate(arrays, rate=rate), arrays)
@@ -38,7 +44,7 @@ def test_small_arrays_get_more_bits_whatever_their_scale(arrays):
   for name in ('large.weight', 'small.weight'):
     array = arrays[name]
     decoded = tensors[name].to_array()
-    errors[name] = pretrained.relative_error(array, decoded) ** 2
+    errors[name] = relative_error(array, decoded) ** 2
     bits[name] = entropy(tensors[name].levels)
   # One Lagrangian: a bit buys the same in both, so D goes with the size.
   sizes = 400 * 96 / (96 * 64)
@@ -58,7 +64,7 @@ def test_rest_is_kept_and_types_stay(arrays):
 
 def test_more_bits_less_error(arrays):
   errors = [
-    pretrained.relative_error(
+    relative_error(
       arrays['large.weight'],
       compress_to_rate(arrays, rate=rate)['large.weight'].to_array(),
     )
@@ -75,24 +81,58 @@ def test_entropy_against_the_gaussian():
   assert entropy(levels.astype(int)) == pytest.approx(exact, abs=0.02)
 
 
-def test_command_line(arrays, tmp_path, capsys):
-  path, packed = tmp_path / 'm.safetensors', tmp_path / 'm.bwz'
-  safetensors.numpy.save_file(arrays, path)
-  arguments = [f'--input={path}', f'--output={packed}']
-  assert compress.main([*arguments, '--rate=3']) == 0
-  weights = sum(a.size for a in arrays.values() if a.dtype.kind == 'f')
-  assert 8 * packed.stat().st_size / weights <= 3
-  capsys.readouterr()
-  for extra, message in (
-    (['--rate=-1'], 'rate=-1.0 is not positive'),
-    (['--rate=3', '--bits=4'], 'rate=3.0 goes with none of bits'),
-    (['--rate=0.001'], 'rate=0.001: what is kept'),
-    (['--rate=3', '--smallest=999999'], 'smallest=999999: no array'),
-  ):
-    assert compress.main([*arguments, *extra]) == 2
-    assert message in capsys.readouterr().err
-
-
 def test_not_finite():
   with pytest.raises(ValueError, match='w has elements that are not finite'):
     compress_to_rate({'w': np.full((64, 64), np.inf, np.float32)}, rate=4.0)
+
+
+@pytest.mark.parametrize('rate', [0.0, -1.0, np.nan, np.inf])
+def test_rates_that_are_none(arrays, rate):
+  with pytest.raises(ValueError, match=f'rate={rate} is not positive'):
+    compress_to_rate(arrays, rate=rate)
+
+
+@pytest.fixture
+def calibrated(arrays):
+  """Arrays, and sensitivities of two that take inputs of few directions."""
+  rng = np.random.default_rng(1)
+  del arrays['ids']
+  sensitivities = {}
+  for name in ('large.weight', 'small.weight'):
+    rows, columns = arrays[name].shape
+    inputs = rng.normal(size=(200, 8)) @ rng.normal(size=(8, columns))
+    sensitivities[name] = Sensitivity(inputs.T @ inputs / 200, np.ones(rows))
+  return arrays, sensitivities
+
+
+def test_calibrated_files_cost_less_at_the_same_rate(calibrated):
+  arrays, sensitivities = calibrated
+  made = {
+    'data': compress_calibrated(arrays, sensitivities, rate=3.5),
+    'none': compress_to_rate(arrays, rate=3.5),
+  }
+  costs = {}
+  for way, tensors in made.items():
+    assert file_bits(tensors, arrays) <= 3.5
+    errors = {n: arrays[n] - tensors[n].to_array() for n in sensitivities}
+    costs[way] = sum(
+      np.einsum('ij,jk,ik', error, sensitivities[name].hessian, error)
+      for name, error in errors.items()
+    )
+  assert costs['data'] < costs['none'] / 2
+  np.testing.assert_array_equal(made['data']['bias'].to_array(), arrays['bias'])
+
+
+def test_calibration_of_other_arrays(calibrated):
+  arrays, sensitivities = calibrated
+  odd = {'lage.weight': sensitivities['large.weight']}
+  with pytest.raises(
+    ValueError, match=r"sensitivities='lage\.weight' is unknown"
+  ):
+    compress_calibrated(arrays, odd, rate=3.0)
+  odd = {'small.weight': sensitivities['large.weight']}
+  with pytest.raises(ValueError, match=r'shape=\(96, 64\): its sensitivity is'):
+    compress_calibrated(arrays, odd, rate=3.0)
+  integers = {'ids': np.arange(9)}
+  with pytest.raises(ValueError, match='none of them has elements that are'):
+    compress_calibrated(integers, {}, rate=3.0)

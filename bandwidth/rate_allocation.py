@@ -1,27 +1,36 @@
-"""Spends a file's bits where they pay: one Lagrangian for all arrays.
+r"""Spends a file's bits where they pay: one Lagrangian for all arrays.
 
-Minimizes the sum over arrays of D + λ · bits, where all levels are on uniform
-grids and entropy-coded. Without data, D is an array's squared relative error
-`|w - q|² / |w|²`: layers pass errors on in proportion, whatever their scale and
-size, so that a small array, whose bits are few, gets more of them a weight.
+All arrays lie on uniform grids, whose levels are entropy-coded, and share the
+price λ of a bit:
+
+.. math:: \min_q \sum_i D_i(q_i) + \lambda \, \mathrm{bits}(q_i)
+
+No bit then buys more in another array than where it is (Shoham, Gersho,
+Efficient bit allocation for an arbitrary set of quantizers, IEEE Transactions
+on Acoustics, Speech, and Signal Processing 36(9), 1988). λ is what gives the
+file its size.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from bandwidth import coding, quantization
+from bandwidth.base import check_known
+from bandwidth.quantization import Sensitivity
 
-Tensors = dict[str, Any]
+Tensors = dict[str, coding.Tensor]
+"""Of a file, by name: what `coding.write` takes."""
 
 PRICE = 0.1
 """λ in units of a squared step. On a fine grid with an entropy coder D falls
 by 2 ln 2 · step² / 12 = 0.116 step² a bit; on coarse ones less is better."""
 
 _SAMPLE = 2**15
+_SAMPLED_ROWS = 64
+_SMALLEST = 1024
 _TRIES = 4
 _CLOSE = 0.98
 _ESTIMATES = 12
@@ -37,13 +46,23 @@ def compress_to_rate(
   arrays: Mapping[str, np.ndarray],
   *,
   rate: float,
-  smallest: int = 1024,
+  smallest: int = _SMALLEST,
   coder: str = 'auto',
 ) -> Tensors:
-  """Compresses the large arrays so that the file has so many bits a weight.
+  r"""Compresses the large arrays so that the file has so many bits a weight.
+
+  The distortion is the squared relative error of each array:
+
+  .. math:: \min_q \sum_i \frac{|w_i - q_i|^2}{|w_i|^2}
+    + \lambda \, \mathrm{bits}(q_i)
+
+  since layers pass errors on in proportion, whatever their scale and size. A
+  small array, whose bits are few, gets more of them a weight. Steps are in
+  proportion to the norms :math:`|w_i|`, and levels are chosen with their bits
+  in mind (`quantization.optimize_levels`).
 
   Args:
-    arrays: of a network, by name.
+    arrays: of a network, by name, of any shapes and dtypes that a file has.
     rate: bits of the file, everything counted, for each element of floating
       arrays.
     smallest: elements; smaller arrays, those of fewer than two axes and those
@@ -55,7 +74,21 @@ def compress_to_rate(
 
   Raises:
     ValueError: an element is not finite; no array is large enough; the rate is
-      less than the other arrays take.
+      not positive and finite, less than the other arrays take, or less than is
+      reached with the coarsest grids; the coder is unknown.
+
+  >>> rng = np.random.default_rng(0)
+  >>> arrays = {
+  ...   'scarce': rng.normal(size=(32, 64)).astype(np.float32),
+  ...   'ample': 1000 * rng.normal(size=(256, 64)).astype(np.float32),
+  ... }
+  >>> tensors = compress_to_rate(arrays, rate=4.0)  # 2,048 + 16,384 weights
+  >>> 8 * len(coding.encode(tensors)) <= 4.0 * (2048 + 16384)
+  True
+  >>> for name, tensor in tensors.items():
+  ...   print(name, f'{entropy(tensor.levels):.1f} bits a weight')
+  scarce 5.3 bits a weight
+  ample 3.8 bits a weight
   """
   large = {n: a for n, a in arrays.items() if is_large(a, smallest)}
   if not large:
@@ -88,6 +121,76 @@ def compress_to_rate(
   return meet_rate(quantize, estimate, arrays, rate=rate, coder=coder)
 
 
+def compress_calibrated(
+  arrays: Mapping[str, np.ndarray],
+  sensitivities: Mapping[str, Sensitivity],
+  *,
+  rate: float,
+) -> Tensors:
+  r"""Compresses to a rate by what errors cost on calibration data.
+
+  .. math:: \min_q \sum_i \sum_j r_{ij} E_{ij} H_i E_{ij}'
+    + \lambda \, \mathrm{bits}(q_i), \quad E_i = w_i - q_i
+
+  with row j of error counted by :math:`r_{ij}`, see
+  `quantization.quantize_with_feedback`.
+
+  Args:
+    arrays: of a network, by name. Large ones that calibration says nothing of,
+      since the output does not depend on them, share two bits' worth of levels;
+      small ones and those of integers keep their bits.
+    sensitivities: of matrices [rows, columns], by name.
+    rate: bits of the file, everything counted, for each element of floating
+      arrays.
+
+  Returns:
+    Tensors for `coding.write`.
+
+  Raises:
+    ValueError: a sensitivity is of no array, or not of its shape; the rate is
+      not positive and finite, or less than can be reached.
+  """
+  for name in sensitivities:
+    check_known('sensitivities', name, arrays)
+    wanted = (len(sensitivities[name].rows), len(sensitivities[name].hessian))
+    if arrays[name].shape != wanted:
+      raise ValueError(
+        f'arrays[{name!r}].shape={arrays[name].shape}: its sensitivity is of '
+        f'{wanted}'
+      )
+  plans = {
+    name: quantization.make_rounding_plan(s)
+    for name, s in sensitivities.items()
+  }
+  picked = {
+    name: np.linspace(0, len(arrays[name]) - 1, _SAMPLED_ROWS).astype(int)
+    for name in plans
+  }
+
+  def quantize(scale: float) -> Tensors:
+    return {
+      name: coding.as_tensor(
+        quantization.quantize_with_feedback(
+          array, plans[name], scale=scale, price=PRICE
+        )
+      )
+      if name in plans
+      else _unused(array)
+      for name, array in arrays.items()
+    }
+
+  def estimate(scale: float) -> float:
+    bits = 0.0
+    for name, rows in picked.items():
+      found = quantization.quantize_with_feedback(
+        arrays[name][rows], plans[name].of_rows(rows), scale=scale, price=PRICE
+      )
+      bits += entropy(found.levels) * arrays[name].size
+    return bits
+
+  return meet_rate(quantize, estimate, arrays, rate=rate)
+
+
 def meet_rate(
   quantize: Callable[[float], Tensors],
   estimate: Callable[[float], float],
@@ -96,26 +199,32 @@ def meet_rate(
   rate: float,
   coder: str = 'auto',
 ) -> Tensors:
-  """Finds the scale of all steps whose file has so many bits a weight, or less.
+  """Returns a file's tensors at the scale of steps that gives it a rate.
 
-  A search over the scale by estimated bits comes first. Then files are made,
-  and the rate aimed at is corrected by what they miss.
+  A search over the scale by estimated bits comes first. Up to four files are
+  then made, and the rate aimed at is corrected by what they miss, until one is
+  at most a fiftieth smaller than it may be.
 
   Args:
     quantize: scale -> tensors by name, all of a file.
-    estimate: scale -> bits of the codes, decreasing.
+    estimate: scale -> bits of the levels, decreasing.
     arrays: the originals, by name.
     rate: bits of the file for each element of floating arrays.
     coder: entropy coder of the file, see `coding.write`.
 
   Raises:
-    ValueError: no scale gives so few bits.
+    ValueError: the rate is not positive and finite, or no scale gives so few
+      bits; no array is of floats.
   """
+  if not 0 < rate < math.inf:
+    raise ValueError(f'rate={rate} is not positive and finite')
   weights = sum(
     array.size
     for array in arrays.values()
     if jnp.issubdtype(array.dtype, jnp.floating)
   )
+  if not weights:
+    raise ValueError('arrays: none of them has elements that are floats')
   kept = sum(8 * a.nbytes for a in arrays.values() if a.ndim < 2)
   if rate * weights <= kept:
     raise ValueError(
@@ -198,3 +307,10 @@ def _uniform(array: np.ndarray, step: float) -> coding.UniformTensor:
   return coding.UniformTensor(
     found.tensor.levels, found.tensor.step, dtype=dtype
   )
+
+
+def _unused(array: np.ndarray) -> coding.Tensor:
+  if not is_large(array, _SMALLEST):
+    return coding.RawTensor(array)
+  step = np.asarray(array.std() or 1, np.float32)
+  return coding.UniformTensor(np.rint(array / step).astype(np.int32), step)
