@@ -27,6 +27,7 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 _CACHE = pathlib.Path(__file__).parent / '.pytest_cache' / 'jax'
+_SLOW = pathlib.Path(__file__).parent / 'tests' / 'slow.txt'
 _CACHE_BYTES = 2**29
 _MEMORY_BYTES = 3 * 2**29
 _FAST = 'not slow'
@@ -52,6 +53,15 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   ):
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Marks as slow the parameters that `tests/slow.py` has listed."""
+  listed = set(_SLOW.read_text('utf-8').splitlines())
+  for item in items:
+    if item.nodeid in listed:
+      item.add_marker('slow')
 
 
 def _cpu_seconds() -> float:

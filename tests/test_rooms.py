@@ -109,3 +109,10 @@ def test_no_room_is_a_heap(top):
   for folder in (ROOT / top).rglob('*/'):
     modules = [p for p in folder.glob('*.py') if p.stem[:2] != '__']
     assert len(modules) <= MODULES, folder
+
+
+def test_slow_parameters_are_of_tests_that_there_are():
+  for node in (ROOT / 'tests' / 'slow.txt').read_text('utf-8').splitlines():
+    path, _, name = node.partition('::')
+    text = (ROOT / path).read_text('utf-8')
+    assert f'def {name.partition("[")[0]}(' in text, node
