@@ -123,7 +123,11 @@ def _median(memory: list[dict[str, Any]], field: str, form: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
   """Trains and collects; returns the exit status."""
-  parser = argparse.ArgumentParser(prog='reproduce', description=__doc__)
+  parser = argparse.ArgumentParser(
+    prog='reproduce',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument('names', nargs='*', default=DEFAULT_NAMES, metavar='NAME')
   parser.add_argument('--seeds', type=int, nargs='+', default=[0])
   parser.add_argument('--runs', type=pathlib.Path, default=pathlib.Path('runs'))

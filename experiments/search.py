@@ -1,4 +1,4 @@
-r"""Chooses how many channels each layer keeps, within a budget.
+r"""Chooses the channels or bits of each layer, within a budget.
 
     python -m experiments.search --config configs/quickstart_search.py \
       --workdir W

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from bandwidth import coding, files
+from experiments.policy.run import run as search
 from experiments.runtime import provenance
 from experiments.runtime.files import make_writable
 from experiments.training.run import run
@@ -76,6 +77,7 @@ def test_remote_paths_are_refused_and_make_no_folder(
     lambda: files.replace_text(path, 'x'),
     lambda: coding.write(path, {}),
     lambda: run({'stages': {'train': {'steps': 1}}}, path),
+    lambda: search({}, path),
   ):
     with pytest.raises(ValueError, match=f"='{path}' is on a remote file"):
       write()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from bandwidth.files import local_path
 from experiments.compression.weights import read_weights
 from experiments.config import resolve
 from experiments.policy.choice import measure_frontier, search
@@ -37,7 +38,8 @@ def run(
   """
   started = time.monotonic() if started is None else started
   try:
-    return _run(resolve(config), pathlib.Path(workdir), started)
+    directory = local_path(workdir, argument='workdir')
+    return _run(resolve(config), directory, started)
   except (ValueError, OSError) as error:
     raise InputError(' '.join(str(error).split())) from error
 

@@ -29,7 +29,9 @@ def define_flags(
     argv: with the flags; None: the program's.
   """
   config_flags.DEFINE_config_file(
-    'config', None, 'File of the config, and what it is to be called with.',
+    'config', None,
+    'FILE[:MODE] of the config. Every field of configs/default.py is a flag: '
+    '--config.optimizer.learning_rate=0.05.',
     flag_values=values, sys_argv=argv,
   )  # fmt: skip
   argv = values.read_flags_from_files(sys.argv if argv is None else argv)
@@ -44,6 +46,9 @@ def define_flags(
   )
   for define, name, default, text in others:
     define(name, default, text, flag_values=values)
+  for name in ('config', *(name for _, name, _, _ in others)):
+    # What --help shows are those of the module that was started.
+    values.register_key_flag_for_module(sys.argv[0], values[name])
 
 
 def config_from_flags(values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:

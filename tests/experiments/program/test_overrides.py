@@ -265,3 +265,11 @@ def test_booleans_as_absl_spells_them():
   values(argv)
   assert not values.config.metadata
   assert values.config.baselines
+
+
+def test_help_lists_the_flags_of_a_program():
+  values = flags.FlagValues()
+  program_flags.define_flags(values, ['x'])
+  shown = values.main_module_help()
+  assert '--config:' in shown
+  assert '--workdir:' in shown
