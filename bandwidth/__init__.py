@@ -2,7 +2,8 @@
 
 `bandwidth.pruning`, `bandwidth.quantization` and `bandwidth.coding` make models
 small, down to the file, and `bandwidth.inference` runs them from there;
-`bandwidth.rate_allocation` gives a file so many bits a weight, and
+`bandwidth.rate_allocation` gives a file so many bits a weight,
+`bandwidth.distillation` trains the values of shared weights, and
 `bandwidth.search` chooses how small each layer is; `bandwidth.collectives`
 averages gradients over workers; `bandwidth.tree` names parameters;
 `bandwidth.report` says what was measured. They, and the functions that are used
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
   from bandwidth import (
     coding,
     collectives,
+    distillation,
     inference,
     pruning,
     quantization,
@@ -46,6 +48,7 @@ __all__ = [
   'collectives',
   'compress_to_rate',
   'deep_gradient_compression',
+  'distillation',
   'inference',
   'load_compressed',
   'matmul',

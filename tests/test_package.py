@@ -99,6 +99,7 @@ HEADLINES = (
 PACKAGES = (
   'coding',
   'collectives',
+  'distillation',
   'inference',
   'pruning',
   'quantization',
@@ -107,7 +108,7 @@ PACKAGES = (
   'search',
   'tree',
 )
-MODULES = ('rate_allocation', 'report', 'tree')
+MODULES = ('distillation', 'rate_allocation', 'report', 'tree')
 
 
 def test_the_package_offers_its_parts_when_they_are_asked_for():

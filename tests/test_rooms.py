@@ -24,8 +24,10 @@ LIBRARY = {
   'collectives': set(),
   'inference': {'coding', 'quantization'},
   'search': {'pruning', 'quantization'},
-  # It gives levels their bits by the files that they make.
+  # They give levels their bits by the files that they make, and train the
+  # codebooks of tensors of files.
   'rate_allocation': {'coding', 'quantization'},
+  'distillation': {'coding', 'quantization'},
 }
 SHARED = {'base', 'files', 'report', 'tree', 'version'}
 MODULES = 15

@@ -22,11 +22,11 @@ import numpy as np
 
 from bandwidth import coding, quantization, tree
 from bandwidth.base import check_known
+from bandwidth.distillation import tune_shared
 from bandwidth.quantization import Sensitivity
 from bandwidth.rate_allocation import is_large
 from experiments.compression.packages import BROWN, check_tokenizers, packaged
 from experiments.compression.pretrained import report, writing
-from experiments.compression.tuning import tune_shared
 from experiments.compression.weights import read_weights
 from experiments.models import minilm
 from experiments.models.efficientnet_lite import efficientnet_variables

@@ -59,6 +59,21 @@ def tune_shared(
   Raises:
     ValueError: a tensor is none of the network's; there are no batches, or the
       rate is not positive.
+
+  >>> from bandwidth import quantization
+  >>> kernel = jax.random.normal(jax.random.key(0), (64, 8))
+  >>> sharing = quantization.Sharing(entries=4, axis=1)
+  >>> book = quantization.fit_codebook(kernel, sharing)
+  >>> batches = list(jax.random.normal(jax.random.key(1), (60, 1, 32, 64)))
+  >>> found = tune_shared(
+  ...   lambda params, x: x @ params['kernel'],
+  ...   {'kernel': kernel},
+  ...   {'kernel': coding.as_tensor(book)},
+  ...   batches,
+  ...   learning_rate=0.01,
+  ... )
+  >>> bool(found.losses[-10:].mean() < 0.95 * found.losses[:3].mean())
+  True
   """
   start = dict(tree.named_leaves(params))
   _check(start, tensors, batches, learning_rate)

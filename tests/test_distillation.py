@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from bandwidth import coding, quantization
-from experiments.compression.tuning import tune_shared
+from bandwidth.distillation import tune_shared
 
 RNG = np.random.default_rng(0)
 
