@@ -24,6 +24,7 @@ def get_config():
   return ml_collections.ConfigDict({{
     'workers': 2, 'cpu_devices': 2, 'batch_size': 64, 'log_every': 10,
     'model': {{'name': 'lenet300', 'features': (8,)}},
+    'optimizer': {{'momentum': 0.0}},
     'reducer': {{'name': 'deep_gradient_compression', 'density': 0.05}},
     'stages': {{'train': {{'steps': {STEPS}}}}},
     'checkpoint_every_epochs': 60 / 937, 'eval_every_epochs': 0.0,
